@@ -1,0 +1,6 @@
+"""The value store: parquet parts on disk, written while a run goes on, read with DuckDB, larger than memory. No torch."""
+
+from inrun.store.schema import SCHEMA_VERSION, StoreError
+from inrun.store.writer import ValueWriter
+
+__all__ = ["SCHEMA_VERSION", "StoreError", "ValueWriter"]

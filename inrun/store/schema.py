@@ -1,0 +1,254 @@
+"""What a value store is on disk: `run.json`, and one folder of parquet parts for each table.
+
+    run.json                                        what the numbers mean and where they come from
+    terms/rank0000-000000000-000000199.parquet      step, sample_id, target, one column for each method
+    steps/rank0000-...                              one row for each training step, columns of the caller's choice
+    ledger/rank0000-...                             step, target, method: the loss drop and who is credited with it
+    tokens/rank0000-...                             step, sample_id, target, method, one value for each token
+    samples/samples.parquet                         what is known of a sample: domain, kind, documents
+
+A part is named after the first and the last step in it. It is written beside its place as `*.partial` and renamed when
+whole, so that every `*.parquet` in a store is complete, whenever its writer was killed.
+
+Values are stored as float32 and summed as float64. A value is a dot product accumulated in float32, so its own error is
+above the 6e-8 that this rounding costs; and 24-bit numbers add *exactly* in float64 as long as the largest and the
+smallest differ by less than 2^29 / (number of rows), so that a sum does not depend on the order in which threads meet the rows,
+nor a ranking on the number of threads.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inrun.shapley import SIGN
+
+SCHEMA_VERSION = 1
+RUN_FILE = "run.json"
+PARTIAL = ".partial"
+TABLES = ("terms", "steps", "ledger", "tokens", "samples")
+VALUE = pa.float32()
+
+# What a run says of itself: the first two must be given, the others have these defaults.
+RUN_DEFAULTS = {
+    "config": {},  # the resolved configuration, for the record
+    "attribution": {},  # options that change what a value means: update rule, credit, every
+    "git_revision": None,
+    "corpus_digest": None,
+    "packages": None,  # None: the versions found by `package_versions`
+}
+# Rows before and after a resume may only be added up if these agree.
+MUST_AGREE = ("schema_version", "sign", "targets", "methods", "corpus_digest", "attribution")
+
+_RECORDED_PACKAGES = ("inrun", "torch", "triton", "numpy", "pyarrow", "duckdb")
+_COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PART = re.compile(r"rank(\d{4,})-(\d{9,})-(\d{9,})\.parquet")
+
+
+class StoreError(ValueError):
+    """A store that cannot be read or written as asked; the message says which file or key, and what to do."""
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """One whole parquet file of a table: rank, and the first and last step that it may contain."""
+
+    rank: int
+    first: int
+    last: int
+    path: Path
+
+    @staticmethod
+    def name(rank: int, first: int, last: int) -> str:
+        return f"rank{rank:04d}-{first:09d}-{last:09d}.parquet"
+
+
+def parts(store: Path, table: str) -> list[Part]:
+    """The whole parts of a table, by rank and step; `.partial` leftovers are not among them."""
+    found = []
+    for path in (store / table).glob("*.parquet"):
+        match = _PART.fullmatch(path.name)
+        if match is None:
+            raise StoreError(
+                f"{path} is not named like a part of a store (rank0000-000000000-000000199.parquet). Move it elsewhere."
+            )
+        found.append(Part(*(int(group) for group in match.groups()), path))
+    return sorted(found)
+
+
+def terms_schema(methods: list[str]) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("step", pa.int64(), nullable=False),
+            pa.field("sample_id", pa.int64(), nullable=False),
+            pa.field("target", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+            *(pa.field(method, VALUE, nullable=False) for method in methods),
+        ]
+    )
+
+
+TOKENS_SCHEMA = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("target", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("method", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("values", pa.list_(VALUE), nullable=False),
+    ]
+)
+
+# drop = loss_before - loss_after = drift + values + residual; null: not measured at this step.
+LEDGER_SCHEMA = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("target", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("loss_before", pa.float64(), nullable=False),
+        pa.field("loss_after", pa.float64(), nullable=False),
+        pa.field("drop", pa.float64(), nullable=False),
+        pa.field("drift", pa.float64()),
+        pa.field("values", pa.float64(), nullable=False),
+        pa.field("residual", pa.float64()),
+    ]
+)
+
+# clip: the factor that clipping multiplied the gradient by; seconds, tokens, samples: of this step, over all ranks.
+STEPS_FIXED = {
+    "step": pa.int64(),
+    "lr": pa.float64(),
+    "clip": pa.float64(),
+    "loss": pa.float64(),
+    "seconds": pa.float64(),
+    "tokens": pa.int64(),
+    "samples": pa.int64(),
+}
+
+
+def steps_schema(columns: list[str]) -> pa.Schema:
+    """The fixed columns first, then the caller's own in the order given, all of them float64."""
+    own = [column for column in columns if column not in STEPS_FIXED]
+    return pa.schema(
+        [pa.field(name, dtype, nullable=name != "step") for name, dtype in STEPS_FIXED.items()]
+        + [pa.field(name, pa.float64()) for name in own]
+    )
+
+
+def complete_run(run: dict) -> dict:
+    """The content of run.json for a run described by `run`: checked, defaults filled in, sign and versions added.
+
+    `run` must hold `targets` and `methods` (lists of names, a method being a column of `terms`) and may hold the keys of
+    `RUN_DEFAULTS`. StoreError on an unknown key, on names that cannot be columns, on what JSON cannot hold.
+    """
+    unknown = sorted(set(run) - {"targets", "methods", *RUN_DEFAULTS})
+    if unknown:
+        raise StoreError(
+            f"unknown keys in the run's description: {unknown}. Known are targets, methods, {', '.join(RUN_DEFAULTS)}; "
+            "anything else belongs into config."
+        )
+    for key in ("targets", "methods"):
+        names = run.get(key)
+        if isinstance(names, str) or not names or len(set(names)) != len(list(names)):
+            raise StoreError(f"run[{key!r}] must list one or more different names, got {names!r}.")
+    reserved = {"step", "sample_id", "target"}
+    bad = [name for name in run["methods"] if not _COLUMN.fullmatch(name) or name in reserved]
+    if bad:
+        raise StoreError(f"method names become columns: letters, digits and _, not {sorted(reserved)}; got {bad}.")
+    whole = {
+        "schema_version": SCHEMA_VERSION,
+        "sign": SIGN,
+        "created": now(),
+        **RUN_DEFAULTS,
+        **run,
+        "targets": list(run["targets"]),
+        "methods": list(run["methods"]),
+        "resumed": [],
+    }
+    if whole["packages"] is None:
+        whole["packages"] = package_versions()
+    try:
+        return json.loads(json.dumps(whole, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise StoreError(
+            f"the run's description cannot be written as JSON: {error}. Give plain values only."
+        ) from error
+
+
+def read_run(store: Path) -> dict:
+    """The content of run.json. StoreError if there is no store, or one that this code cannot read."""
+    if not store.is_dir():
+        raise StoreError(f"{store} does not exist or is no folder, so it is no value store. Check the path.")
+    path = store / RUN_FILE
+    if not path.exists():
+        if any((store / table).is_dir() for table in TABLES):
+            raise StoreError(f"{store} has tables but no {RUN_FILE}: half of a store. Restore {RUN_FILE} from a copy.")
+        if (store / (RUN_FILE + PARTIAL)).exists():
+            raise StoreError(f"{store} was left before its {RUN_FILE} was whole; no value is in it. Run again.")
+        raise StoreError(f"{store} is no value store: it has no {RUN_FILE}. Check the path.")
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        version = run["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is damaged ({error}). Restore it from a copy.") from error
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{store} has schema version {version}, this code reads up to {SCHEMA_VERSION}. Update inrun to read it."
+        )
+    return run
+
+
+def write_run(store: Path, run: dict) -> None:
+    partial = store / (RUN_FILE + PARTIAL)
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(run, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+    publish(partial, store / RUN_FILE)
+
+
+def write_part(table: pa.Table, path: Path) -> None:
+    """Write `table` beside `path` and rename it into place when it is on disk, one row group, checksummed pages."""
+    partial = path.with_name(path.name + PARTIAL)
+    pq.write_table(table, partial, compression="zstd", row_group_size=max(len(table), 1), write_page_checksum=True)
+    publish(partial, path)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Make `partial` durable, then let it take the place of `path` in one step."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and deletions in a folder durable (where folders can be opened, that is not on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that make the numbers, as far as they are installed."""
+    versions = {"python": platform.python_version()}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
