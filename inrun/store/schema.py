@@ -20,21 +20,19 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 import re
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from inrun.shapley import SIGN
+from inrun.store import parts
+from inrun.store.parts import StoreError
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
-PARTIAL = ".partial"
 TABLES = ("terms", "steps", "ledger", "tokens", "samples")
 VALUE = pa.float32()
 
@@ -51,38 +49,6 @@ MUST_AGREE = ("schema_version", "sign", "targets", "methods", "corpus_digest", "
 
 _RECORDED_PACKAGES = ("inrun", "torch", "triton", "numpy", "pyarrow", "duckdb")
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PART = re.compile(r"rank(\d{4,})-(\d{9,})-(\d{9,})\.parquet")
-
-
-class StoreError(ValueError):
-    """A store that cannot be read or written as asked; the message says which file or key, and what to do."""
-
-
-@dataclass(frozen=True, order=True)
-class Part:
-    """One whole parquet file of a table: rank, and the first and last step that it may contain."""
-
-    rank: int
-    first: int
-    last: int
-    path: Path
-
-    @staticmethod
-    def name(rank: int, first: int, last: int) -> str:
-        return f"rank{rank:04d}-{first:09d}-{last:09d}.parquet"
-
-
-def parts(store: Path, table: str) -> list[Part]:
-    """The whole parts of a table, by rank and step; `.partial` leftovers are not among them."""
-    found = []
-    for path in (store / table).glob("*.parquet"):
-        match = _PART.fullmatch(path.name)
-        if match is None:
-            raise StoreError(
-                f"{path} is not named like a part of a store (rank0000-000000000-000000199.parquet). Move it elsewhere."
-            )
-        found.append(Part(*(int(group) for group in match.groups()), path))
-    return sorted(found)
 
 
 def terms_schema(methods: list[str]) -> pa.Schema:
@@ -190,7 +156,7 @@ def read_run(store: Path) -> dict:
     if not path.exists():
         if any((store / table).is_dir() for table in TABLES):
             raise StoreError(f"{store} has tables but no {RUN_FILE}: half of a store. Restore {RUN_FILE} from a copy.")
-        if (store / (RUN_FILE + PARTIAL)).exists():
+        if (store / (RUN_FILE + parts.PARTIAL)).exists():
             raise StoreError(f"{store} was left before its {RUN_FILE} was whole; no value is in it. Run again.")
         raise StoreError(f"{store} is no value store: it has no {RUN_FILE}. Check the path.")
     try:
@@ -206,37 +172,11 @@ def read_run(store: Path) -> dict:
 
 
 def write_run(store: Path, run: dict) -> None:
-    partial = store / (RUN_FILE + PARTIAL)
+    partial = store / (RUN_FILE + parts.PARTIAL)
     with partial.open("w", encoding="utf-8") as file:
         json.dump(run, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
-    publish(partial, store / RUN_FILE)
-
-
-def write_part(table: pa.Table, path: Path) -> None:
-    """Write `table` beside `path` and rename it into place when it is on disk, one row group, checksummed pages."""
-    partial = path.with_name(path.name + PARTIAL)
-    pq.write_table(table, partial, compression="zstd", row_group_size=max(len(table), 1), write_page_checksum=True)
-    publish(partial, path)
-
-
-def publish(partial: Path, path: Path) -> None:
-    """Make `partial` durable, then let it take the place of `path` in one step."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and deletions in a folder durable (where folders can be opened, that is not on Windows)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    parts.publish(partial, store / RUN_FILE)
 
 
 def package_versions() -> dict[str, str]:

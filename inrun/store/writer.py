@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from inrun.store import schema
-from inrun.store.schema import StoreError
+from inrun.store import parts, schema
+from inrun.store.parts import StoreError
 
 _STEPPED = ("terms", "steps", "ledger", "tokens")
 
@@ -43,13 +43,13 @@ class ValueWriter:
                     f"{store} already holds the values of a run. Go on with it through "
                     "ValueWriter.resume(path, run, step), or choose another path."
                 )
-            if store.exists() and any(entry.name != schema.RUN_FILE + schema.PARTIAL for entry in store.iterdir()):
+            if store.exists() and any(entry.name != schema.RUN_FILE + parts.PARTIAL for entry in store.iterdir()):
                 raise StoreError(f"{store} is neither empty nor a value store. Choose another path.")
             store.mkdir(parents=True, exist_ok=True)
             schema.write_run(store, run)
         else:
             _check_agreement(store, _run_of_rank_zero(store), run)
-            if any(part.rank == rank for table in _STEPPED for part in schema.parts(store, table)):
+            if any(part.rank == rank for table in _STEPPED for part in parts.parts(store, table)):
                 raise StoreError(f"{store} already holds parts of rank {rank}. Resume it, or choose another path.")
         self._start(store, run, rank, flush_every, first_step=0)
 
@@ -69,9 +69,9 @@ class ValueWriter:
         before = schema.read_run(store)
         _check_agreement(store, before, run)
         for table in _STEPPED:
-            _drop_from(store, table, step, only_rank=None if rank == 0 else rank)
+            parts.drop_from(store, table, step, only_rank=None if rank == 0 else rank)
         if rank == 0:
-            _remove_partials(store)
+            parts.remove_partials(store)
             note = {"step": step, "at": schema.now(), "git_revision": run["git_revision"]}
             schema.write_run(store, {**before, "resumed": [*before["resumed"], note]})
         writer = cls.__new__(cls)
@@ -88,7 +88,7 @@ class ValueWriter:
         self._spans: dict[str, tuple[int, int]] = {}  # first and last step of each non-empty buffer
         self._latest: dict[str, tuple[int, set[tuple]]] = {}  # the last step of each table, and its keys so far
         self._terms_schema = schema.terms_schema(run["methods"])
-        written = schema.parts(store, "steps")
+        written = parts.parts(store, "steps")
         self._steps_schema = pq.read_schema(written[0].path) if written else None
 
     def terms(self, step: int, sample_ids: ArrayLike, target: str, columns: Mapping[str, ArrayLike]) -> None:
@@ -176,11 +176,11 @@ class ValueWriter:
         table = table.set_column(position, "sample_id", ids.cast(pa.int64())).replace_schema_metadata(None)
         path = self.path / "samples" / "samples.parquet"
         if path.exists():
-            if not pq.read_table(path).replace_schema_metadata(None).equals(table):
+            if not parts.read_part(path).replace_schema_metadata(None).equals(table):
                 raise StoreError(f"{path} holds other samples than these. A store belongs to one corpus.")
             return
         path.parent.mkdir(exist_ok=True)
-        schema.write_part(table, path)
+        parts.write_part(table, path)
 
     def flush(self) -> None:
         """Make all rows so far durable, as whole parts that readers see. Call it before a checkpoint is saved."""
@@ -188,11 +188,11 @@ class ValueWriter:
         self._state = "broken"  # until all parts are in place: rows of a failed flush must not be written twice
         for table, (first, last) in self._spans.items():
             rows = pa.concat_tables(self._buffers[table])
-            path = self.path / table / schema.Part.name(self.rank, first, last)
+            path = self.path / table / parts.Part.name(self.rank, first, last)
             path.parent.mkdir(exist_ok=True)
             if path.exists():  # the same step was flushed in two halves
-                rows = pa.concat_tables([pq.read_table(path).cast(rows.schema), rows])
-            schema.write_part(rows.unify_dictionaries().combine_chunks(), path)
+                rows = pa.concat_tables([parts.read_part(path).cast(rows.schema), rows])
+            parts.write_part(rows.unify_dictionaries().combine_chunks(), path)
             self._buffers[table] = []
         self._spans = {}
         self._state = "open"
@@ -305,26 +305,3 @@ def _check_agreement(store: Path, before: dict, run: dict) -> None:
     if differing:
         told = "; ".join(f"{key}: stored {before.get(key)!r}, now {run[key]!r}" for key in differing)
         raise StoreError(f"{store} belongs to another run, values must not be added up ({told}). Choose another path.")
-
-
-def _drop_from(store: Path, table: str, step: int, only_rank: int | None) -> None:
-    """Delete a table's rows of `step` and later, newest parts first, so that a kill never leaves a hole."""
-    for part in reversed(schema.parts(store, table)):
-        if part.last < step or only_rank not in (None, part.rank):
-            continue
-        rows = pq.read_table(part.path) if part.first < step else None
-        kept = None if rows is None else rows.filter(pc.less(rows["step"], step))
-        if kept is None or len(kept) == 0:
-            part.path.unlink()
-        else:
-            # First the new content under the old name, then the new name: at no moment are rows seen twice.
-            schema.write_part(kept, part.path)
-            part.path.rename(part.path.with_name(schema.Part.name(part.rank, part.first, step - 1)))
-        schema.sync_folder(store / table)
-
-
-def _remove_partials(store: Path) -> None:
-    for table in schema.TABLES:
-        for leftover in (store / table).glob("*" + schema.PARTIAL):
-            leftover.unlink()
-    (store / (schema.RUN_FILE + schema.PARTIAL)).unlink(missing_ok=True)

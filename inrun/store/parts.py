@@ -1,0 +1,114 @@
+"""A table is a folder of parts: files that are whole or not there, whenever their writer is killed.
+
+A part is written beside its place as `*.partial`, synced, and renamed; its name tells rank, first and last step.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+PARTIAL = ".partial"
+
+_NAME = re.compile(r"rank(\d{4,})-(\d{9,})-(\d{9,})\.parquet")
+
+
+class StoreError(ValueError):
+    """A store that cannot be read or written as asked; the message says which file or key, and what to do."""
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """One whole parquet file of a table: rank, and the first and last step that it may contain."""
+
+    rank: int
+    first: int
+    last: int
+    path: Path
+
+    @staticmethod
+    def name(rank: int, first: int, last: int) -> str:
+        return f"rank{rank:04d}-{first:09d}-{last:09d}.parquet"
+
+
+def parts(store: Path, table: str) -> list[Part]:
+    """The whole parts of a table, by rank and step; `.partial` leftovers are not among them."""
+    found = []
+    for path in (store / table).glob("*.parquet"):
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            raise StoreError(
+                f"{path} is not named like a part of a store (rank0000-000000000-000000199.parquet). Move it elsewhere."
+            )
+        found.append(Part(*(int(group) for group in match.groups()), path))
+    return sorted(found)
+
+
+def read_part(path: Path) -> pa.Table:
+    """The rows of one file, checksums checked. StoreError that names the file if it is damaged."""
+    try:
+        # Without partitioning=None a folder like `lr=0.1` above the store would become a column.
+        return pq.read_table(path, partitioning=None, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            remedy = "delete it and write the samples again through a resumed ValueWriter"
+        else:
+            first = int(match.group(2))
+            remedy = f"delete it and go on from a checkpoint of step {first} or earlier through ValueWriter.resume"
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"{path} is damaged ({reason}). Restore it from a copy; or {remedy}.") from error
+
+
+def write_part(table: pa.Table, path: Path) -> None:
+    """Write `table` beside `path` and rename it into place when it is on disk, one row group, checksummed pages."""
+    partial = path.with_name(path.name + PARTIAL)
+    pq.write_table(table, partial, compression="zstd", row_group_size=max(len(table), 1), write_page_checksum=True)
+    publish(partial, path)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Make `partial` durable, then let it take the place of `path` in one step."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and deletions in a folder durable (where folders can be opened, that is not on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def drop_from(store: Path, table: str, step: int, only_rank: int | None) -> None:
+    """Delete a table's rows of `step` and later, newest parts first, so that a kill never leaves a hole."""
+    for part in reversed(parts(store, table)):
+        if part.last < step or only_rank not in (None, part.rank):
+            continue
+        rows = read_part(part.path) if part.first < step else None
+        kept = None if rows is None else rows.filter(pc.less(rows["step"], step))
+        if kept is None or len(kept) == 0:
+            part.path.unlink()
+        else:
+            # First the new content under the old name, then the new name: at no moment are rows seen twice.
+            write_part(kept, part.path)
+            part.path.rename(part.path.with_name(Part.name(part.rank, part.first, step - 1)))
+        sync_folder(store / table)
+
+
+def remove_partials(store: Path) -> None:
+    """Delete what killed writers left half-written."""
+    for leftover in (*store.glob("*" + PARTIAL), *store.glob("*/*" + PARTIAL)):
+        leftover.unlink()

@@ -1,0 +1,245 @@
+"""Questions to a value store: sums over a run, rankings, domains, time courses, the books. Read-only, larger than memory.
+
+DuckDB works on the parquet files themselves. Only whole parts are seen, so a store can be read while its run goes on; each
+question sees the parts that are there when it is asked. A value is summed over all steps that its sample took part in, in
+float64. Answers are ordered, ties by sample_id.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+
+from inrun.store import schema
+from inrun.store.parts import StoreError
+from inrun.store.tables import Tables, name, text
+
+
+@dataclass(frozen=True)
+class LedgerTotals:
+    """The books of a run for one target and method, summed over the steps that have a row.
+
+    Attributes:
+        steps: number of rows.
+        drop: how far the target's loss fell, in its own units (nats); drop = drift + values + residual.
+        drift: the part that momentum and weight decay would have done without this step's gradients.
+        values: the part that is credited to samples.
+        residual: the part that the method's approximation leaves over.
+        gap: efficiency gap (drop - drift - values) / drop, 0 for exact values; None where the drop is 0.
+
+    drift, residual and gap are None if a step has not measured what they need: a partial sum would not balance.
+    """
+
+    steps: int
+    drop: float
+    drift: float | None
+    values: float
+    residual: float | None
+    gap: float | None
+
+
+class ValueStore:
+    """A value store, opened to be read. Usable as a context manager; closing frees DuckDB's memory and spill files.
+
+    Args:
+        path: folder written by `ValueWriter`.
+        threads: threads of a query, at most 4 of the available cores if None.
+        memory: a query spills to the system's temporary folder beyond this.
+
+    `target` and `method` may be left out in every question if the run has only one.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None, memory: str = "2GB") -> None:
+        self.path = Path(path)
+        self.run = schema.read_run(self.path)
+        self._tables = Tables(self.path, self.methods, threads, memory)
+
+    @property
+    def targets(self) -> list[str]:
+        return self.run["targets"]
+
+    @property
+    def methods(self) -> list[str]:
+        return self.run["methods"]
+
+    def values(self, target: str | None = None, method: str | None = None) -> pa.Table:
+        """All samples that were used: sample_id, value, uses (times drawn), and the columns of `samples`; by sample_id."""
+        return self.sql(self._with_samples(f"({self._sums(target, method)})") + " ORDER BY v.sample_id")
+
+    def top(self, k: int = 20, target: str | None = None, method: str | None = None, by: str | None = None) -> pa.Table:
+        """The k most helpful samples, best first, in the columns of `values`; with `by`, k for each of its groups."""
+        return self._ranked(k, target, method, by, "DESC")
+
+    def bottom(
+        self, k: int = 20, target: str | None = None, method: str | None = None, by: str | None = None
+    ) -> pa.Table:
+        """The k most harmful samples, worst first, in the columns of `values`; with `by`, k for each of its groups."""
+        return self._ranked(k, target, method, by, "ASC")
+
+    def by(self, column: str, target: str | None = None, method: str | None = None) -> pa.Table:
+        """Groups of a column of `samples`, best total first: the group, chunks, value (total), mean, negative (share)."""
+        group = self._column_of_samples(column)
+        return self.sql(
+            f"""
+            SELECT s.{group}, count(*) AS chunks, sum(v.value) AS value, sum(v.value) / count(*) AS mean,
+                   count(*) FILTER (WHERE v.value < 0) / count(*) AS negative
+            FROM ({self._sums(target, method)}) v LEFT JOIN samples s USING (sample_id)
+            GROUP BY s.{group} ORDER BY value DESC, s.{group}
+            """
+        )
+
+    def over(
+        self,
+        axis: str = "step",
+        bins: int = 50,
+        by: str | None = None,
+        target: str | None = None,
+        method: str | None = None,
+    ) -> pa.Table:
+        """The time course of the values, in bins of equally many steps; bins (and groups) without a row are left out.
+
+        Returns bin, first_step, last_step, the group if `by` is given, and
+            value: total of the bin in units of the loss: falls with the learning rate and as the loss flattens;
+            uses, mean: number of rows, and value / uses;
+            loss_drop: the drop of the target's loss over the bin's steps that have a row in the ledger, else null;
+            value_per_drop: total of those same steps / loss_drop, what a group contributed to each unit of progress; null
+                where the loss did not fall.
+        """
+        if axis != "step":
+            raise StoreError(f"the time course runs over 'step', not over {axis!r}; see sql() for others.")
+        if bins < 1:
+            raise StoreError(f"bins must be 1 or more, got {bins}.")
+        target, method = self._target(target), self._method(method)
+        group = None if by is None else self._column_of_samples(by)
+        if self._tables.has("ledger"):
+            books = (
+                f"SELECT step, drop FROM ledger WHERE target = {text(target)} AND method = {text(method)}"
+                " AND step BETWEEN (SELECT low FROM span) AND (SELECT high FROM span)"
+            )
+        else:
+            books = "SELECT NULL::BIGINT AS step, NULL::DOUBLE AS drop WHERE false"
+        place = f"(({{step}} - low) * {bins} // (high - low + 1))"
+        of_group, join = ("", "") if group is None else (f"s.{group},", "LEFT JOIN samples s USING (sample_id)")
+        return self.sql(
+            f"""
+            WITH span AS (SELECT min(step) AS low, max(step) AS high FROM terms WHERE target = {text(target)}),
+            books AS ({books}),
+            drops AS (
+                SELECT {place.format(step="step")} AS bin, sum(drop) AS loss_drop FROM books, span GROUP BY ALL
+            ),
+            placed AS (
+                SELECT {place.format(step="step")} AS bin, step, sample_id, CAST("{method}" AS DOUBLE) AS value
+                FROM terms, span WHERE target = {text(target)}
+            ),
+            summed AS (
+                SELECT p.bin, {of_group} sum(p.value) AS value, count(*) AS uses,
+                       sum(p.value) FILTER (WHERE b.drop IS NOT NULL) AS booked
+                FROM placed p LEFT JOIN books b USING (step) {join} GROUP BY ALL
+            )
+            SELECT p.bin, low + (p.bin * (high - low + 1) + {bins} - 1) // {bins} AS first_step,
+                   low + ((p.bin + 1) * (high - low + 1) + {bins} - 1) // {bins} - 1 AS last_step,
+                   {"" if group is None else f"p.{group},"} p.value, p.uses, p.value / p.uses AS mean, d.loss_drop,
+                   CASE WHEN d.loss_drop > 0 THEN p.booked / d.loss_drop END AS value_per_drop
+            FROM summed p LEFT JOIN drops d USING (bin), span
+            ORDER BY p.bin {"" if group is None else f", p.{group}"}
+            """
+        )
+
+    def negative_share(self, target: str | None = None, method: str | None = None) -> float:
+        """The share of the used samples whose value over the run is negative, 0 to 1."""
+        counted = f"SELECT count(*) FILTER (WHERE value < 0) / count(*) AS share FROM ({self._sums(target, method)})"
+        share = self.sql(counted)["share"][0].as_py()
+        if share is None:
+            raise StoreError(f"{self.path} has no values yet for target {self._target(target)!r}.")
+        return share
+
+    def ledger(self, target: str | None = None, method: str | None = None) -> LedgerTotals:
+        """The books of the whole run; see `LedgerTotals`."""
+        target, method = self._target(target), self._method(method)
+        rows = self.sql(
+            f"SELECT drop, drift, values, residual FROM ledger "
+            f"WHERE target = {text(target)} AND method = {text(method)} ORDER BY step"
+        )
+        if len(rows) == 0:
+            raise StoreError(f"the ledger has no row for target {target!r} and method {method!r}.")
+        total = {
+            name: None if rows[name].null_count else math.fsum(rows[name].to_pylist()) for name in rows.column_names
+        }
+        balance = None if total["drift"] is None else total["drop"] - total["drift"] - total["values"]
+        gap = None if balance is None or total["drop"] == 0 else balance / total["drop"]
+        return LedgerTotals(steps=len(rows), gap=gap, **total)
+
+    def sql(self, query: str) -> pa.Table:
+        """Any DuckDB query over the views terms, steps, ledger, samples, tokens (the tables) and values (long form:
+        sample_id, target, method, value, uses). DuckDB's own errors tell what is wrong with a query.
+        """
+        return self._tables.sql(query)
+
+    def verify(self) -> int:
+        """Read every part and check its checksums. Returns the number of parts; StoreError names a damaged one."""
+        return self._tables.verify()
+
+    def close(self) -> None:
+        self._tables.close()
+
+    def __enter__(self) -> ValueStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ranked(self, k: int, target: str | None, method: str | None, by: str | None, order: str) -> pa.Table:
+        if k < 1:
+            raise StoreError(f"k must be 1 or more, got {k}.")
+        sums, place = self._sums(target, method), f"value {order}, sample_id"
+        if by is None:
+            chosen = f"(SELECT * FROM ({sums}) ORDER BY {place} LIMIT {k})"
+            return self.sql(self._with_samples(chosen) + f" ORDER BY v.value {order}, v.sample_id")
+        group = self._column_of_samples(by)
+        chosen = f"""(
+            SELECT a.* FROM ({sums}) a LEFT JOIN samples g USING (sample_id)
+            QUALIFY row_number() OVER (PARTITION BY g.{group} ORDER BY a.value {order}, a.sample_id) <= {k}
+        )"""
+        return self.sql(self._with_samples(chosen) + f" ORDER BY s.{group}, v.value {order}, v.sample_id")
+
+    def _sums(self, target: str | None, method: str | None) -> str:
+        target, method = self._target(target), self._method(method)
+        return (
+            f'SELECT sample_id, sum(CAST("{method}" AS DOUBLE)) AS value, count(*) AS uses '
+            f"FROM terms WHERE target = {text(target)} GROUP BY sample_id"
+        )
+
+    def _with_samples(self, sums: str) -> str:
+        if not self._tables.has("samples"):
+            return f"SELECT v.* FROM {sums} v"
+        return f"SELECT v.*, s.* EXCLUDE (sample_id) FROM {sums} v LEFT JOIN samples s USING (sample_id)"
+
+    def _target(self, target: str | None) -> str:
+        return _one_of(target, self.targets, "target")
+
+    def _method(self, method: str | None) -> str:
+        return _one_of(method, self.methods, "method")
+
+    def _column_of_samples(self, column: str) -> str:
+        if not self._tables.has("samples"):
+            raise StoreError(self._tables.why_missing("samples"))
+        known = self.sql("SELECT * EXCLUDE (sample_id) FROM samples LIMIT 0").column_names
+        if column not in known:
+            raise StoreError(f"samples have no column {column!r}; they have {known}.")
+        return name(column)
+
+
+def _one_of(chosen: str | None, names: list[str], what: str) -> str:
+    if chosen is None and len(names) == 1:
+        return names[0]
+    if chosen is None:
+        raise StoreError(f"the run has several {what}s, choose {what}= one of {names}.")
+    if chosen not in names:
+        raise StoreError(f"unknown {what} {chosen!r}; the run's are {names}.")
+    return chosen

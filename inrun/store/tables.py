@@ -1,0 +1,121 @@
+"""DuckDB over the parts of a store: a view for each table, and errors that name the file at fault."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from inrun.store import parts, schema
+from inrun.store.parts import StoreError
+
+# Errors of the question, not of the files.
+_ASKED_WRONGLY = (
+    duckdb.ParserException,
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.ConversionException,
+    duckdb.OutOfRangeException,
+)
+_MISSING_TABLE = re.compile(r"Table with name \"?(\w+)\"? does not exist")
+
+
+class Tables:
+    """The tables of a store as views of an in-memory DuckDB that keeps nothing but its working memory."""
+
+    def __init__(self, store: Path, methods: list[str], threads: int | None, memory: str) -> None:
+        self.store, self.methods = store, methods
+        spill = Path(tempfile.gettempdir()) / f"inrun-store-{os.getpid()}-{id(self)}"
+        self._connection = duckdb.connect(
+            config={
+                "threads": str(threads or min(4, _cores())),
+                "memory_limit": memory,
+                "temp_directory": str(spill),
+                "autoinstall_known_extensions": "false",  # nothing here needs one, and none is to be downloaded
+            }
+        )
+        self._views: set[str] = set()
+
+    def sql(self, query: str) -> pa.Table:
+        try:
+            self._make_views()
+            return self._connection.sql(query).to_arrow_table()
+        except duckdb.CatalogException as error:
+            missing = _MISSING_TABLE.search(str(error))
+            name = "" if missing is None else missing.group(1)
+            if name in (*schema.TABLES, "values"):
+                raise StoreError(self.why_missing("terms" if name == "values" else name)) from error
+            raise
+        except duckdb.Error as error:
+            if not isinstance(error, _ASKED_WRONGLY):
+                self._find_damage(error)
+            raise
+
+    def has(self, table: str) -> bool:
+        return next((self.store / table).glob("*.parquet"), None) is not None
+
+    def why_missing(self, table: str) -> str:
+        if any((self.store / table).glob("*" + parts.PARTIAL)):
+            return (
+                f"{self.store} has no whole part of {table} yet, only one in writing: wait, or resume the killed run."
+            )
+        if table == "terms":
+            return f"{self.store} has no values yet: its run has not flushed one whole part."
+        return f"{self.store} has no table {table!r}: its run has written none."
+
+    def verify(self) -> int:
+        paths = sorted(path for table in schema.TABLES for path in (self.store / table).glob("*.parquet"))
+        for path in paths:
+            parts.read_part(path)
+        return len(paths)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _make_views(self) -> None:
+        """A view for each table with a whole part. DuckDB lists a view's files anew for each query."""
+        for table in schema.TABLES:
+            if table in self._views or not self.has(table):
+                continue
+            # Without hive_partitioning = false a folder like `lr=0.1` above the store would become a column.
+            files = text(_without_globs(self.store / table) + "/*.parquet")
+            self._connection.execute(
+                f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM read_parquet({files}, hive_partitioning = false)"
+            )
+            if table == "terms":
+                sums = " UNION ALL ".join(
+                    f'SELECT sample_id, target, {text(method)} AS method, sum(CAST("{method}" AS DOUBLE)) AS value, '
+                    "count(*) AS uses FROM terms GROUP BY sample_id, target"
+                    for method in self.methods
+                )
+                self._connection.execute(f'CREATE OR REPLACE VIEW "values" AS {sums}')
+            self._views.add(table)
+
+    def _find_damage(self, error: duckdb.Error) -> None:
+        try:
+            self.verify()
+        except StoreError as damage:
+            raise damage from error
+
+
+def text(value: str) -> str:
+    """A string literal of SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def name(column: str) -> str:
+    """An identifier of SQL."""
+    return '"' + column.replace('"', '""') + '"'
+
+
+def _without_globs(path: Path) -> str:
+    """A path in which no character is taken for a wildcard."""
+    return re.sub(r"([\[*?])", r"[\1]", path.as_posix())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
