@@ -27,6 +27,10 @@ class EvalBatch:
     domains: Sequence[str]
     document_ids: Tensor | None = None
 
+    def __post_init__(self):
+        if len(self.domains) != len(self.tokens):
+            raise ValueError(f"{len(self.tokens)} samples with {len(self.domains)} domains; give one name per sample")
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -94,7 +98,7 @@ def evaluate(model: LanguageModel, batches: Iterable[EvalBatch], autocast: torch
             losses = model.loss(batch.tokens.to(device), targets, reduction="none", document_ids=document_ids)
             chunk_sums = losses.double().sum(1).tolist()
             chunk_counts = (targets != IGNORED_TARGET).sum(1).tolist()
-            for domain, loss, count in zip(batch.domains, chunk_sums, chunk_counts, strict=True):
+            for domain, loss, count in zip(batch.domains, chunk_sums, chunk_counts):
                 sums[domain] = sums.get(domain, 0.0) + loss
                 counts[domain] = counts.get(domain, 0) + count
     if not counts:
