@@ -5,4 +5,9 @@ A game is a utility `U(S)` over coalitions `S` of `n` players. In this project a
 `U(S) = L(w - u(0)) - L(w - u(sum_{i in S} g_i))`. Nothing here knows about models; only the sign is fixed here, once.
 """
 
+from inrun.shapley.exact import Utility, exact, interactions, utilities
+from inrun.shapley.permutation import Estimate, permutation
+
+__all__ = ["SIGN", "Estimate", "Utility", "exact", "interactions", "permutation", "utilities"]
+
 SIGN = "positive value = lowered the validation loss"
