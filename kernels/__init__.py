@@ -4,9 +4,36 @@ Axes, everywhere: n train samples, m validation samples, t tokens, p packed toke
 Needs torch only; triton, where it is installed, is imported at the first call that runs a kernel.
 """
 
+from kernels import cost
 from kernels.backend import use
 from kernels.contract_dots import contract_dots
-from kernels.embedding_dots import embedding_dots
+from kernels.embedding_dots import embedding, embedding_dots
+from kernels.ghost_hvp import ghost_hvp
+from kernels.linear import linear
+from kernels.linear_cross_entropy import HeadDots, linear_cross_entropy, linear_cross_entropy_dots
+from kernels.norm import layer_norm, rms_norm
+from kernels.norm_dots import NormDots, norm_dots
+from kernels.pairwise_dots import pairwise_dots
+from kernels.sum_dots import sum_dots
 from kernels.wgrad_dots import outer_dots, wgrad_dots
 
-__all__ = ["contract_dots", "embedding_dots", "outer_dots", "use", "wgrad_dots"]
+__all__ = [
+    "HeadDots",
+    "NormDots",
+    "contract_dots",
+    "cost",
+    "embedding",
+    "embedding_dots",
+    "ghost_hvp",
+    "layer_norm",
+    "linear",
+    "linear_cross_entropy",
+    "linear_cross_entropy_dots",
+    "norm_dots",
+    "outer_dots",
+    "pairwise_dots",
+    "rms_norm",
+    "sum_dots",
+    "use",
+    "wgrad_dots",
+]

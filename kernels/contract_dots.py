@@ -27,9 +27,27 @@ def contract_dots(a: Tensor, b: Tensor, V: Tensor) -> Tensor:
         raise ValueError(f"contract_dots: a {list(a.shape)} and b {list(b.shape)} must have equal leading axes")
     shapes.check_directions("contract_dots", V, (b.shape[-1], a.shape[-1]), "[k,o,i]")
     shapes.check_floating("contract_dots", a, b, V)
-    if backend_for(a, b, V) == "reference":
+    return _contract_dots(a, b, V)
+
+
+@torch.library.custom_op("inrun::contract_dots", mutates_args=())
+def _contract_dots(a: Tensor, b: Tensor, V: Tensor) -> Tensor:
+    backend = backend_for(a, b, V)
+    if backend == "reference":
         return reference.contract_dots(a, b, V)
-    return contract_packed(shapes.pack(a), shapes.pack(b), V).view(V.shape[0], *a.shape[:-1])
+    packed_a, packed_b = shapes.pack(a), shapes.pack(b)
+    if backend == "triton":
+        from kernels.jit.contract_dots import launch
+
+        dots = launch(packed_a, packed_b, V)
+    else:
+        dots = contract_packed(packed_a, packed_b, V)
+    return dots.view(V.shape[0], *a.shape[:-1])
+
+
+@_contract_dots.register_fake
+def _(a, b, V):
+    return V.new_empty((V.shape[0], *a.shape[:-1]), dtype=accumulation_dtype(a, b, V))
 
 
 def contract_packed(a: Tensor, b: Tensor, V: Tensor) -> Tensor:

@@ -23,9 +23,73 @@ def embedding_dots(ids: Tensor, b: Tensor, V: Tensor) -> Tensor:
     if V.ndim != 3 or V.shape[0] == 0 or V.shape[-1] != b.shape[-1]:
         raise ValueError(f"embedding_dots: V {list(V.shape)} must be [k,v,o] with o = {b.shape[-1]}, as in b")
     shapes.check_floating("embedding_dots", b, V)
-    if backend_for(b, V) == "reference":
+    return _embedding_dots(ids, b, V)
+
+
+@torch.library.custom_op("inrun::embedding_dots", mutates_args=())
+def _embedding_dots(ids: Tensor, b: Tensor, V: Tensor) -> Tensor:
+    backend = backend_for(b, V)
+    if backend == "reference":
         return reference.embedding_dots(ids, b, V)
-    return _gather(ids.reshape(-1), shapes.pack(b), V).view(V.shape[0], *ids.shape)
+    packed_ids, packed_b = ids.reshape(-1), shapes.pack(b)
+    if backend == "triton":
+        from kernels.jit.embedding_dots import launch
+
+        dots = launch(packed_ids, packed_b, V)
+    else:
+        dots = _gather(packed_ids, packed_b, V)
+    return dots.view(V.shape[0], *ids.shape)
+
+
+@_embedding_dots.register_fake
+def _(ids, b, V):
+    return V.new_empty((V.shape[0], *ids.shape), dtype=accumulation_dtype(b, V))
+
+
+def embedding(ids: Tensor, w: Tensor, V: Tensor, probe: Tensor) -> Tensor:
+    """w[ids], whose backward adds <g_n, V_k> to the gradient of `probe` (the convention is in kernels.linear).
+
+    ids [n,...] int32 or int64, w [v,o], V [k,v,o], probe [k,n] zeros -> [n,...,o] in the dtype of w.
+    Raises ValueError for shapes that do not fit, TypeError for dtypes, IndexError for an id outside the table.
+    """
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"embedding: ids must be int32 or int64, not {ids.dtype}")
+    shapes.check_directions("embedding", V, tuple(w.shape), "[k,v,o]")
+    shapes.check_probe("embedding", probe, V.shape[0], ids.shape[0])
+    shapes.check_floating("embedding", w, V)
+    return _embedding(ids, w, V, probe)
+
+
+@torch.library.custom_op("inrun::embedding", mutates_args=())
+def _embedding(ids: Tensor, w: Tensor, V: Tensor, probe: Tensor) -> Tensor:
+    return torch.nn.functional.embedding(ids, w)
+
+
+@_embedding.register_fake
+def _(ids, w, V, probe):
+    return w.new_empty((*ids.shape, w.shape[1]))
+
+
+def _save(ctx, inputs, output):
+    ids, w, V, probe = inputs
+    ctx.save_for_backward(ids, V)
+    ctx.rows, ctx.probe_dtype = w.shape[0], probe.dtype
+
+
+def _backward(ctx, gy):
+    ids, V = ctx.saved_tensors
+    _, to_w, _, to_probe = ctx.needs_input_grad
+    gw = dots = None
+    if to_w:
+        wide = gy.to(accumulation_dtype(gy))
+        gw = torch.ops.aten.embedding_dense_backward(wide, ids, ctx.rows, -1, False).to(gy.dtype)
+    if to_probe:
+        dots = _embedding_dots(ids, gy, V).flatten(2).sum(-1) if ids.ndim > 1 else _embedding_dots(ids, gy, V)
+        dots = dots.to(ctx.probe_dtype)
+    return None, gw, None, dots
+
+
+_embedding.register_autograd(_backward, setup_context=_save)
 
 
 def _gather(ids: Tensor, b: Tensor, V: Tensor) -> Tensor:

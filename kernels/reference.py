@@ -53,3 +53,58 @@ def embedding_dots(ids: Tensor, b: Tensor, V: Tensor) -> Tensor:
     """<b_nt, V_k[ids_nt]>: a linear layer of one-hot inputs. ids [...], b [...,o], V [k,v,o] -> [k,...]."""
     b, V = _wide(b, V)
     return torch.einsum("...o,k...o->k...", b, V[:, ids])
+
+
+def sum_dots(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_n g_n and <g_n, V_k> of materialised per-sample gradients. g [n,...], V [k,...] -> [...], [k,n]."""
+    g, V = _wide(g, V)
+    return g.sum(0), torch.einsum("nw,kw->kn", g.flatten(1), V.flatten(1))
+
+
+def ghost_hvp(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
+    """(H u)[o,i] of a layer = sum_t b_t da_t^T + db_t a_t^T. a, da [m,t,i]; b, db [m,t,o] with tangents da, db along u."""
+    a, b, da, db = _wide(a, b, da, db)
+    return torch.einsum("mto,mti->oi", b, da) + torch.einsum("mto,mti->oi", db, a)
+
+
+def pairwise_dots(a: Tensor, b: Tensor, av: Tensor, bv: Tensor) -> Tensor:
+    """<g_n, g_m>, the paper's ghost dot product: sum_ts (a_nt . av_ms)(b_nt . bv_ms).
+
+    a [n,t,i], b [n,t,o], av [m,s,i], bv [m,s,o] -> [n,m].
+    """
+    a, b, av, bv = _wide(a, b, av, bv)
+    return torch.einsum("nti,msi,nto,mso->nm", a, av, b, bv)
+
+
+def norm_dots(
+    x: Tensor, b: Tensor, rstd: Tensor, V: Tensor, mean: Tensor | None = None, bias_V: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y = (x - mean) rstd w + bias and dots of each sample's share: g_n = sum_t b (x - mean) rstd.
+
+    x, b [n,t,i]; rstd, mean [n,t]; V, bias_V [k,i] -> weight gradient [i], bias gradient [i], dots [k,n].
+    RMSNorm: mean None.
+    """
+    x, b, rstd, V = _wide(x, b, rstd, V)
+    centred = x if mean is None else x - mean.to(x)[..., None]
+    weight = torch.einsum("nti,nti,nt->ni", b, centred, rstd)
+    bias = b.sum(1)
+    dots = torch.einsum("ni,ki->kn", weight, V)
+    if bias_V is not None:
+        dots = dots + torch.einsum("ni,ki->kn", bias, bias_V.to(bias))
+    return weight.sum(0), bias.sum(0), dots
+
+
+def linear_cross_entropy_dots(
+    x: Tensor, w: Tensor, targets: Tensor, V: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Head and loss sum_nt weights_nt (logsumexp_v z_ntv - z_nt[target]), z = x w^T, with its gradients and dots.
+
+    x [n,t,i], w [v,i], targets [n,t], V [k,v,i], weights [n,t] -> token losses [n,t], dx [n,t,i], wgrad [v,i],
+    dots [k,n].
+    """
+    x, w, V, weights = _wide(x, w, V, weights)
+    z = torch.einsum("nti,vi->ntv", x, w)
+    losses = z.logsumexp(-1) - z.gather(-1, targets[..., None])[..., 0]
+    b = (z.softmax(-1) - torch.nn.functional.one_hot(targets, w.shape[0])) * weights[..., None]
+    wgrad, dots = wgrad_dots(x, b, V)
+    return losses, torch.einsum("ntv,vi->nti", b, w), wgrad, dots

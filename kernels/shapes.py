@@ -58,3 +58,12 @@ def pack(x: Tensor) -> Tensor:
     """[n,t,d] or [p,d] as [p,d], with unit stride in the last axis; a copy only where the layout asks for one."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def check_probe(op: str, probe: Tensor, directions: int, samples: int) -> None:
+    """Raise ValueError unless probe is [k,n]."""
+    if tuple(probe.shape) != (directions, samples):
+        raise ValueError(
+            f"{op}: probe {list(probe.shape)} must be zeros [k,n] = [{directions}, {samples}]: one slot per direction "
+            "and sample"
+        )

@@ -6,24 +6,24 @@ The per-sample gradients that a dot product needs are by-products of the weight 
 sample ends, each part is dotted with the directions while it is hot (in registers on a GPU, in cache on a CPU), then
 added to the total. No second matrix product, no per-sample gradient in memory.
 
-The quantity is that of Wang, Mittal, Song, Jia (ICLR 2025), section 4.2, but aggregated over the validation set first
+The quantity is that of Wang, Mittal, Song, Jia (ICLR 2025), section 4.2, with the validation gradients summed first
 (V is any stack of weight-shaped directions), which is why no train x validation product appears.
 
-Rounding. Cutting the token sum at sample ends only re-associates a sum of T = sum of lengths products per element, so
-against one GEMM over all tokens |difference| <= 2 T u sum_t |b_t| |a_t|^T elementwise, with u = 2^-24 (2^-53 in
-float64) and, for half-precision inputs on the CPU, one further rounding of each per-sample part: + u_half sum_n |g_n|.
+Rounding. Cutting the token sum at sample ends only re-associates it. Against one product over all T tokens of the batch
+    |difference| <= 2 gamma_T sum_t |b_t| |a_t|^T   elementwise,   gamma_T = T u / (1 - T u),  u = 2^-24 (2^-53 in float64),
+and for half-precision inputs on the CPU, whose products are rounded once per sample, another u_half sum_n |g_n|.
 """
 
 import torch
 from torch import Tensor
 
-from kernels import reference, shapes
+from kernels import cost, reference, shapes
 from kernels.backend import accumulation_dtype, backend_for
 from kernels.contract_dots import contract_packed
+from kernels.sum_dots import materialise
 
-# A tile of the weight, its copies in V and in the total are revisited by every sample: together they should stay in a
-# core's 2 MB L2. Measured on a 3072x768 float32 layer, 512 tokens a sample: 25.2 ms at 512 rows against 24.2 ms for the
-# bare GEMM, 25.9 ms at 256 rows (GEMM too small) and 25.2 ms untiled only because that L3 held everything.
+# A tile of the weight, its copies in V and in the total are revisited by every sample: they should stay in a core's
+# 2 MB L2. One core, 3072x768 float32, 512 tokens a sample: 25.1 ms at 512 rows where the bare product takes 24.2 ms.
 TILE_BYTES = 1536 * 1024
 
 
@@ -31,64 +31,128 @@ def wgrad_dots(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None = None) -
     """Weight gradient of a linear layer and the dot product of each sample's share with each direction.
 
     a [n,t,i] inputs and b [n,t,o] output gradients; or packed samples of any lengths, a [p,i] and b [p,o] with
-    offsets [n+1] (integer, cumulative, on any device). V [k,o,i] directions. Any mixture of floating dtypes.
+    offsets [n+1] (integer, cumulative). V [k,o,i] directions. Any mixture of floating dtypes.
     Returns wgrad [o,i] and dots [k,n], float32 (float64 if an input is float64), in the units of b times those of V.
-    Raises ValueError for shapes that do not fit, TypeError for integer tensors.
+    Not differentiable itself. Raises ValueError for shapes that do not fit, TypeError for integer tensors.
     """
     shapes.check_pair("wgrad_dots", a, b, V, offsets)
-    backend = backend_for(a, b, V)
-    if backend == "reference":
-        return reference.wgrad_dots(a, b, V, offsets)
-    return _split(a, b, V, offsets)
+    return _wgrad_dots(a, b, V, offsets)
 
 
 def outer_dots(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None = None) -> Tensor:
     """The dots of `wgrad_dots` without the weight gradient, by the cheaper of two routes.
 
-    Arguments and errors as `wgrad_dots`; returns dots [k,n]. Long samples: each sample's gradient, one GEMM, is dotted
-    with all directions. Short samples or wide layers: b^T V a per token, summed over the sample.
+    Arguments and errors as `wgrad_dots`; returns dots [k,n]. Several directions and long samples: each sample's
+    gradient, one product, is dotted with all directions. Otherwise b^T V a per token, summed over the sample.
     """
     shapes.check_pair("outer_dots", a, b, V, offsets)
+    return _outer_dots(a, b, V, offsets)
+
+
+@torch.library.custom_op("inrun::wgrad_dots", mutates_args=())
+def _wgrad_dots(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+    backend = backend_for(a, b, V)
+    if backend == "reference":
+        return reference.wgrad_dots(a, b, V, offsets)
+    _, spans, a, b = _packed(a, b, offsets)
+    return packed_wgrad_dots(a, b, V, spans, None, backend)
+
+
+@_wgrad_dots.register_fake
+def _(a, b, V, offsets):
+    wide = accumulation_dtype(a, b, V)
+    samples = a.shape[0] if offsets is None else offsets.shape[0] - 1
+    return V.new_empty(V.shape[1:], dtype=wide), V.new_empty((V.shape[0], samples), dtype=wide)
+
+
+@torch.library.custom_op("inrun::outer_dots", mutates_args=())
+def _outer_dots(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None) -> Tensor:
     backend = backend_for(a, b, V)
     if backend == "reference":
         return reference.outer_dots(a, b, V, offsets)
-    return _contract(a, b, V, offsets)
+    samples, spans, a, b = _packed(a, b, offsets)
+    route = cost.choose("outer_dots", _work(samples, a, b, V), backend, a.device)
+    if route == "split":
+        return accumulate(a, b, V, spans, None)
+    if route == "fused":
+        from kernels.jit.contract_dots import launch
+
+        return sum_samples(launch(a, b, V), spans)
+    return sum_samples(contract_packed(a, b, V), spans)
 
 
-def _split(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One GEMM per sample and tile of rows into a reused buffer, dotted while hot, added to the total."""
-    samples = None if offsets is not None else a.shape[0]
-    a, b = shapes.pack(a), shapes.pack(b)
-    a, b = (x.to(torch.promote_types(a.dtype, b.dtype)) for x in (a, b))
-    spans = shapes.bounds("wgrad_dots", a.shape[0], samples, offsets)
+@_outer_dots.register_fake
+def _(a, b, V, offsets):
+    samples = a.shape[0] if offsets is None else offsets.shape[0] - 1
+    return V.new_empty((V.shape[0], samples), dtype=accumulation_dtype(a, b, V))
+
+
+def packed_wgrad_dots(
+    a: Tensor, b: Tensor, V: Tensor, spans: list[tuple[int, int]], wgrad: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """`wgrad_dots` of packed a [p,i], b [p,o] of one dtype, by the route that the cost model chooses.
+
+    The weight gradient is added to `wgrad` in place where one is given, so that a batch may come in chunks of tokens.
+    Returns the weight gradient and dots [k, spans].
+    """
+    route = cost.choose("wgrad_dots", _work(len(spans), a, b, V), backend, a.device)
+    if route == "fused":
+        from kernels.jit.wgrad_dots import launch
+
+        return launch(a, b, V, spans, wgrad)
+    if wgrad is None:
+        wgrad = torch.zeros(b.shape[1], a.shape[1], dtype=accumulation_dtype(a, b, V), device=a.device)
+    if route == "bmm":
+        return wgrad, materialise(a, b, V, spans, wgrad)
+    if route == "split":
+        return wgrad, accumulate(a, b, V, spans, wgrad)
+    wgrad.add_(torch.mm(b.t(), a))
+    return wgrad, sum_samples(contract_packed(a, b, V), spans)
+
+
+def _packed(a: Tensor, b: Tensor, offsets: Tensor | None) -> tuple[int, list[tuple[int, int]], Tensor, Tensor]:
+    """Number of samples, their spans of packed tokens, and both operands packed, in one dtype."""
+    samples = a.shape[0] if offsets is None else offsets.shape[0] - 1
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    a, b = shapes.pack(a).to(dtype), shapes.pack(b).to(dtype)
+    return samples, shapes.bounds("wgrad_dots", a.shape[0], samples, offsets), a, b
+
+
+def _work(samples: int, a: Tensor, b: Tensor, V: Tensor) -> cost.Work:
+    tokens = max(1, round(a.shape[0] / max(1, samples)))
+    return cost.Work(samples, tokens, a.shape[1], b.shape[1], V.shape[0], a.dtype)
+
+
+def accumulate(a: Tensor, b: Tensor, V: Tensor, spans: list[tuple[int, int]], wgrad: Tensor | None) -> Tensor:
+    """Dots [k, spans] of packed a [p,i], b [p,o] of one dtype; the weight gradient is added to `wgrad` where given.
+
+    One product per span and tile of rows goes to a reused buffer, is dotted while hot, and is added to the total. The
+    tile is the outer loop, so that V's tile and the total's stay in cache for all spans.
+    """
     wide = accumulation_dtype(a, b, V)
     o, i, k = b.shape[1], a.shape[1], V.shape[0]
-    rows = max(1, min(o, TILE_BYTES // (i * wide.itemsize)))
+    rows = o if a.is_cuda else max(1, min(o, TILE_BYTES // (i * wide.itemsize)))
     starts = range(0, o, rows)
-    wgrad = torch.zeros(o, i, dtype=wide, device=a.device)
-    parts = torch.zeros(len(starts), len(spans), k, dtype=wide, device=a.device)
+    parts = torch.empty(len(starts), len(spans), k, dtype=wide, device=a.device)
     product = torch.empty(rows, i, dtype=a.dtype, device=a.device)
-    hot = product if a.dtype == wide else torch.empty(rows, i, dtype=wide, device=a.device)
+    widened = product if a.dtype == wide else torch.empty(rows, i, dtype=wide, device=a.device)
     for part, start in zip(parts, starts):
         tile = slice(start, min(start + rows, o))
-        total = wgrad[tile]
         direction = V[:, tile].reshape(k, -1).to(wide)
         for dot, (first, last) in zip(part, spans):
-            g = product[: total.shape[0]]
+            g = product[: tile.stop - start]
             torch.mm(b[first:last, tile].t(), a[first:last], out=g)
-            if hot is not product:
-                g = hot[: total.shape[0]].copy_(g)
+            if widened is not product:
+                g = widened[: tile.stop - start].copy_(g)
             torch.mv(direction, g.view(-1), out=dot)
-            total.add_(g)
-    return wgrad, parts.sum(0, dtype=torch.float64).t().to(wide)
+            if wgrad is not None:
+                wgrad[tile].add_(g)
+    return parts.sum(0, dtype=torch.float64).t().to(wide, memory_format=torch.contiguous_format)
 
 
-def _contract(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None) -> Tensor:
-    """Per-token dots, summed over each sample."""
-    samples = None if offsets is not None else a.shape[0]
-    a, b = shapes.pack(a), shapes.pack(b)
-    spans = shapes.bounds("outer_dots", a.shape[0], samples, offsets)
-    tokens = contract_packed(a, b, V)
-    if samples is not None:
-        return tokens.view(V.shape[0], samples, -1).sum(-1)
+def sum_samples(tokens: Tensor, spans: list[tuple[int, int]]) -> Tensor:
+    """Per-token dots [k,p] summed over each span of tokens: [k, spans]."""
+    lengths = {last - first for first, last in spans}
+    if len(lengths) == 1:
+        return tokens.reshape(tokens.shape[0], len(spans), lengths.pop()).sum(-1)
     return torch.stack([tokens[:, first:last].sum(-1) for first, last in spans], dim=1)
