@@ -126,11 +126,15 @@ def within_bytes(documents: Iterable[Document], max_bytes_per_domain: int) -> It
     """The same documents, leaving out those of domains that have given `max_bytes_per_domain` (0: no limit) already."""
     given: dict[str, int] = {}
     for document in documents:
-        size = len(document.text)  # characters: encoding every document twice would cost more than exactness is worth
         if max_bytes_per_domain and given.get(document.domain, 0) >= max_bytes_per_domain:
             continue
-        given[document.domain] = given.get(document.domain, 0) + size
+        given[document.domain] = given.get(document.domain, 0) + utf8_length(document.text)
         yield document
+
+
+def utf8_length(text: str) -> int:
+    """Bytes of a text in UTF-8; lone surrogates (which JSON can hold and UTF-8 cannot) count three each."""
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _document(row: dict[str, Any], default_id: str, where: str) -> Document:

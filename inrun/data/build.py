@@ -1,0 +1,247 @@
+"""One preparation, from documents to a finished folder. `prepare.py` says what it does; here is how."""
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inrun.data import offline, sources
+from inrun.data.corpus import FORMAT
+from inrun.data.errors import DataError, TokenizerMismatch
+from inrun.data.noise import make_noise
+from inrun.data.packing import STATE_FILE, SplitWriter, put_file, put_json, token_dtype
+from inrun.data.progress import Progress
+from inrun.data.sources import Document
+from inrun.data.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from inrun.data.prepare import DataConfig
+
+SPLITS = ("train", "val", "test")
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 2_000_000
+
+
+def _documents(config: "DataConfig", cache: Path) -> Iterator[Document]:
+    if config.source == "offline":
+        return offline.read_offline(cache, config.domains, config.max_bytes_per_domain, config.seed)
+    if config.source == "files":
+        documents = sources.read_files(config.path)
+    else:
+        documents = sources.read_hub(config.path, config.hub_split, config.revision)
+    if config.domains:
+        documents = (d for d in documents if d.domain in config.domains or d.skip)
+    return sources.within_bytes(documents, config.max_bytes_per_domain)
+
+
+class Build:
+    """One preparation: the writers of the three splits and the counts, all of which a saved state can restore."""
+
+    def __init__(self, config: "DataConfig", settings: dict, digest: str, folder: Path, cache: Path, report: Callable):
+        self.config, self.settings, self.digest, self.folder, self.report = config, settings, digest, folder, report
+        self.cache = cache
+        self.partial = folder.with_name(folder.name + ".partial")
+        self.counts = {"documents": 0, "tokens": 0, "bytes": 0, "noise_documents": 0}
+        self.skipped: dict[str, int] = {"empty": 0, "one_token": 0, "invalid_utf8": 0}
+        self.threads = config.threads or os.cpu_count() or 1
+
+    def run(self) -> None:
+        config = self.config
+        self.tokenizer = load_tokenizer(config.tokenizer, self.cache, config.tokenizer_from)
+        self._start()
+        began, tokens_before = time.perf_counter(), self.counts["tokens"]
+        documents = itertools.islice(_documents(config, self.cache), self.counts["documents"], None)
+        saved_shards = self._shards()
+        for batch in _batches(documents):
+            self._add(batch)
+            self.report(
+                Progress(
+                    self.counts["documents"],
+                    self.counts["tokens"],
+                    sum(writer.rows for writer in self.writers.values()),
+                    self.counts["tokens"] - tokens_before,
+                    time.perf_counter() - began,
+                )
+            )
+            if config.max_tokens and self.counts["tokens"] >= config.max_tokens:
+                break
+            if self._shards() > saved_shards:
+                self._save()
+                saved_shards = self._shards()
+        self._finish()
+
+    def _start(self) -> None:
+        """Go on from a saved state if there is one of these settings; else begin anew."""
+        state = {}
+        if (self.partial / STATE_FILE).is_file():
+            state = json.loads((self.partial / STATE_FILE).read_text(encoding="utf-8"))
+        if state.get("digest") != self.digest:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            state = {}
+        dtype = token_dtype(self.tokenizer.n_vocab)
+        self.writers = {
+            split: SplitWriter(self.partial / split, self.config.block_size + 1, self.config.shard_tokens, dtype)
+            for split in SPLITS
+        }
+        if not state:
+            return
+        if state["tokenizer_sha256"] != self.tokenizer.sha256:
+            raise TokenizerMismatch(
+                f"{self.partial} was begun with another file of tokenizer {self.tokenizer.name}. Next: delete that folder"
+            )
+        self.counts, self.skipped = state["counts"], state["skipped"]
+        for split, writer in self.writers.items():
+            writer.restore(state["splits"][split])
+
+    def _save(self) -> None:
+        state = {
+            "digest": self.digest,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "counts": self.counts,
+            "skipped": self.skipped,
+            "splits": {split: writer.save() for split, writer in self.writers.items()},
+        }
+        put_json(self.partial / STATE_FILE, state)
+
+    def _shards(self) -> int:
+        return sum(len(writer.files) for writer in self.writers.values())
+
+    def _add(self, batch: list[Document]) -> None:
+        self.counts["documents"] += len(batch)
+        usable = []
+        for document in batch:
+            reason = document.skip or _unusable(document.text)
+            if reason:
+                self.skipped[reason] = self.skipped.get(reason, 0) + 1
+            else:
+                usable.append(document)
+        clean: dict[tuple[str, str], list[str]] = {}  # train texts of this batch by domain, to make noise of
+        for document, ids in zip(
+            usable, self.tokenizer.encode_batch([d.text for d in usable], self.threads), strict=True
+        ):
+            if len(ids) <= 1:
+                self.skipped["one_token"] += 1
+                continue
+            split = split_of(document.doc_id, self.config)
+            self._pack(split, ids, document)
+            self.counts["bytes"] += sources.utf8_length(document.text)
+            if split == "train" and document.kind == "clean":
+                clean.setdefault((document.domain, document.pile_like), []).append(document.text)
+        if self.config.noise:
+            for (domain, pile_like), texts in clean.items():
+                self._add_noise(domain, pile_like, texts)
+
+    def _pack(self, split: str, ids: list[int], document: Document) -> None:
+        tokens = np.array([*ids, self.tokenizer.eot])
+        self.counts["tokens"] += len(tokens)
+        self.writers[split].add(tokens, document.doc_id, document.domain, document.pile_like, document.kind)
+
+    def _add_noise(self, domain: str, pile_like: str, texts: list[str]) -> None:
+        """Noise chunks until they are `noise` of the domain's train chunks (kinds in the file's own are not counted)."""
+        writer, kinds = self.writers["train"], self.config.noise_kinds
+        target = self.config.noise / (1 - self.config.noise) * writer.chunks(domain, "clean")
+        # small domains do not fill every kind: each begins with another one
+        first = int.from_bytes(hashlib.sha256(domain.encode()).digest()[:4], "big") % len(kinds)
+        kinds = kinds[first:] + kinds[:first]
+        while sum(writer.chunks(domain, kind) for kind in kinds) + 0.5 <= target:
+            kind = min(kinds, key=lambda k: writer.chunks(domain, k))
+            number = self.counts["noise_documents"]
+            key = f"{self.config.seed} {domain} {number}"
+            dice = hashlib.sha256(key.encode()).digest()
+            size = 500 + int.from_bytes(dice[:4], "big") % 3500
+            begin = int.from_bytes(dice[4:8], "big") % len(texts)
+            text = _window(texts[begin:] + texts[:begin], size)
+            noise = make_noise(kind, text, size, key)
+            document = Document(noise, domain, f"noise/{domain}/{kind}/{number}", pile_like, kind)
+            self._pack("train", self.tokenizer.encode(noise), document)
+            self.counts["noise_documents"] += 1
+
+    def _finish(self) -> None:
+        dropped = {split: writer.finish() for split, writer in self.writers.items()}
+        if not self.writers["train"].rows:
+            raise DataError(
+                f"{self.config.name}: {self.counts['documents']} documents gave no train chunk of {self.config.block_size + 1} "
+                "tokens. Next: a smaller block_size, other domains, or more text"
+            )
+        file_name = "tokenizer.json" if self.tokenizer.name == "pythia" else "tokenizer.tiktoken"
+        put_file(self.partial / file_name, self.tokenizer.file_bytes)
+        manifest = {
+            "format": FORMAT,
+            "name": self.config.name,
+            "settings": self.settings,
+            "settings_digest": self.digest,
+            "python": platform.python_version(),
+            "tokenizer": {
+                "name": self.tokenizer.name,
+                "sha256": self.tokenizer.sha256,
+                "n_vocab": self.tokenizer.n_vocab,
+                "eot": self.tokenizer.eot,
+                "file": file_name,
+            },
+            "block_size": self.config.block_size,
+            "dtype": token_dtype(self.tokenizer.n_vocab).name,
+            "seed": self.config.seed,
+            "counts": {**self.counts, "skipped": self.skipped},
+            "splits": {
+                split: {
+                    "chunks": writer.rows,
+                    "rows_per_shard": writer.rows_per_shard,
+                    "dropped_tail_tokens": dropped[split],
+                    "documents_over_several_chunks": writer.spanning,
+                    "by_domain_and_kind": writer.counts,
+                    "shards": writer.files,
+                }
+                for split, writer in self.writers.items()
+            },
+        }
+        put_json(self.partial / "manifest.json", manifest)
+        (self.partial / STATE_FILE).unlink(missing_ok=True)
+        os.replace(self.partial, self.folder)
+
+
+def split_of(doc_id: str, config: "DataConfig") -> str:
+    """train, val or test: a hash of the document's id and the seed, so that it does not depend on the other documents."""
+    place = int.from_bytes(hashlib.sha256(f"split {config.seed} {doc_id}".encode()).digest()[:8], "big") / 2**64
+    if place < config.val_share:
+        return "val"
+    return "test" if place < config.val_share + config.test_share else "train"
+
+
+def _unusable(text: str) -> str:
+    if not text.strip():
+        return "empty"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold
+        return "invalid_utf8"
+    return ""
+
+
+def _window(texts: Sequence[str], size: int) -> str:
+    """At least `size` characters of the texts where they have them: small documents are joined."""
+    joined, length = [], 0
+    for text in texts:
+        joined.append(text[: 4 * size])
+        length += len(joined[-1])
+        if length >= size:
+            break
+    return "\n".join(joined)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch, characters = [], 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
