@@ -1,0 +1,7 @@
+"""The public three lines, around anybody's training loop."""
+
+from inrun.attributor.attributor import Attributor
+from inrun.attributor.books import BooksError, NonFiniteError, UnseenParameterError
+from inrun.attributor.result import StepResult
+
+__all__ = ["Attributor", "BooksError", "NonFiniteError", "StepResult", "UnseenParameterError"]

@@ -1,0 +1,601 @@
+"""Values of training samples, from outside any training loop.
+
+    attr = Attributor(model, optimizer, targets={"val": lambda: model(**val).loss}, store="runs/demo/values")
+    for batch in loader:
+        with attr.batch(batch["id"]):
+            model(**batch).loss.backward()
+        optimizer.step(); optimizer.zero_grad()
+    values = attr.close()
+
+The model is not wrapped and the optimizer is not replaced: uses of parameters are seen while the context is open, everything else happens in a hook just before
+the optimizer moves the weights. The trained weights are the same bits with and without attribution.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from inrun.attributor.books import NonFiniteError, check_books, check_seen, common_factor, gradient_norms
+from inrun.attributor.ledger import Ledger, Waiting
+from inrun.attributor.result import StepResult
+from inrun.directions import Method, Step, Target, directions
+from inrun.ghost import Dots, Tape, Watch, token_dots
+from inrun.store import ValueStore, ValueWriter
+from inrun.updates import PlainSGD, UnknownOptimizerError, snapshot
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str]  # (method, target)
+
+
+@dataclass
+class _MicroBatch:
+    ids: np.ndarray
+    dots: Dots | None
+    tape: Tape | None
+    forward: Callable[[], Tensor] | None
+    rng: list[Tensor]
+
+
+class Attributor:
+    """Values every sample of every optimizer step for one or several targets.
+
+    Args:
+        model: any nn.Module; its trainable parameters that the optimizer updates are tracked.
+        optimizer: the optimizer whose step uses the gradients, or several that step together.
+        targets: name -> closure that evaluates a validation loss of `model` and returns the scalar. Evaluated once per step or more; it must give the same loss
+            for the same weights if the ledger is to telescope.
+        method: "first_order" | "second_order" | "path", a `Method`, or a list of them. The first one is what `last` shows.
+        update, state, nodes, quadrature, credit: see `Method`; they apply to methods given by name.
+        route: "rules" (a rule per operation; exact, fast) or "forward" (one forward-mode pass per direction; any architecture; needs ``batch(ids, forward=...)``).
+        store: folder for the values, or None to keep only `last`.
+        params: regular expression; only parameters whose name it finds are valued.
+        every: value every k-th step only.
+        per_token: also value every predicted token; needs ``batch(ids, forward=...)``.
+        ledger: evaluate drift on every k-th valued step (0: no ledger at all). Costs a forward pass of each target.
+        check: check the books on every k-th valued step (0: never).
+        samples: table about the samples (`sample_id`, domain, ...) that is copied into the store.
+        run: entries for the store's run.json: config, corpus_digest, git_revision.
+        resume: what `state_dict` returned at the checkpoint that training goes on from; the store drops what came after it.
+        flush_every: steps between flushes of the store.
+
+    Raises:
+        ValueError, UnknownOptimizerError: at construction, for options that cannot work.
+        UncoveredUseError, MixedSamplesError: in the forward, for an operation without a rule.
+        BooksError, NonFiniteError: in ``optimizer.step()``, before the weights are touched.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        targets: Mapping[str, Callable[[], Tensor]],
+        method: str | Method | Sequence[str | Method] = "first_order",
+        *,
+        update: str = "auto",
+        state: str = "previous",
+        nodes: int = 1,
+        quadrature: str = "midpoint",
+        credit: str = "immediate",
+        route: str = "rules",
+        store: str | Path | None = None,
+        params: str | None = None,
+        every: int = 1,
+        per_token: bool = False,
+        ledger: int = 1,
+        check: int = 1,
+        samples: pa.Table | None = None,
+        run: Mapping | None = None,
+        resume: Mapping | None = None,
+        flush_every: int = 200,
+    ):
+        given = [method] if isinstance(method, (str, Method)) else list(method)
+        options = {"update": update, "state": state, "nodes": nodes, "quadrature": quadrature, "credit": credit}
+        self.methods = [m if isinstance(m, Method) else Method(m, **options) for m in given]
+        self._check_arguments(targets, route, every)
+        self.model, self.route, self.every, self.per_token = model, route, every, per_token
+        self._ledger_every, self._check_every = ledger, check
+        self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        self._owners = self._find_owners()
+        self.parameters = self._track(model, params)
+        tracked = {id(p) for p in self.parameters.values()}
+        self._constants = [*model.buffers(), *(p for p in model.parameters() if id(p) not in tracked)]
+        self.targets = {name: Target(name, closure, self.parameters, model) for name, closure in targets.items()}
+        self.keys: list[Key] = [(m.name, target) for m in self.methods for target in self.targets]
+        self._known = [(m, t) for m in self.methods if m.known_before for t in self.targets]
+        self._later = [(m, t) for m in self.methods if not m.known_before for t in self.targets]
+        self._snapshots()  # an optimizer without a rule is refused now, not after the first backward
+
+        self.step = int(resume["step"]) if resume else 0
+        self.last_step: StepResult | None = None
+        self.ledger = Ledger()
+        self._annotations: dict[str, float | int | None] = {}
+        self._reset()
+        self.writer = self._open_store(store, run, resume, flush_every)
+        if self.writer and samples is not None:
+            self.writer.samples(samples)
+        self._hooks = [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
+        self._closed = False
+
+    # -- what the user calls
+
+    @contextmanager
+    def batch(self, ids, forward: Callable[[], Tensor] | None = None) -> Iterator[None]:
+        """Around forward and backward of one micro-batch.
+
+        Args:
+            ids: one integer per sample [n], in the order of axis 0.
+            forward: evaluates the micro-batch's loss again and returns it; needed for per_token=True and route="forward" only.
+        """
+        if self._closed:
+            raise RuntimeError("this Attributor is closed")
+        ids = self._sample_ids(ids)
+        if forward is None and (self.per_token or self.route == "forward"):
+            raise ValueError(
+                "per_token=True and route='forward' need attr.batch(ids, forward=lambda: <the loss that is backpropagated>)"
+            )
+        self._drop_unused()
+        if not self._open:
+            self._begin()
+        if not self._scored:
+            yield
+            return
+        dots = tape = None
+        if self.route == "rules":
+            if self._later:
+                tape = Tape(len(ids))
+            else:
+                dots = Dots(self._directions, len(ids))
+        rng = _random_state(self.parameters) if forward is not None else []
+        try:
+            if self.route == "rules":
+                watch = Watch(self.parameters, self._constants, len(ids), (tape or dots).sink)
+                # backward in the caller's thread, where the context is active: recomputed forwards (checkpointing) are then seen as well
+                with torch.autograd.set_multithreading_enabled(False), watch:
+                    yield
+            else:
+                yield
+        except BaseException:
+            self._reset()
+            raise
+        self._micro.append(_MicroBatch(ids, dots, tape, forward, rng))
+        self._norms = gradient_norms(self.parameters)
+
+    def annotate(self, **columns: float | int | None) -> None:
+        """Columns for the store's row of the coming step (loss, tokens, seconds, or numbers of your own, the same ones every step)."""
+        self._annotations.update(columns)
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        """target -> values [n] of the step just taken by the first method, in the order of the ids."""
+        if self.last_step is None:
+            raise RuntimeError("no step has been valued yet")
+        return {target: self.last_step.values[self.methods[0].name, target] for target in self.targets}
+
+    def interactions(self, target: str | None = None) -> Tensor:
+        """Pairwise Shapley interaction index of the samples of the current step, for the quadratic utility: ``-eta^2 g_i^T H_L g_j`` [n, n].
+
+        Call it between the backward and ``optimizer.step()``. Negative: the two are redundant; positive: they complement each other. For adaptive
+        optimizers eta is the secant of the update. Needs a method that keeps a tape (second_order, path, or first_order with state="current").
+        """
+        if not self._micro or any(m.tape is None for m in self._micro):
+            raise RuntimeError(
+                "interactions() is called between the backward and optimizer.step(), with a method whose direction is known after the backward "
+                "(second_order, path): those keep what it needs"
+            )
+        chosen = self.targets[target if target is not None else next(iter(self.targets))]
+        gradients, c = self._gradients_and_factor()
+        step = self._step_view(gradients, c)
+        method = self.methods[0]
+        rows = []
+        for micro in self._micro:
+            for j in range(len(micro.ids)):
+                own = {name: micro.tape.dense(name, j) for name in gradients}
+                moved = {
+                    name: step.pull_back(method, name, c * g.to(gradients[name].dtype))
+                    for name, g in own.items()
+                    if g is not None
+                }
+                _, hvp = chosen.gradient_and_hvp(moved)
+                V = {name: step.pull_back(method, name, h)[None] for name, h in hvp.items() if name in gradients}
+                rows.append(-c * torch.cat([sum(m.tape.dots(V).values())[0] for m in self._micro]))
+        return torch.stack(rows)
+
+    def flush(self) -> None:
+        """Complete the ledger at the current weights and make all rows durable."""
+        self._close_ledger()
+        if self.writer:
+            self.writer.flush()
+
+    def state_dict(self) -> dict:
+        """For a checkpoint taken between two steps; flushes the store first, so that nothing before the checkpoint can be missing."""
+        if self._open:
+            raise RuntimeError(
+                "state_dict() is called between optimizer steps, not after a backward whose step has not been taken"
+            )
+        self.flush()
+        return {"step": self.step}
+
+    def close(self) -> ValueStore | None:
+        """Complete the books, remove the hooks, and open the store for reading. Closing twice is allowed."""
+        if not self._closed:
+            self._closed = True
+            for hook in self._hooks:
+                hook.remove()
+            self._reset()
+            self._close_ledger()
+            if self.writer:
+                self.writer.close()
+        return ValueStore(self.writer.path) if self.writer else None
+
+    def __enter__(self) -> "Attributor":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if exception[0] is None:
+            self.close()
+        elif not self._closed:  # the run broke: keep what is whole, evaluate nothing more
+            self._closed = True
+            for hook in self._hooks:
+                hook.remove()
+            self._reset()
+            if self.writer:
+                self.writer.close()
+
+    # -- construction
+
+    def _check_arguments(self, targets, route, every) -> None:
+        names = [m.name for m in self.methods]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"methods need distinct names, got {names}; give Method(..., name=...)")
+        if not targets:
+            raise ValueError("give at least one target: targets={'val': lambda: <validation loss>}")
+        if route not in ("rules", "forward"):
+            raise ValueError(f"route={route!r}: choose 'rules' or 'forward'")
+        if every < 1:
+            raise ValueError(f"every must be 1 or more, not {every}")
+
+    def _find_owners(self) -> dict[int, tuple[torch.optim.Optimizer, dict]]:
+        return {id(p): (o, group) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+
+    def _track(self, model: nn.Module, params: str | None) -> dict[str, Tensor]:
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) in self._owners}
+        if not trainable:
+            raise ValueError(
+                "the optimizer updates no trainable parameter of the model; was it built from another model's parameters?"
+            )
+        tracked = {name: p for name, p in trainable.items() if params is None or re.search(params, name)}
+        if not tracked:
+            raise ValueError(
+                f"params={params!r} matches no trainable parameter; they are {', '.join(list(trainable)[:8])}, ..."
+            )
+        return tracked
+
+    def _open_store(self, path, run, resume, flush_every) -> ValueWriter | None:
+        if path is None:
+            return None
+        about = {
+            "targets": list(self.targets),
+            "methods": [m.name for m in self.methods],
+            "attribution": {
+                "methods": {m.name: {k: v for k, v in vars(m).items() if k != "name"} for m in self.methods},
+                "every": self.every,
+            },
+            **(run or {}),
+        }
+        if resume is not None:
+            return ValueWriter.resume(path, about, self.step, flush_every=flush_every)
+        return ValueWriter(path, about, flush_every=flush_every)
+
+    # -- one step
+
+    def _reset(self) -> None:
+        """No step is in progress."""
+        self._open = False
+        self._scored = False
+        self._micro: list[_MicroBatch] = []
+        self._norms: dict[str, Tensor] = {}
+        self._directions: dict[str, Tensor] = {}
+        self._lr_then: dict[str, float] = {}
+
+    def _drop_unused(self) -> None:
+        """A gradient that was zeroed without a step (a loss scaler found an overflow, a batch was skipped) takes its micro-batches with it."""
+        if self._micro and all(float(norm) == 0 for norm in gradient_norms(self.parameters).values()):
+            log.warning(
+                "step %d: the gradient was zeroed without an optimizer step; %d micro-batches are dropped",
+                self.step,
+                len(self._micro),
+            )
+            self._reset()
+
+    def _begin(self) -> None:
+        """First micro-batch of a step: the weights are those of the step, and the directions that can be known are made."""
+        self._open = True
+        self._scored = self.step % self.every == 0
+        for target in self.targets.values():
+            target.forget()
+        if not self._scored:
+            self._close_ledger()
+            return
+        if self._known or any(m.kind == "first_order" for m in self.methods):
+            for target in self.targets.values():
+                target.gradient()  # also gives the loss that completes the last step's books
+        self._close_ledger()
+        if self._known:
+            with torch.no_grad():
+                step = self._step_view(None, 1.0)
+                found = [directions(method, step, self.targets[target]) for method, target in self._known]
+                self._directions = self._stack(found)
+            self._lr_then = {name: self._lr(name) for name in self.parameters}
+
+    @torch.no_grad()
+    def _before_step(self, optimizer, args, kwargs) -> None:
+        if not self._open:
+            return
+        try:
+            if self._scored and self._micro:
+                self._score()
+                self.step += 1
+            elif not self._scored:
+                self.step += 1
+        finally:
+            self._reset()
+
+    def _score(self) -> None:
+        gradients, c = self._gradients_and_factor()
+        step = self._step_view(gradients, c)
+        V = self._directions
+        if self._later:
+            found = [directions(method, step, self.targets[target]) for method, target in self._later]
+            V = {**self._stack_with(V, found)}
+        keys = [(m.name, t) for m, t in [*self._known, *self._later]]
+        self._finish(step, gradients, c, V, keys)
+
+    def _finish(
+        self, step: Step, gradients: dict[str, Tensor], c: float, V: dict[str, Tensor], keys: list[Key]
+    ) -> None:
+        checking = self._check_every and self.step // self.every % self._check_every == 0
+        tokens: dict[Key, list[Tensor]] = {}
+        if self.route == "rules":
+            dots = self._collect_dots(V)
+            if checking:
+                check_books(dots, gradients, V, c, keys, self._lowest_dtype())
+            # lr may have changed between the direction and the step; every update is proportional to it
+            known = torch.tensor([key in {(m.name, t) for m, t in self._known} for key in keys])
+            ratio = {name: torch.where(known, self._lr_ratio(name), 1.0).double()[:, None] for name in dots}
+            dots = {name: c * ratio[name].to(d.device) * d for name, d in dots.items()}
+            total = (
+                sum(dots.values())
+                if dots
+                else torch.zeros(len(keys), sum(len(m.ids) for m in self._micro), dtype=torch.float64)
+            )
+        if self.route == "forward" or self.per_token:
+            tokens = {key: self._token_values({name: v[k] for name, v in V.items()}, c) for k, key in enumerate(keys)}
+            if self.route == "forward":
+                dots = {}
+                total = torch.stack([torch.cat([rows.sum(1) for rows in tokens[key]]) for key in keys])
+                if checking:
+                    self._check_forward_books(total, gradients, V, keys)
+        ids = np.concatenate([m.ids for m in self._micro])
+        self._refuse_non_finite(total, ids)
+        values = {key: total[k] for k, key in enumerate(keys)}
+        result = StepResult(
+            step=self.step,
+            ids=ids,
+            values={key: values[key] for key in self.keys},
+            per_parameter={key: {name: d[k] for name, d in dots.items()} for k, key in enumerate(keys)},
+            tokens=tokens if self.per_token else {},
+            clip=c,
+            stateless=step.stateless_share(),
+        )
+        self._book(step, result)
+        self._write(result)
+        self.last_step = result
+
+    def _gradients_and_factor(self) -> tuple[dict[str, Tensor], float]:
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if not gradients:
+            raise RuntimeError(
+                "optimizer.step() was called with no gradient; the backward must run inside `with attr.batch(...)`"
+            )
+        norms = gradient_norms(self.parameters)
+        if not all(bool(torch.isfinite(norm)) for norm in norms.values()):
+            self._name_non_finite()
+        if self.route == "rules":
+            seen = set().union(*((m.tape or m.dots).seen for m in self._micro))
+            check_seen(norms, seen)
+        return gradients, common_factor(self._norms, norms, {name: p.dtype for name, p in self.parameters.items()})
+
+    def _collect_dots(self, V: dict[str, Tensor]) -> dict[str, Tensor]:
+        """name -> [k, n] over all micro-batches; a micro-batch that did not use a parameter contributes zeros."""
+        k = next(iter(V.values())).shape[0] if V else 0
+        per_micro = [m.tape.dots(V) if m.tape else m.dots.by_parameter for m in self._micro]
+        out: dict[str, Tensor] = {}
+        for name in V:
+            if any(name in d for d in per_micro):
+                device = V[name].device
+                out[name] = torch.cat(
+                    [
+                        d.get(name, torch.zeros(k, len(m.ids), dtype=torch.float64, device=device))
+                        for d, m in zip(per_micro, self._micro)
+                    ],
+                    1,
+                )
+        return out
+
+    def _token_values(self, V: dict[str, Tensor], c: float) -> list[Tensor]:
+        weights = {self.parameters[name]: v for name, v in V.items()}
+        rows = []
+        for micro in self._micro:
+            now = _random_state(self.parameters)
+            _set_random_state(micro.rng)  # dropout repeats what the training pass drew
+            rows.append(c * token_dots(micro.forward, weights, len(micro.ids)).double())
+            _set_random_state(now)
+        return rows
+
+    def _check_forward_books(self, total: Tensor, gradients, V, keys) -> None:
+        whole = {name: v for name, v in V.items() if name in gradients}
+        flat_V = torch.cat([v.flatten(1).double() for v in whole.values()], 1)
+        flat_g = torch.cat([gradients[name].flatten().double() for name in whole])
+        # the forward pass uses unfused attention, so its rounding is that of the coarsest dtype in use, not the order of a sum
+        check_books(
+            {"(all)": total},
+            {"(all)": flat_g.to(next(iter(gradients.values())).dtype)},
+            {"(all)": flat_V},
+            1.0,
+            keys,
+            self._lowest_dtype(),
+        )
+
+    def _book(self, step: Step, result: StepResult) -> None:
+        if not self._ledger_every:
+            return
+        measure = self.step // self.every % self._ledger_every == 0
+        nobody = None
+        if measure and step.updates is not step.plain:
+            change = step.change(Method("path"), 0.0)
+            idle = not any(bool(u.any()) for u in change.values())
+            nobody = None if idle else step.moved(Method("path"), 0.0)
+        for name, target in self.targets.items():
+            result.loss_before[name] = target.loss()
+            if measure:
+                result.drift[name] = 0.0 if nobody is None else target.loss() - target.loss(at=nobody)
+        for method in self.methods:
+            for name in self.targets:
+                parts = result.per_parameter[method.name, name]
+                drift = result.drift.get(name)
+                if drift is not None and method.credit == "impulse" and method.update == "auto" and parts:
+                    # what the samples are given of later steps is taken from the drift of those steps, here as a shift of this one's
+                    drift -= float(sum((1.0 - 1.0 / step.updates[p].impulse) * v.sum() for p, v in parts.items()))
+                total = float(result.values[method.name, name].sum())
+                self.ledger.open(Waiting(self.step, name, method.name, result.loss_before[name], drift, total))
+
+    def _close_ledger(self) -> None:
+        if self.ledger.waiting:
+            losses = {}
+            for name, target in self.targets.items():
+                if not self._open:
+                    target.forget()
+                losses[name] = target.loss()
+            self.ledger.close(losses, self.writer)
+
+    def _write(self, result: StepResult) -> None:
+        if not self.writer:
+            return
+        for name in self.targets:
+            columns = {m.name: result.values[m.name, name].cpu().numpy() for m in self.methods}
+            self.writer.terms(result.step, result.ids, name, columns)
+            for m in self.methods if self.per_token else ():
+                rows = [row for part in result.tokens[m.name, name] for row in part.cpu().numpy()]
+                self.writer.tokens(result.step, result.ids, name, m.name, rows)
+        group = self.optimizers[0].param_groups[0]
+        row = {
+            "step": result.step,
+            "lr": float(group["lr"]),
+            "clip": result.clip,
+            "loss": None,
+            "seconds": None,
+            "tokens": None,
+            "samples": len(result.ids),
+        }
+        self.writer.steps({**row, "stateless": result.stateless, **self._annotations})
+        self._annotations = {}
+
+    # -- small facts
+
+    def _snapshots(self):
+        plain = {name: PlainSGD(p, {}, self._owners[id(p)][1]) for name, p in self.parameters.items()}
+        try:
+            return {
+                name: snapshot(self._owners[id(p)][0], p, self._owners[id(p)][1]) for name, p in self.parameters.items()
+            }, plain
+        except UnknownOptimizerError:
+            if any(m.update != "sgd" for m in self.methods):
+                raise
+            return plain, plain  # the paper's formula needs lr only; drift is then not known
+
+    def _step_view(self, gradients: dict[str, Tensor] | None, c: float) -> Step:
+        updates, plain = self._snapshots()
+        n = sum(len(m.ids) for m in self._micro)
+
+        def squares(name: str) -> Tensor | None:
+            parts = [m.tape.squares(name) for m in self._micro if m.tape]
+            parts = [q for q in parts if q is not None]
+            return c * c * sum(parts) if parts else None
+
+        has_tape = all(m.tape for m in self._micro) and bool(self._micro)
+        return Step(updates, plain, self.parameters, gradients, n, squares if has_tape else None)
+
+    def _stack(self, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """[{name: V}] over k -> {name: V [k, *shape]}; a target that does not depend on a parameter has direction 0 there."""
+        names = [name for name in self.parameters if any(name in V for V in found)]
+        return {
+            name: torch.stack([V[name] if name in V else torch.zeros_like(self.parameters[name]) for V in found])
+            for name in names
+        }
+
+    def _stack_with(self, known: dict[str, Tensor], found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        ahead = [{name: V[k] for name, V in known.items()} for k in range(len(self._known))]
+        return self._stack([*ahead, *found])
+
+    def _lr(self, name: str) -> float:
+        return float(self._owners[id(self.parameters[name])][1]["lr"])
+
+    def _lr_ratio(self, name: str) -> float:
+        then, now = self._lr_then.get(name), self._lr(name)
+        if then is None or then == now:
+            return 1.0
+        if then == 0.0:
+            raise RuntimeError(
+                "the learning rate was 0 when the step began and is not at optimizer.step(); set it before the first micro-batch"
+            )
+        return now / then
+
+    def _lowest_dtype(self) -> torch.dtype:
+        """The coarsest dtype of what came back in the backward."""
+        if self.route == "forward":
+            return torch.float32
+        found = {dtype for m in self._micro for dtype in (m.tape or m.dots).dtypes}
+        return min(found, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float32)
+
+    def _name_non_finite(self) -> None:
+        records = [(m.ids, m.tape or m.dots) for m in self._micro if m.tape or m.dots]
+        self._raise_non_finite([int(i) for ids, record in records for i, bad in zip(ids, record.non_finite()) if bad])
+
+    def _refuse_non_finite(self, total: Tensor, ids: np.ndarray) -> None:
+        bad = ids[(~torch.isfinite(total).all(0)).cpu().numpy()]
+        if len(bad):
+            self._raise_non_finite(bad.tolist())
+
+    def _raise_non_finite(self, bad: list) -> None:
+        who = f"samples {', '.join(map(str, bad[:8]))}" if len(bad) else "the whole batch"
+        raise NonFiniteError(
+            f"step {self.step}: the gradient of {who} is not finite. The weights have not been changed and no value of this step was stored; zero the gradient and go "
+            "on without these samples, or look at their text, the learning rate and the loss scale."
+        )
+
+    @staticmethod
+    def _sample_ids(ids) -> np.ndarray:
+        array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+        if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"ids must be integers, one per sample [n], not {array.dtype} of shape {array.shape}")
+        return array.astype(np.int64)
+
+
+def _random_state(parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    devices = sorted({p.device.index or 0 for p in parameters.values() if p.is_cuda})
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
+
+
+def _set_random_state(state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    for device, cuda_state in enumerate(state[1:]):
+        torch.cuda.set_rng_state(cuda_state, device)

@@ -1,0 +1,114 @@
+"""The books balance: what the samples contributed adds up, parameter by parameter, to the gradient that the optimizer gets.
+
+Clipping, loss scaling and averaging multiply every g_i by one factor c. It is measured, as the ratio of the gradient's norm at the step to its norm after the
+last backward, and must be the same for every parameter. Then ``c sum_i <g_i, V> = <.grad, V>`` is checked for each of them: a use of a parameter that was
+not seen, a gradient from outside the batch, or noise added to it, is an error that names the parameter.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class BooksError(RuntimeError):
+    """The samples' parts do not add up to the gradient of a parameter."""
+
+
+class UnseenParameterError(BooksError):
+    """A parameter got a gradient, but no use of it was seen."""
+
+
+class NonFiniteError(RuntimeError):
+    """NaN or infinity in a sample's gradient."""
+
+
+#: Largest difference between both sides, relative to ``sum_i |c <g_i, V>| + |G| |V| / sqrt(numel)``. Rounding: the two sides add the same products in another
+#: order, and the sums cancel over tokens by up to two orders of magnitude, so about 100 sqrt(terms) machine epsilons; under bf16 autocast the weight
+#: gradient is rounded to bf16 (2^-9) before it is added up. An unseen use or a foreign gradient is of order one.
+BOOKS_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+
+#: Largest relative difference between the factors c of two parameters: rounding of one multiplication per element, and of the norm.
+FACTOR_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+
+
+def gradient_norms(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Euclidean norm of each `.grad` that there is, as 0-dim tensors."""
+    present = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    return dict(zip(present, torch._foreach_norm(list(present.values())))) if present else {}
+
+
+def common_factor(before: Mapping[str, Tensor], now: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> float:
+    """c, from the norms of the gradients after the last backward and at the step.
+
+    Raises:
+        BooksError: the parameters do not agree.
+    """
+    ratios = {
+        name: float(now[name]) / float(before[name]) for name in before if name in now and float(before[name]) > 0
+    }
+    if not ratios:
+        return 1.0
+    ordered = sorted(ratios.values())
+    c = ordered[len(ordered) // 2]
+    for name, ratio in ratios.items():
+        if abs(ratio - c) > FACTOR_TOLERANCE.get(dtypes[name], 1e-4) * max(abs(c), abs(ratio)):
+            raise BooksError(
+                f"parameter {name}: its gradient was multiplied by {ratio:.6g} between the backward and the optimizer's step, most others by {c:.6g}. Values need one "
+                "common factor (clipping by the global norm, loss scaling, averaging); clipping or scaling parameters one by one is not supported."
+            )
+    return c
+
+
+def check_books(
+    dots: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    directions: Mapping[str, Tensor],
+    c: float,
+    keys: list[tuple[str, str]],
+    lowest: torch.dtype,
+) -> None:
+    """``c sum_i <g_i, V_k> == <.grad, V_k>`` for every parameter and direction.
+
+    Args:
+        dots: name -> [k, n]; directions: name -> V [k, *shape]; keys: (method, target) of each k; lowest: the coarsest dtype of the backward.
+
+    Raises:
+        BooksError: names the parameter that is furthest off, and the likely causes.
+    """
+    worst, excess = None, 1.0
+    for name, V in directions.items():
+        if name not in gradients:
+            continue
+        g = gradients[name]
+        total = (V.flatten(1) * g.flatten().to(V.dtype)).sum(1, dtype=torch.float64)
+        parts = c * dots[name] if name in dots else torch.zeros(V.shape[0], 1, dtype=torch.float64, device=V.device)
+        scale = parts.abs().sum(1) + (V.flatten(1).norm(dim=1) * g.norm()).double() / math.sqrt(g.numel())
+        dtype = lowest if lowest in (torch.bfloat16, torch.float16) else g.dtype
+        off = (total - parts.sum(1)).abs() / (BOOKS_TOLERANCE[dtype] * scale).clamp(min=torch.finfo(torch.float64).tiny)
+        k = int(off.argmax())
+        if float(off[k]) > excess or not math.isfinite(float(off[k])):
+            worst, excess = (name, keys[k], float(total[k]), float(parts[k].sum())), float(off[k])
+    if worst:
+        name, (method, target), total, parts = worst
+        raise BooksError(
+            f"parameter {name}: the samples' parts add up to {parts:.6g}, but the gradient gives {total:.6g} (method {method}, target {target}). Likely causes: the "
+            "parameter got a gradient outside `with attr.batch(...)` (a regulariser, an earlier backward without zero_grad), it is used inside a compiled region or "
+            "an extension that is not seen, or .grad was changed by other than a common factor (noise, a per-parameter clip)."
+        )
+
+
+def check_seen(norms: Mapping[str, Tensor], seen: set[str]) -> None:
+    """Every parameter with a gradient was used under our eyes.
+
+    Raises:
+        UnseenParameterError
+    """
+    unseen = [name for name, norm in norms.items() if name not in seen and float(norm) != 0]
+    if unseen:
+        shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+        raise UnseenParameterError(
+            f"parameter {shown}: it has a gradient but no use of it was seen inside `with attr.batch(...)`. Forward and backward of the micro-batch must both run "
+            "inside the block, and not inside torch.compile; or leave the parameter out of the values by params='<regex that does not match it>'."
+        )

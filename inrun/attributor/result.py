@@ -1,0 +1,33 @@
+"""What one step left behind."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass
+class StepResult:
+    """The values of one optimizer step.
+
+    Attributes:
+        step: number of optimizer steps before this one.
+        ids: sample ids [n], all micro-batches in order.
+        values: (method, target) -> float64 [n], positive = lowered the target's loss.
+        per_parameter: (method, target) -> {parameter name: float64 [n]}; the parts of `values`. Empty on the universal route.
+        tokens: (method, target) -> one [n_micro, t] tensor per micro-batch, with per_token=True.
+        clip: c, the common factor between the gradients that were backpropagated and those that the optimizer got.
+        loss_before: target -> L(w) where it was evaluated.
+        drift: target -> what the optimizer does to the loss without any sample, where it was evaluated.
+        stateless: share of the elements whose second moment is still zero.
+    """
+
+    step: int
+    ids: np.ndarray
+    values: dict[tuple[str, str], Tensor]
+    per_parameter: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
+    tokens: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
+    clip: float = 1.0
+    loss_before: dict[str, float] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
+    stateless: float = 0.0

@@ -1,0 +1,109 @@
+"""One optimizer step as attribution sees it: the weights, the update rules as they stand before it, and (afterwards) the batch's gradient."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from inrun.directions.method import Method
+from inrun.updates import Update, coalition_slope
+
+#: Gauss-Legendre nodes for the mean Jacobian of rules that mix elements
+_JACOBIAN_NODES = 3
+
+
+class Step:
+    """The facts of a step.
+
+    Args:
+        updates: name -> rule of the optimizer, for every tracked parameter.
+        plain: name -> the rule ``lr * gradient``.
+        weights: name -> parameter, not yet moved.
+        gradient: name -> G, what the optimizer gets (after clipping, unscaling, averaging); parameters without a gradient are left out, as the optimizer does.
+        n: samples in the step.
+        squares: name -> ``sum_i g_i^2`` elementwise, in G's scale; asked for only where an element has no state.
+    """
+
+    def __init__(
+        self,
+        updates: Mapping[str, Update],
+        plain: Mapping[str, Update],
+        weights: Mapping[str, Tensor],
+        gradient: Mapping[str, Tensor] | None = None,
+        n: int = 0,
+        squares: Callable[[str], Tensor | None] | None = None,
+    ):
+        self.updates, self.plain, self.weights = updates, plain, weights
+        self.gradient, self.n, self._squares = gradient, n, squares
+        self._square_cache: dict[str, Tensor | None] = {}
+
+    def rules(self, method: Method) -> Mapping[str, Update]:
+        return self.plain if method.update == "sgd" else self.updates
+
+    def moved(self, method: Method, fraction: float) -> dict[str, Tensor]:
+        """Weights after the update with ``fraction * G``."""
+        rules = self.rules(method)
+        return {name: self.weights[name].detach() - rules[name](fraction * g) for name, g in self.gradient.items()}
+
+    def change(self, method: Method, fraction: float) -> dict[str, Tensor]:
+        """u(fraction * G)."""
+        rules = self.rules(method)
+        return {name: rules[name](fraction * g) for name, g in self.gradient.items()}
+
+    def pull_back(
+        self, method: Method, name: str, cotangent: Tensor, lo: float = 0.0, hi: float = 1.0, at: float | None = None
+    ) -> Tensor:
+        """``[integral over s in [lo, hi] of J(s G)]^T cotangent`` with J = du/dG: the direction in gradient space of a direction in weight space.
+
+        For an elementwise rule that integral is the secant ``(u(hi G) - u(lo G)) / G``, or its mean over coalitions where an element has no state. Otherwise it
+        is ``(hi - lo) J(at G)^T``, or a quadrature where no point is given.
+        """
+        rule, g = self.rules(method)[name], self.gradient[name]
+        if rule.elementwise:
+            return self._slope(rule, name, g, lo, hi) * cotangent
+        if at is not None:
+            return (hi - lo) * rule.vjp(at * g, cotangent)
+        points, weights = gauss(_JACOBIAN_NODES)
+        return sum(
+            (hi - lo) * weight * rule.vjp((lo + (hi - lo) * point) * g, cotangent)
+            for point, weight in zip(points, weights)
+        )
+
+    def _slope(self, rule: Update, name: str, g: Tensor, lo: float, hi: float) -> Tensor:
+        slope = rule.secant(g, lo, hi)
+        mask = rule.stateless()
+        if mask is None or self._squares is None:
+            return slope
+        mask = mask & (g != 0) if not rule.rough_everywhere else mask
+        if not bool(mask.any()):
+            return slope
+        if name not in self._square_cache:
+            self._square_cache[name] = self._squares(name)
+        q = self._square_cache[name]
+        if q is None:
+            return slope
+        where = mask.nonzero(as_tuple=True)
+        part = rule.map_tensors(lambda tensor: tensor.expand_as(g)[where] if tensor.shape != g.shape else tensor[where])
+        slope = slope.expand_as(g).clone()
+        slope[where] = coalition_slope(part, g[where], q[where].to(g.dtype), self.n, lo, hi)
+        return slope
+
+    def stateless_share(self) -> float:
+        """Share of the elements that have no second moment yet."""
+        masks = {name: rule.stateless() for name, rule in self.updates.items()}
+        total = sum(w.numel() for w in self.weights.values())
+        return sum(int(mask.sum()) for mask in masks.values() if mask is not None) / max(total, 1)
+
+
+def gauss(count: int) -> tuple[list[float], list[float]]:
+    """Gauss-Legendre nodes and weights on [0, 1]."""
+    x, w = _legendre(count)
+    return [0.5 * (v + 1.0) for v in x], [0.5 * v for v in w]
+
+
+def _legendre(count: int) -> tuple[list[float], list[float]]:
+    # eigenvalues of the Jacobi matrix (Golub and Welsch 1969)
+    k = torch.arange(1, count, dtype=torch.float64)
+    off = k / torch.sqrt(4 * k * k - 1)
+    values, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    return values.tolist(), (2 * vectors[0] ** 2).tolist()

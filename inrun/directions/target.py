@@ -1,0 +1,142 @@
+"""A validation loss as a function of the weights: its value, gradient and Hessian-vector product, here or at moved weights."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from inrun.ghost.substitute import Substitute
+
+
+class TargetError(RuntimeError):
+    """A target's closure does not give a finite scalar that depends on the parameters."""
+
+
+class Target:
+    """A named closure ``() -> scalar loss`` that reads the model.
+
+    Evaluations leave no trace: not on `.grad`, the random state, or the buffers.
+
+    Args:
+        name: as it stands in the store.
+        closure: evaluates the loss with the model as it is; whatever reduction it uses is the target.
+        parameters: name -> tracked parameter.
+        model: whose buffers are restored after each evaluation.
+    """
+
+    def __init__(self, name: str, closure: Callable[[], Tensor], parameters: Mapping[str, Tensor], model: nn.Module):
+        self.name, self.closure, self.parameters = name, closure, dict(parameters)
+        self._buffers = dict(model.named_buffers())
+        self._volatile: set[str] | None = None  # buffers that the closure writes, learnt at the first evaluation
+        self._here: dict[str, Tensor] | None = None
+        self._loss_here: float | None = None
+
+    def forget(self) -> None:
+        """The weights have moved: drop what was cached for the old ones."""
+        self._here, self._loss_here = None, None
+
+    def loss(self, at: Mapping[str, Tensor] | None = None) -> float:
+        """L(w), or the loss at the weights given by name (the others stay)."""
+        if at is None and self._loss_here is not None:
+            return self._loss_here
+        moved = {self.parameters[name]: value for name, value in (at or {}).items()}
+        with torch.no_grad():
+            loss = float(self._evaluate(moved))
+        if at is None:
+            self._loss_here = loss
+        return loss
+
+    def gradient(self, at: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """grad L by parameter name, for the parameters that the loss depends on; cached at the current weights until `forget`."""
+        if at is None and self._here is not None:
+            return self._here
+        leaves = {
+            name: (p if at is None or name not in at else at[name]).detach().requires_grad_()
+            for name, p in self.parameters.items()
+        }
+        gradients = self._differentiate(
+            leaves, lambda loss, inputs: torch.autograd.grad(loss, inputs, allow_unused=True), here=at is None
+        )
+        gradients = {name: g for name, g in zip(leaves, gradients) if g is not None}
+        if at is None:
+            self._here = gradients
+        return gradients
+
+    def gradient_and_hvp(self, direction: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """grad L(w) and ``H_L(w) d`` for a direction d by parameter name; double backward, with attention in its differentiable form."""
+        leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
+
+        def twice(loss, inputs):
+            first = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+            pairs = [
+                (g, direction[name])
+                for name, g in zip(leaves, first)
+                if g is not None and g.requires_grad and name in direction
+            ]
+            second = (
+                torch.autograd.grad([g for g, _ in pairs], inputs, [d.to(g.dtype) for g, d in pairs], allow_unused=True)
+                if pairs
+                else [None] * len(inputs)
+            )
+            return [(None if g is None else g.detach(), h) for g, h in zip(first, second)]
+
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
+            both = self._differentiate(leaves, twice, here=True)
+        gradient = {name: g for name, (g, _) in zip(leaves, both) if g is not None}
+        hvp = {
+            name: torch.zeros_like(gradient[name]) if h is None else h.detach()
+            for name, (_, h) in zip(leaves, both)
+            if name in gradient
+        }
+        return gradient, hvp
+
+    def _differentiate(self, leaves: Mapping[str, Tensor], differentiate: Callable, here: bool):
+        substitution = {self.parameters[name]: leaf for name, leaf in leaves.items()}
+        with torch.enable_grad():
+            return self._evaluate(substitution, differentiate, list(leaves.values()), here)
+
+    def _evaluate(
+        self,
+        substitution: Mapping[Tensor, Tensor],
+        differentiate: Callable | None = None,
+        inputs: list | None = None,
+        here: bool = False,
+    ):
+        """The loss, or its derivatives; checkpointed closures recompute inside, so both happen under the substitution."""
+        names = self._buffers if self._volatile is None else self._volatile
+        kept = {name: self._buffers[name].clone() for name in names}
+        versions = {name: buffer._version for name, buffer in self._buffers.items()}
+        devices = list({p.device for p in self.parameters.values() if p.is_cuda})
+        with (
+            torch.random.fork_rng(devices=devices),
+            torch.autograd.set_multithreading_enabled(False),
+            Substitute(substitution),
+        ):
+            loss = self.closure()
+            self._check(loss, needs_grad=differentiate is not None)
+            if here:
+                self._loss_here = float(loss.detach())
+            result = loss if differentiate is None else differentiate(loss, inputs)
+        written = {name for name, buffer in self._buffers.items() if buffer._version != versions[name]}
+        with torch.no_grad():
+            for name in written & kept.keys():
+                self._buffers[name].copy_(kept[name])
+        self._volatile = written if self._volatile is None else self._volatile | written
+        return result
+
+    def _check(self, loss, needs_grad: bool) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise TargetError(
+                f"target {self.name!r}: the closure returned {what}; it must return the scalar loss, as a tensor"
+            )
+        if needs_grad and not loss.requires_grad:
+            raise TargetError(
+                f"target {self.name!r}: the loss does not depend on the model's parameters. It must be computed in the closure, with gradients enabled, by "
+                "the model given to the Attributor (uncompiled: what runs inside torch.compile is not seen)"
+            )
+        if not bool(torch.isfinite(loss.detach())):
+            raise TargetError(
+                f"target {self.name!r}: the loss is {float(loss.detach())}; has the run diverged, or does the target have no label?"
+            )

@@ -1,0 +1,145 @@
+"""The forms in which a per-sample gradient is held without being written out.
+
+Axes: n train samples, t tokens, i in, o out, k directions. Every factor answers the same three questions: `dots(V)` with
+``V [k, *shape] -> [k, n]``, `dense(i)`, sample i's gradient written out, and `tensors()`, what it keeps alive. Dots are in float32, or in float64 for
+float64 inputs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import kernels
+
+
+class SampleAxisError(ValueError):
+    """The samples of the batch cannot be found along axis 0 of an operation's tensor."""
+
+
+def by_sample(x: Tensor, n: int) -> Tensor:
+    """[n * r, ...] -> [n, r, ...]: the rows of a sample stand together.
+
+    Raises:
+        SampleAxisError: axis 0 is not a multiple of the number of samples.
+    """
+    if x.dim() == 0 or x.shape[0] % n:
+        raise SampleAxisError(
+            f"a tensor of shape {tuple(x.shape)} does not have its {n} samples along axis 0; samples must be the leading axis "
+            "(batch_first=True), and the ids given to attr.batch(...) must be one per sample"
+        )
+    return x.reshape(n, x.shape[0] // n, *x.shape[1:])
+
+
+def token_rows(x: Tensor, n: int) -> Tensor:
+    """[n * r, ..., d] -> [n, t, d] with all axes between the samples and the last one folded into tokens."""
+    return by_sample(x, n).reshape(n, -1, x.shape[-1])
+
+
+def wide(x: Tensor) -> Tensor:
+    """The tensor in the dtype that dots are accumulated in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class Factor:
+    """One use's per-sample gradients with respect to one argument of shape `shape`."""
+
+    def dots(self, V: Tensor) -> Tensor:
+        """``<g_n, V_k>``: V [k, *shape] -> [k, n]."""
+        raise NotImplementedError
+
+    def dense(self, i: int) -> Tensor:
+        """Sample i's gradient, [*shape]."""
+        raise NotImplementedError
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the factor keeps alive, for memory accounting."""
+        raise NotImplementedError
+
+
+@dataclass
+class Outer(Factor):
+    """``g_n = sum_t b_nt a_nt^T``, a [n,t,i], b [n,t,o], reshaped to the argument's `shape`."""
+
+    a: Tensor
+    b: Tensor
+    shape: tuple[int, ...]
+
+    def dots(self, V: Tensor) -> Tensor:
+        return kernels.outer_dots(self.a, self.b, V.reshape(V.shape[0], self.b.shape[-1], self.a.shape[-1]))
+
+    def dense(self, i: int) -> Tensor:
+        return (wide(self.b[i]).T @ wide(self.a[i])).reshape(self.shape)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.a, self.b
+
+
+@dataclass
+class Transposed(Factor):
+    """The factor of an argument that is used as its own transpose (``x @ w``, Hugging Face's Conv1D)."""
+
+    factor: Factor
+
+    def dots(self, V: Tensor) -> Tensor:
+        return self.factor.dots(V.mT)
+
+    def dense(self, i: int) -> Tensor:
+        return self.factor.dense(i).mT
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.factor.tensors()
+
+
+@dataclass
+class Rows(Factor):
+    """``g_n[ids_nt] += b_nt``: rows of a table, ids [n,t], b [n,t,d] with the rows that take no gradient already zeroed."""
+
+    ids: Tensor
+    b: Tensor
+    shape: tuple[int, ...]
+
+    def dots(self, V: Tensor) -> Tensor:
+        return kernels.embedding_dots(self.ids, self.b, V.reshape(V.shape[0], self.shape[0], -1)).sum(-1)
+
+    def dense(self, i: int) -> Tensor:
+        b = wide(self.b[i])
+        return b.new_zeros(self.shape[0], b.shape[-1]).index_add_(0, self.ids[i], b).reshape(self.shape)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.ids, self.b
+
+
+@dataclass
+class Dense(Factor):
+    """The per-sample gradients written out, g [n, *shape]: vectors, biases, filters of few numbers."""
+
+    g: Tensor
+
+    def dots(self, V: Tensor) -> Tensor:
+        g = wide(self.g).flatten(1)
+        return V.reshape(V.shape[0], -1).to(g.dtype) @ g.T
+
+    def dense(self, i: int) -> Tensor:
+        return wide(self.g[i])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.g,)
+
+
+@dataclass
+class Aligned(Factor):
+    """The argument has the sample axis itself (a class token expanded over the batch): sample n's gradient lives in its own slice, g [n, ...]."""
+
+    g: Tensor
+
+    def dots(self, V: Tensor) -> Tensor:
+        return (wide(self.g) * V).flatten(2).sum(-1)
+
+    def dense(self, i: int) -> Tensor:
+        out = torch.zeros_like(wide(self.g))
+        out[i] = self.g[i]
+        return out
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.g,)

@@ -1,0 +1,77 @@
+"""Adam and AdamW (decoupled decay), with a closed-form secant that is exact where differences would cancel."""
+
+import torch
+from torch import Tensor
+
+from inrun.updates.base import Update, register
+
+
+@register(torch.optim.Adam)
+class Adam(Update):
+    """``torch.optim.Adam`` and ``AdamW``.
+
+    With e = wd w for L2 decay (0 for AdamW), step count t after this step, and n(g) = b1 m + (1 - b1)(g + e),
+    D(g) = sqrt((b2 v + (1 - b2)(g + e)^2) / (1 - b2^t)) + eps:  u(g) = lr / (1 - b1^t) * n(g) / D(g) + [AdamW] lr wd w.
+    """
+
+    def __init__(self, weight: Tensor, state: dict, group: dict):
+        super().__init__(weight, state, group)
+        if group.get("amsgrad"):
+            self.max_second = state["max_exp_avg_sq"].detach() if state else torch.zeros_like(self.weight)
+        self.amsgrad = bool(group.get("amsgrad"))
+        self.b1, self.b2 = (float(b) for b in group["betas"])
+        self.eps = float(group["eps"])
+        self.weight_decay = float(group["weight_decay"])
+        self.decoupled = bool(group.get("decoupled_weight_decay", False))
+        self.sign = -1.0 if group["maximize"] else 1.0
+        self.first = state["exp_avg"].detach() if state else torch.zeros_like(self.weight)
+        self.second = state["exp_avg_sq"].detach() if state else torch.zeros_like(self.weight)
+        self.t = int(state["step"]) + 1 if state else 1
+        self.bias1 = 1.0 - self.b1**self.t
+        self.bias2 = 1.0 - self.b2**self.t
+        self.impulse = 1.0 / (1.0 - self.b1)
+
+    def _l2(self) -> Tensor | float:
+        return 0.0 if self.decoupled or not self.weight_decay else self.weight_decay * self.weight
+
+    def _root(self, g: Tensor) -> Tensor:
+        """sqrt of the bias-corrected second moment after seeing g (decay already inside g)."""
+        second = self.b2 * self.second + (1.0 - self.b2) * g * g
+        if self.amsgrad:
+            second = torch.maximum(self.max_second, second)
+        return (second / self.bias2).sqrt()
+
+    def __call__(self, g: Tensor) -> Tensor:
+        g = self.sign * g + self._l2()
+        numerator = self.b1 * self.first + (1.0 - self.b1) * g
+        out = (self.lr / self.bias1) * numerator / (self._root(g) + self.eps)
+        return out + (self.lr * self.weight_decay) * self.weight if self.decoupled and self.weight_decay else out
+
+    def secant(self, g: Tensor, lo: float = 0.0, hi: float = 1.0) -> Tensor:
+        if self.amsgrad:  # the running maximum has a kink that no closed form crosses
+            return super().secant(g, lo, hi)
+        g = self.sign * g
+        extra = self._l2()
+        at_lo, at_hi = lo * g + extra, hi * g + extra
+        root_lo, root_hi = self._root(at_lo), self._root(at_hi)
+        d_lo, d_hi = root_lo + self.eps, root_hi + self.eps
+        numerator_lo = self.b1 * self.first + (1.0 - self.b1) * at_lo
+        # (D_hi - D_lo) / G = (root_hi^2 - root_lo^2) / G / (root_hi + root_lo), each factor free of cancellation
+        sum_of_roots = root_lo + root_hi
+        rise = ((1.0 - self.b2) * (hi - lo) / self.bias2) * (at_lo + at_hi)
+        rise = torch.where(sum_of_roots > 0, rise / sum_of_roots, 0.0)
+        slope = (1.0 - self.b1) * (hi - lo) - numerator_lo / d_lo * rise
+        return torch.where(g == 0, 0.0, (self.sign * self.lr / self.bias1) * slope / d_hi)
+
+    def stateless(self) -> Tensor | None:
+        mask = self.second == 0
+        return mask if bool(mask.any()) else None
+
+    def frozen_slope(self) -> Tensor:
+        """lr (1 - b1) / (1 - b1^t) / (sqrt(vhat_{t-1}) + eps); elements without state are left out (0), 1/eps is not a slope."""
+        if self.t == 1:
+            return torch.zeros_like(self.weight)
+        second = self.max_second if self.amsgrad else self.second
+        root = (second / (1.0 - self.b2 ** (self.t - 1))).sqrt()
+        slope = (self.sign * self.lr * (1.0 - self.b1) / self.bias1) / (root + self.eps)
+        return torch.where(self.second == 0, 0.0, slope)
