@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inrun import models
 from inrun.models.language_model import attend, document_mask
+from inrun.models.pythia import rotary_tables, rotate
 
 FLOAT64 = 1e-13
 FLOAT32_SOFTMAX = 2**-22
@@ -306,6 +307,19 @@ def test_under_bf16_autocast_the_loss_and_the_gradients_are_fp32(family):
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bf16_model_gives_its_loss_in_fp32(family):
+    model = small(family).bfloat16()
+    tokens, targets = tokens_and_targets()
+    assert model(tokens).dtype == torch.bfloat16
+    log_p = model(tokens).float().log_softmax(-1)
+    kept = targets != models.IGNORED_TARGET
+    expected = -log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0][kept].sum()
+    loss = model.loss(tokens, targets)
+    assert loss.dtype == torch.float32
+    assert relative_rms(loss, expected) < 1e-6  # 68 float32 terms
+
+
 def check_compiled(family, backend):
     """Compiled kernels may fuse differently, so float32 agrees to a few hundred roundings: 1e-5 of a gradient."""
     model = moved(small(family, n_layer=1))
@@ -450,6 +464,30 @@ def test_dropout_acts_in_training_only():
     twin = small("gpt2", dropout=0.0)
     twin.load_state_dict(model.state_dict())
     assert torch.equal(model(tokens), twin(tokens))
+
+
+@pytest.mark.parametrize("place", ["embeddings", "attention weights", "residual branches"])
+def test_dropout_acts_in_each_of_its_places(place):
+    model = moved(small("gpt2", n_layer=1, dropout=0.5)).eval()
+    parts = {"embeddings": model.drop, "attention weights": model.h[0].attn, "residual branches": model.h[0].drop}
+    tokens, _ = tokens_and_targets()
+    assert torch.equal(model(tokens), model(tokens))
+    parts[place].train()
+    assert not torch.equal(model(tokens), model(tokens))
+
+
+def test_rotation_is_a_product_of_complex_numbers():
+    """Number j and number j + width / 2 of a head are one complex number; token t turns it by t base^(-2 j / width)."""
+    config = models.config("pythia", "tiny", rotary_pct=0.5, rotary_base=100.0, **SHAPE)
+    width, c = 8, 16
+    x = torch.randn(2, 4, 24, c, dtype=torch.float64)
+    cos, sin = (table[:24] for table in rotary_tables(config))
+    angles = torch.arange(24.0, dtype=torch.float64)[:, None] * 100.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    turned = torch.complex(x[..., :4], x[..., 4:8]) * torch.polar(torch.ones_like(angles), angles)
+    expected = torch.cat((turned.real, turned.imag, x[..., width:]), dim=-1)
+    # The tables are float32, and angles of up to 23 are off by 23 * 2^-24.
+    assert relative_rms(rotate(x, cos, sin), expected) < 1.4e-6
+    assert rotate(x.bfloat16(), cos, sin).dtype == torch.bfloat16
 
 
 def test_the_erf_activation_can_be_chosen():
