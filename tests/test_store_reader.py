@@ -257,7 +257,7 @@ def test_sums_of_more_samples_than_memory_holds(tmp_path):
         for step in range(steps):
             ids = np.random.default_rng(step).permutation(n)
             writer.terms(step, ids, "val", {"path": (ids % 1000) * (step + 1.0)})
-    with ValueStore(tmp_path, threads=1, memory="30MB") as store:  # the hash table alone would take 50 MB
+    with ValueStore(tmp_path, threads=1, memory="60MB") as store:  # more than 100 MB without spilling
         total = store.sql("SELECT count(*) AS n, sum(value) AS total FROM values").to_pylist()
         assert total == [{"n": n, "total": 3.0 * n * 499.5}]
         assert store.bottom(2).to_pylist() == [{"sample_id": i, "value": 0.0, "uses": 2} for i in (0, 1000)]

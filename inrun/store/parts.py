@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 PARTIAL = ".partial"
 
+_ROW_GROUP = 122_880  # rows; DuckDB's own size: the unit that its threads share out and hold in memory
+
 _NAME = re.compile(r"rank(\d{4,})-(\d{9,})-(\d{9,})\.parquet")
 
 
@@ -67,9 +69,21 @@ def read_part(path: Path) -> pa.Table:
 
 
 def write_part(table: pa.Table, path: Path) -> None:
-    """Write `table` beside `path` and rename it into place when it is on disk, one row group, checksummed pages."""
+    """Write `table` beside `path` and rename it into place when it is on disk, with checksummed pages.
+
+    Words are kept as dictionaries, numbers are not: no two values are equal, and a dictionary of them makes a row of two
+    values 16 bytes long where it takes 10 (batch 16 to 512 of 320k samples, zstd).
+    """
     partial = path.with_name(path.name + PARTIAL)
-    pq.write_table(table, partial, compression="zstd", row_group_size=max(len(table), 1), write_page_checksum=True)
+    pq.write_table(
+        table,
+        partial,
+        compression="zstd",
+        use_dictionary=[field.name for field in table.schema if not _is_number(field.type)],
+        column_encoding={f.name: "DELTA_BINARY_PACKED" for f in table.schema if pa.types.is_integer(f.type)},
+        row_group_size=_ROW_GROUP,
+        write_page_checksum=True,
+    )
     publish(partial, path)
 
 
@@ -112,3 +126,7 @@ def remove_partials(store: Path) -> None:
     """Delete what killed writers left half-written."""
     for leftover in (*store.glob("*" + PARTIAL), *store.glob("*/*" + PARTIAL)):
         leftover.unlink()
+
+
+def _is_number(dtype: pa.DataType) -> bool:
+    return pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
