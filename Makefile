@@ -1,0 +1,53 @@
+# `make help` lists the targets. Every target sets itself up: virtual environment, pinned packages, data.
+PYTHON ?= python3
+VENV ?= .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+
+# options of the pretraining targets: make pretrain-gpt2 DATA=offline STEPS=3, or DRY=1, or any ARGS="optim.lr=3e-4"
+DATA ?=
+STEPS ?=
+DRY ?=
+ARGS ?=
+PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia clean
+
+help:  ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## virtual environment with the pinned packages
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13; choose another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)  ## prepare text, train a small GPT-2, show what its chunks were worth (minutes, CPU)
+	$(RUN) -m experiments.demo $(ARGS)
+
+test: $(STAMP)  ## the whole suite: no network, no GPU needed
+	$(RUN) -m pytest -n 2 $(ARGS)
+
+test-fast: $(STAMP)  ## the suite without the tests marked slow
+	$(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
+
+lint: $(STAMP)  ## style and formatting, nothing is changed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(STAMP)  ## let ruff format and repair what it can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+pretrain-gpt2: $(STAMP)  ## GPT-2 124M with the paper's settings, on the Pile (DATA=offline STEPS=3 DRY=1 ARGS=...)
+	$(RUN) -m experiments.pretrain experiment=gpt2 $(PRETRAIN_ARGS)
+
+pretrain-pythia: $(STAMP)  ## Pythia 410M with the paper's settings, on the Pile (same options)
+	$(RUN) -m experiments.pretrain experiment=pythia $(PRETRAIN_ARGS)
+
+clean:  ## remove the virtual environment (data and runs stay)
+	rm -rf $(VENV)
