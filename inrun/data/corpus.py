@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -61,7 +62,7 @@ class Corpus:
         return self._count
 
     def __getitem__(self, ids: Ids) -> torch.Tensor:
-        """Tokens of chunks: integers [n] -> torch.int64 [n, block_size + 1], in the order of the ids."""
+        """Tokens of chunks: integers [n] -> torch.int64 [n, block_size + 1], in the order of the ids (one int: n = 1)."""
         ids = self._checked(ids)
         tokens = np.empty((ids.size, self.block_size + 1), dtype=np.int64)
         shards, rows = np.divmod(ids, self._rows_per_shard)
@@ -139,14 +140,13 @@ class Corpus:
             if wanted is None:
                 continue
             wanted = {wanted} if isinstance(wanted, str) else set(wanted)
-            values = self.chunks[column].to_numpy()
-            present = set(values)
+            present = set(pc.unique(self.chunks[column]).to_pylist())
             if wanted - present:
                 raise DataError(
                     f"{self.folder}, {self.split}: no chunk has {column} {sorted(wanted - present)}; there are "
                     f"{sorted(present)}"
                 )
-            chosen &= np.isin(values, list(wanted))
+            chosen &= pc.is_in(self.chunks[column], value_set=pa.array(sorted(wanted), pa.string())).to_numpy()
         return np.flatnonzero(chosen).astype(np.int64)
 
     def text(self, chunk_id: int) -> str:

