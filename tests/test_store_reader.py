@@ -7,9 +7,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from store_example import METHODS, RUN, SAMPLES, TARGETS, ledger_row, terms, token_values, write_step
 
 from inrun.store import StoreError, ValueStore, ValueWriter
+from tests.store_example import METHODS, RUN, SAMPLES, TARGETS, ledger_row, terms, token_values, write_step
 
 STEPS, RANKS = 20, 2
 # float32 values of one size add exactly in float64, so sums over a sample's rows are compared with ==. Sums over

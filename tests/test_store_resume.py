@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from store_example import RUN, SAMPLES, content, write_step
 
 from inrun.store import StoreError, ValueStore, ValueWriter
+from tests.store_example import RUN, SAMPLES, content, write_step
 
 STEPS, CHECKPOINT_EVERY = 7, 4
 
@@ -123,7 +123,8 @@ def test_many_kills_also_of_the_resume_itself_change_nothing(tmp_path, uninterru
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_process_that_is_really_killed_loses_nothing_that_was_flushed(tmp_path, uninterrupted):
     code = (
-        "import itertools, sys, store_example\n"
+        "import itertools, sys\n"
+        "from tests import store_example\n"
         "from inrun.store import ValueWriter\n"
         "writer = ValueWriter(sys.argv[1], store_example.RUN, flush_every=1000)\n"
         "writer.samples(store_example.SAMPLES)\n"
@@ -133,7 +134,7 @@ def test_process_that_is_really_killed_loses_nothing_that_was_flushed(tmp_path, 
         "    print(step, flush=True)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "values")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
         for line in process.stdout:
             if int(line) == 5:
                 process.send_signal(signal.SIGKILL)  # somewhere in step 6 or later

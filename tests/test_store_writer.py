@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from store_example import METHODS, RUN, SAMPLES, TARGETS, ledger_row, steps_row, terms, token_values, write_step
 
 from inrun.shapley import SIGN
 from inrun.store import SCHEMA_VERSION, StoreError, ValueStore, ValueWriter
+from tests.store_example import METHODS, RUN, SAMPLES, TARGETS, ledger_row, steps_row, terms, token_values, write_step
 
 ONE = {"targets": ["val"], "methods": ["path"]}
 
