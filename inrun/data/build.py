@@ -35,7 +35,7 @@ def _documents(config: "DataConfig", cache: Path) -> Iterator[Document]:
     if config.source == "files":
         documents = sources.read_files(config.path)
     else:
-        documents = sources.read_hub(config.path, config.hub_split, config.revision)
+        documents = sources.read_hub(config.path, config.hub_split, config.revision, config.hub_files)
     if config.domains:
         documents = (d for d in documents if d.domain in config.domains or d.skip)
     return sources.within_bytes(documents, config.max_bytes_per_domain)
@@ -155,7 +155,8 @@ class Build:
             number = self.counts["noise_documents"]
             key = f"{self.config.seed} {domain} {number}"
             dice = hashlib.sha256(key.encode()).digest()
-            size = 500 + int.from_bytes(dice[:4], "big") % 3500
+            # one to four characters per token of a chunk: short enough to hit the share, long enough to fill chunks
+            size = min(4000, (self.config.block_size + 1) * (100 + int.from_bytes(dice[:4], "big") % 300) // 100)
             begin = int.from_bytes(dice[4:8], "big") % len(texts)
             text = _window(texts[begin:] + texts[:begin], size)
             noise = make_noise(kind, text, size, key)

@@ -8,7 +8,7 @@ corpus: one shard per split, one batch of documents.
 
 Each document is followed by <|endoftext|>. Its split is a hash of its id and the seed. Noise (`noise.py`) is added
 to the train split only, so that what a validation loss measures is clean: of the train chunks of every domain, the
-share `noise` is noise, to within one chunk, in equal parts of each kind.
+share `noise` is noise, to within one noise document (a few chunks), in equal parts of each kind.
 
     python -m inrun.data.prepare --config configs/data/offline.yaml block_size=128 tokenizer=gpt2-8k
 """
@@ -39,7 +39,7 @@ class DataConfig:
     """What corpus to prepare. `configs/data/*.yaml` fill these fields; an unknown key is an error.
 
     source: `offline` (package archives and generated text), `files` (path: file, folder or glob), `hub` (path: dataset
-    name, or a local folder in the hub's layout). domains: keep only these (empty: all). Limits are 0 for none:
+    name, or a local folder in the hub's layout; hub_split and hub_files choose within it). domains: keep only these (empty: all). Limits are 0 for none:
     max_bytes_per_domain in bytes of UTF-8, max_tokens in tokens over all splits. noise: share of the train chunks.
     tokenizer_from: `package` or `hub`. threads: 0 for one per core; like `name`, it has no influence on the tokens.
     """
@@ -48,6 +48,7 @@ class DataConfig:
     source: str = "offline"
     path: str = ""
     hub_split: str = "train"
+    hub_files: str = ""
     revision: str = "main"
     domains: tuple[str, ...] = ()
     tokenizer: str = "gpt2"

@@ -114,9 +114,11 @@ def fingerprint_files(path: str) -> list[dict[str, Any]]:
     return prints
 
 
-def read_hub(path: str, split: str, revision: str) -> Iterator[Document]:
+def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[Document]:
     """Documents of a hub dataset by streaming, or of a local folder in the hub's layout (train/00.jsonl.zst, ...).
 
+    `files`: which files of the dataset, a name or a pattern; the split is then "train", whatever they hold. Needed for
+    the Pile's own val.jsonl.zst: beside a folder `train/` the library finds no other split.
     Without a network it raises SourceUnreachable within seconds and names the offline way.
     """
     local = Path(path).is_dir()
@@ -124,10 +126,15 @@ def read_hub(path: str, split: str, revision: str) -> Iterator[Document]:
         require_hub(f"dataset {path}", OFFLINE_WAY)
     from datasets import load_dataset  # seconds of import: only for those who stream
 
-    # a local folder has no revisions
-    stream = load_dataset(path, split=split, streaming=True, **({} if local else {"revision": revision}))
+    options: dict[str, str] = {} if local else {"revision": revision}  # a local folder has no revisions
+    if files:
+        options["data_files"] = files
+    try:
+        stream = load_dataset(path, split=split, streaming=True, **options)
+    except (ValueError, FileNotFoundError) as error:
+        raise SourceMalformed(f"dataset {path}: {error}. Next: check the name, hub_split and hub_files") from error
     for number, row in enumerate(stream):
-        yield _document(row, f"{split}:{number}", f"{path}, {split} document {number}")
+        yield _document(row, f"{files or split}:{number}", f"{path}, {files or split} document {number}")
 
 
 def within_bytes(documents: Iterable[Document], max_bytes_per_domain: int) -> Iterator[Document]:
