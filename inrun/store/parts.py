@@ -111,11 +111,11 @@ def drop_from(store: Path, table: str, step: int, only_rank: int | None) -> None
     for part in reversed(parts(store, table)):
         if part.last < step or only_rank not in (None, part.rank):
             continue
-        rows = read_part(part.path) if part.first < step else None
-        kept = None if rows is None else rows.filter(pc.less(rows["step"], step))
-        if kept is None or len(kept) == 0:
+        if part.first >= step:
             part.path.unlink()
         else:
+            rows = read_part(part.path)
+            kept = rows.filter(pc.less(rows["step"], step))
             # First the new content under the old name, then the new name: at no moment are rows seen twice.
             write_part(kept, part.path)
             part.path.rename(part.path.with_name(Part.name(part.rank, part.first, step - 1)))
