@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from inrun.ghost.backward import grad
 from inrun.ghost.substitute import Substitute
 
 
@@ -55,9 +56,7 @@ class Target:
             name: (p if at is None or name not in at else at[name]).detach().requires_grad_()
             for name, p in self.parameters.items()
         }
-        gradients = self._differentiate(
-            leaves, lambda loss, inputs: torch.autograd.grad(loss, inputs, allow_unused=True), here=at is None
-        )
+        gradients = self._differentiate(leaves, lambda loss, inputs: grad([loss], inputs), here=at is None)
         gradients = {name: g for name, g in zip(leaves, gradients) if g is not None}
         if at is None:
             self._here = gradients
@@ -68,14 +67,14 @@ class Target:
         leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
 
         def twice(loss, inputs):
-            first = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+            first = grad([loss], inputs, create_graph=True)
             pairs = [
                 (g, direction[name])
                 for name, g in zip(leaves, first)
                 if g is not None and g.requires_grad and name in direction
             ]
             second = (
-                torch.autograd.grad([g for g, _ in pairs], inputs, [d.to(g.dtype) for g, d in pairs], allow_unused=True)
+                grad([g for g, _ in pairs], inputs, [d.to(g.dtype) for g, d in pairs])
                 if pairs
                 else [None] * len(inputs)
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from inrun.ghost.dual import dual_level
 from inrun.ghost.leaves import rebuilder, tensors_of
 from inrun.ghost.substitute import Substitute
 from inrun.rules.factors import by_sample, wide
@@ -76,11 +77,16 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
     Raises:
         ForwardRouteError: the loss is not computed by a loss function of torch.nn.functional.
     """
-    with fwad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+    with dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
         duals = {p: fwad.make_dual(p.detach(), V.to(p.dtype).expand_as(p).contiguous()) for p, V in weights.items()}
         cutter = _CutAtLoss()
         with torch.enable_grad(), Substitute(duals), cutter:
-            loss = forward()
+            try:
+                loss = forward()
+            except NotImplementedError as error:
+                raise ForwardRouteError(
+                    f"an operation of the model has no forward-mode derivative in torch: {error}"
+                ) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ForwardRouteError("forward() must return the scalar loss that the training step backpropagates")
         if not cutter.cuts or fwad.unpack_dual(loss).tangent is not None:

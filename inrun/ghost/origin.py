@@ -11,6 +11,7 @@ import torch
 import torch.autograd.forward_ad as fwad
 from torch import Tensor
 
+from inrun.ghost.dual import dual_level
 from inrun.ghost.leaves import tensors_of
 
 
@@ -68,7 +69,7 @@ class Derived(Origin):
         pushed = [origin.push(root, V) if origin and root in origin.roots else None for origin in self.origins]
         rows = []
         for k in range(V.shape[0]):
-            with fwad.dual_level():
+            with dual_level():
                 leaves = [
                     leaf
                     if tangents is None

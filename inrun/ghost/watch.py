@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from inrun.ghost.backward import BACKWARDS, backward
 from inrun.ghost.leaves import rebuilder, tensors_of
 from inrun.ghost.origin import Derived, Origin, Parameter
 from inrun.rules import Factor, find, refusal
@@ -111,6 +112,9 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func in BACKWARDS:
+            with self:
+                return backward(args, kwargs)
         leaves = tensors_of(args, kwargs)
         reason = refusal(func, args, kwargs)
         if reason:

@@ -1,0 +1,72 @@
+"""The autograd engine, entered with the current torch-function modes still active.
+
+A mode is suspended inside its own handler, and so would be during the whole of ``loss.backward()``, which arrives there like any other function; the engine then
+runs its nodes in the state that it was entered with. But activation checkpointing runs the forward again inside the backward, and those operations must be
+seen (or substituted) as they were the first time. Torch has no public entry to its engine below the dispatch to modes; this one is what its own `backward` and
+`grad` call.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
+
+BACKWARDS = {torch.Tensor.backward, torch.autograd.backward}
+
+
+def backward(args: tuple, kwargs: dict) -> None:
+    """``torch.Tensor.backward`` or ``torch.autograd.backward`` with these arguments."""
+    names = ("tensors", "grad_tensors", "retain_graph", "create_graph", "inputs")
+    given = dict(zip(names, args)) | {
+        {"gradient": "grad_tensors"}.get(name, name): value for name, value in kwargs.items()
+    }
+    outputs = _as_tuple(given["tensors"])
+    seeds = given.get("grad_tensors")
+    seeds = _seeds(outputs, (None,) * len(outputs) if seeds is None else _as_tuple(seeds))
+    create_graph = bool(given.get("create_graph"))
+    retain_graph = given.get("retain_graph")
+    inputs = given.get("inputs")
+    _engine_run_backward(
+        outputs,
+        seeds,
+        create_graph if retain_graph is None else retain_graph,
+        create_graph,
+        () if inputs is None else _as_tuple(inputs),
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
+
+
+def grad(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    seeds: Sequence[Tensor] | None = None,
+    create_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad`` with allow_unused=True."""
+    outputs = tuple(outputs)
+    return _engine_run_backward(
+        outputs,
+        _seeds(outputs, tuple(seeds or (None,) * len(outputs))),
+        create_graph,
+        create_graph,
+        tuple(inputs),
+        allow_unreachable=True,
+        accumulate_grad=False,
+    )
+
+
+def _as_tuple(value) -> tuple:
+    return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
+def _seeds(outputs: tuple[Tensor, ...], seeds: tuple) -> tuple[Tensor | None, ...]:
+    filled = []
+    for output, seed in zip(outputs, seeds, strict=True):
+        if seed is None and output.requires_grad:
+            if output.numel() != 1:
+                raise RuntimeError("grad can be implicitly created only for scalar outputs")
+            seed = torch.ones_like(output, memory_format=torch.preserve_format)
+        filled.append(seed)
+    return tuple(filled)
