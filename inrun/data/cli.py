@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (DataError, ValueError, OSError) as error:
         console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from the last finished shard", highlight=False)
+        raise SystemExit(130) from None
     console.print(_summary(Corpus.open(folder).manifest))
     sys.stdout.write(f"{folder}\n")
 
