@@ -1,0 +1,28 @@
+"""Training a language model with values: config, loop, checkpoints, log, report.
+
+`Run.start(RunConfig(...)).train()` makes one run; `Run.resume(folder).train()` goes on with it. Everything that a run leaves is in its
+folder: `run.json` (resolved config, corpus), `log.jsonl`, `checkpoints/`, `values/` (the value store).
+"""
+
+from inrun.train.attribution import AttributionConfig, TargetConfig
+from inrun.train.checkpoint import CheckpointError
+from inrun.train.config import RunConfig, TrainConfig
+from inrun.train.log import LogConfig
+from inrun.train.loop import Interrupted, NonFiniteLossError, Run, RunFolderError
+from inrun.train.optim import OptimConfig
+from inrun.train.strict import ConfigError
+
+__all__ = [
+    "AttributionConfig",
+    "CheckpointError",
+    "ConfigError",
+    "Interrupted",
+    "LogConfig",
+    "NonFiniteLossError",
+    "OptimConfig",
+    "Run",
+    "RunConfig",
+    "RunFolderError",
+    "TargetConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,145 @@
+"""Validation targets and the Attributor of a run, from its config.
+
+A target is the mean loss per token over a few validation chunks that are chosen once, by the run's seed, so that the loss is a function
+of the weights alone and the ledger telescopes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from inrun.attributor import Attributor
+from inrun.data.corpus import Corpus
+from inrun.data.sampler import Sampler
+from inrun.directions import Method
+from inrun.models import LanguageModel
+from inrun.train.batch import Batch, Precision, batch_of
+from inrun.train.strict import ConfigError
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """A validation loss: `chunks` chunks of these domains (empty: of all) of a split."""
+
+    name: str
+    domains: tuple[str, ...] = ()
+    split: str = "val"
+    chunks: int = 16
+
+
+@dataclass(frozen=True)
+class AttributionConfig:
+    """What is valued, how, towards which targets. No methods: no values, a plain training run.
+
+    methods: see `inrun.directions.Method`. target_micro_batch: chunks of a target that go through the model at once, 0 for all; what is
+    left out of memory is computed twice. The others are those of `inrun.attributor.Attributor`.
+    """
+
+    methods: tuple[Method, ...] = ()
+    targets: tuple[TargetConfig, ...] = (TargetConfig("val"),)
+    target_micro_batch: int = 0
+    route: str = "rules"
+    params: str | None = None
+    every: int = 1
+    per_token: bool = False
+    ledger: int = 1
+    check: int = 1
+    flush_every: int = 200
+
+    def __post_init__(self):
+        names = [target.name for target in self.targets]
+        if self.methods and (not names or len(set(names)) < len(names)):
+            raise ConfigError(f"attribution.targets need one or more distinct names, got {names}")
+        if self.target_micro_batch < 0 or any(target.chunks < 1 for target in self.targets):
+            raise ConfigError("attribution: target_micro_batch must be 0 or more, chunks of a target 1 or more")
+
+    @property
+    def on(self) -> bool:
+        return bool(self.methods)
+
+
+def target_ids(corpus: Corpus, config: TargetConfig, seed: int) -> np.ndarray:
+    """Ids of the target's chunks in its split, np.int64 [chunks]; ConfigError if there are not as many."""
+    ids = corpus.ids(domain=config.domains or None)
+    if len(ids) < config.chunks:
+        raise ConfigError(
+            f"target {config.name!r} wants {config.chunks} chunks, but the {config.split} split has {len(ids)} of "
+            f"{list(config.domains) or 'all domains'}; lower chunks, or prepare a larger corpus"
+        )
+    return Sampler(ids, config.chunks, seed).batch_at(0)
+
+
+def target_closure(model: LanguageModel, batch: Batch, micro_batch: int, precision: Precision) -> Callable[[], Tensor]:
+    """A closure that gives the mean loss per token (nats, 0-dim) of `batch` at the model's present weights, in evaluation mode."""
+    total = batch.count()
+    parts = batch.split(micro_batch)
+
+    def part_loss(part: Batch) -> Tensor:
+        with precision.autocast():
+            return part.losses(model).sum() / total
+
+    def loss() -> Tensor:
+        training = model.training
+        model.eval()
+        try:
+            if len(parts) == 1:
+                return part_loss(parts[0])
+            # only one part's activations live at a time: the others are computed again in the backward
+            return torch.stack([checkpoint(part_loss, part, use_reentrant=False) for part in parts]).sum()
+        finally:
+            model.train(training)
+
+    return loss
+
+
+def build_targets(
+    model: LanguageModel, folder: Path, config: AttributionConfig, seed: int, precision: Precision, separate: bool
+) -> dict[str, Callable[[], Tensor]]:
+    """Target name -> closure, for the corpus in `folder`."""
+    targets = {}
+    for target in config.targets:
+        corpus = Corpus.open(folder, target.split)
+        batch = batch_of(corpus, target_ids(corpus, target, seed), separate).to(precision.device)
+        targets[target.name] = target_closure(model, batch, config.target_micro_batch, precision)
+    return targets
+
+
+def sample_table(corpus: Corpus) -> pa.Table:
+    """What is known of the train chunks, for the store: the chunk table, its chunk_id under the name sample_id."""
+    return corpus.chunks.rename_columns({"chunk_id": "sample_id"})
+
+
+def build_attributor(
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    targets: Mapping[str, Callable[[], Tensor]],
+    config: AttributionConfig,
+    corpus: Corpus,
+    store: Path,
+    run: Mapping,
+    resume: Mapping | None,
+) -> Attributor:
+    """The Attributor of a run whose values go to `store`; `resume` is what its `state_dict` gave at the checkpoint."""
+    return Attributor(
+        model,
+        optimizer,
+        targets,
+        list(config.methods),
+        route=config.route,
+        store=store,
+        params=config.params,
+        every=config.every,
+        per_token=config.per_token,
+        ledger=config.ledger,
+        check=config.check,
+        samples=sample_table(corpus),
+        run=run,
+        resume=resume,
+        flush_every=config.flush_every,
+    )

@@ -1,0 +1,112 @@
+"""The whole configuration of a run. Each part stands beside what it builds; this one puts them together."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from inrun import models
+from inrun.data.prepare import DataConfig
+from inrun.train.attribution import AttributionConfig
+from inrun.train.log import LogConfig
+from inrun.train.optim import OptimConfig
+from inrun.train.strict import ConfigError, build
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, on what, and how often something else happens.
+
+    steps: optimizer steps of the whole run. batch_size: chunks of one step. micro_batch: chunks that go through the model at once, 0 for
+    all of the batch; it bounds memory and changes the result by rounding only. device: auto (CUDA where there is one), cpu, cuda.
+    precision: auto (bf16 on a GPU that has it), fp32, bf16 (autocast; weights stay fp32). compile: torch.compile the model, without values
+    only. separate_documents: attention and loss do not cross the borders between packed documents. eval_every: steps between
+    evaluations on eval_chunks chunks of each domain of the val split; 0: at the end only. checkpoint_every: steps between checkpoints, of
+    which the last `keep` are kept; 0: at the end only. verify: size or hash of every corpus file, before the first step.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    micro_batch: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+    separate_documents: bool = False
+    eval_every: int = 200
+    eval_chunks: int = 16
+    checkpoint_every: int = 500
+    keep: int = 2
+    verify: str = "size"
+
+    def __post_init__(self):
+        demands = [
+            (
+                min(self.steps, self.batch_size, self.eval_chunks, self.keep) >= 1,
+                "steps, batch_size, eval_chunks, keep: 1 or more",
+            ),
+            (
+                min(self.micro_batch, self.eval_every, self.checkpoint_every) >= 0,
+                "a number of steps or chunks is negative",
+            ),
+            (self.precision in PRECISIONS, f"precision={self.precision!r}: choose one of {', '.join(PRECISIONS)}"),
+            (self.device in ("auto", "cpu", "cuda"), f"device={self.device!r}: choose auto, cpu or cuda"),
+            (self.verify in ("size", "hash"), f"verify={self.verify!r}: choose size or hash"),
+        ]
+        for holds, message in demands:
+            if not holds:
+                raise ConfigError(f"train: {message}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run: everything that its result depends on.
+
+    name: its folder under `runs`. data_root: where corpora and the cache of archives lie. model: name, preset, and fields of the model's
+    config that replace the preset's.
+    """
+
+    name: str
+    model: dict[str, Any]
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    runs: str = "runs"
+    data_root: str = "data"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ConfigError(f"name={self.name!r} must be the name of a folder under {self.runs}/")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed} must not be negative")
+        if self.model_config().block_size < self.data.block_size:
+            raise ConfigError(
+                f"data.block_size={self.data.block_size} is more than model.block_size={self.model_config().block_size}; make them equal"
+            )
+        if self.train.compile and self.attribution.on:
+            raise ConfigError(
+                "train.compile=true with attribution on: what runs inside torch.compile is not seen, so no sample could be valued. "
+                "Choose train.compile=false, or attribution=off"
+            )
+
+    def model_config(self) -> models.Config:
+        """The model's own config; ConfigError names what is unknown."""
+        if missing := [key for key in ("name", "preset") if key not in self.model]:
+            raise ConfigError(f"model: {', '.join(missing)} must be given, for example name=gpt2 preset=tiny")
+        try:
+            return models.config(**self.model)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model: {error}") from error
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Strict: an unknown key, at whatever depth, is a ConfigError that names the known ones."""
+        return build(cls, values, "config")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values; `from_mapping` gives an equal config back."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,145 @@
+"""What a run says while it goes on: JSONL always, a progress display, wandb if wanted.
+
+`log.jsonl` has one object per line. `iter` counts the optimizer steps done. Keys are nanoGPT's, and ours for values:
+
+    train/loss  lr  grad_norm                   of the last step; grad_norm before clipping
+    tokens_per_second  mfu                      since the last line; mfu only where the device's peak is known (`PEAK_FLOPS`)
+    val/loss  val/loss/<domain>                 nats per token on the evaluation chunks (lines of evaluations)
+    value/sum/<target>                          sum of the last step's values, by the first method
+    value/pos_frac/<target>                     share of its samples with a positive value
+    value/entropy/<target>                      entropy of |value| over the samples / log n: 1 = evenly spread, 0 = all in one sample
+    value/residual/<target>                     residual of the last step whose books are complete: drop - drift - sum of values
+
+`chunks.jsonl`, if wanted, has for every step (counted from 0) the ids of its chunks and their mean token losses before the step.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from inrun.train.strict import ConfigError
+
+#: dense bf16 peak, operations per second, by a part of the device's name as torch gives it (NVIDIA's data sheets)
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+WANDB_MODES = ("off", "offline", "online")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """every: steps between lines. wandb: off, offline (written beside the run, uploaded by `wandb sync`), online. project: its name there.
+    chunk_losses: also write the loss of every chunk at the step it was trained on, to chunks.jsonl.
+    """
+
+    every: int = 10
+    wandb: str = "off"
+    project: str = "inrun"
+    chunk_losses: bool = False
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ConfigError(f"log.every={self.every} must be 1 or more")
+        if self.wandb not in WANDB_MODES:
+            raise ConfigError(f"log.wandb={self.wandb!r}: choose one of {', '.join(WANDB_MODES)}")
+
+
+class Sink(Protocol):
+    """Where rows go. `write` must not wait for a network."""
+
+    def write(self, row: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """Appends rows to a file; on resume, rows whose `key` is past `last` are dropped first, so that the file tells one run."""
+
+    def __init__(self, path: Path, key: str, last: int | None = None):
+        if last is not None and path.exists():
+            kept = [line for line in _whole_lines(path) if json.loads(line)[key] <= last]
+            beside = path.with_suffix(".partial")
+            beside.write_text("".join(kept), encoding="utf-8")
+            beside.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make durable what was written."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Terminal:
+    """A live bar on a terminal, a line for each row otherwise."""
+
+    def __init__(self, steps: int, done: int, console: Console):
+        self._console = console
+        self._bar = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[row]}"),
+                TimeElapsedColumn(), TimeRemainingColumn(), console=console,
+            )  # fmt: skip
+            self._task = self._bar.add_task("training", total=steps, completed=done, row="")
+            self._bar.start()
+        self._steps = steps
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        shown = "  ".join(f"{key} {_short(row[key])}" for key in _SHOWN if key in row)
+        if self._bar:
+            self._bar.update(self._task, completed=row["iter"], row=shown)
+        else:
+            self._console.print(f"step {row['iter']}/{self._steps}  {shown}", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+class Wandb:
+    """Weights & Biases. Offline unless asked; online, a server that does not answer is given up after some seconds."""
+
+    def __init__(self, config: LogConfig, folder: Path, name: str, about: Mapping[str, Any]):
+        import wandb
+
+        self._run = wandb.init(
+            project=config.project,
+            name=name,
+            dir=folder,
+            mode=config.wandb,
+            config=dict(about),
+            settings=wandb.Settings(init_timeout=20, silent=True, console="off"),
+        )
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._run.log(dict(row), step=row["iter"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; a last line that a kill cut off is left out."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+_SHOWN = ("train/loss", "val/loss", "lr", "tokens_per_second")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _whole_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,413 @@
+"""One run: from a config to trained weights, values and a log, interrupted and resumed as often as need be.
+
+A seeded run on a CPU is reproducible bit for bit, with values or without them; killed at any moment and resumed, it leaves the same
+weights and the same value tables as one that was never killed. What makes it so: batches follow from (seed, step) alone, a
+checkpoint holds optimizer and random states, and the store drops what came after the checkpoint.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from inrun import models
+from inrun.attributor import Attributor
+from inrun.data.corpus import Corpus
+from inrun.data.prepare import prepare
+from inrun.data.progress import shown
+from inrun.data.sampler import Sampler
+from inrun.evaluate import chunk_batches, evaluate
+from inrun.store import ValueStore
+from inrun.train import checkpoint
+from inrun.train.attribution import build_attributor, build_targets
+from inrun.train.batch import Precision, batch_of, slices
+from inrun.train.config import RunConfig
+from inrun.train.log import PEAK_FLOPS, JsonLines, Sink, Terminal, Wandb
+from inrun.train.optim import build_optimizer, clip_gradients, lr_at
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+RUN_FILE = "run.json"
+
+
+class RunFolderError(RuntimeError):
+    """The run's folder is taken, is no run, or its corpus is not the one that the run began with."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient is NaN or infinite; the weights were not touched."""
+
+
+class Interrupted(RuntimeError):
+    """SIGINT or SIGTERM came; a checkpoint has been written.
+
+    Attributes:
+        signum: the signal's number.
+    """
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+class Run:
+    """A training run in its folder. Make one with `start` or `resume`, then call `train` once.
+
+    Attributes:
+        folder: where everything of the run is. config: its RunConfig. step: optimizer steps done. model, optimizer, corpus (train split).
+        attributor: None without values.
+    """
+
+    @classmethod
+    def start(cls, config: RunConfig, console: Console | None = None) -> "Run":
+        """A new run: its corpus is prepared if need be, its folder must not exist.
+
+        Raises RunFolderError, ConfigError, PrecisionError, inrun.data.errors.DataError.
+        """
+        folder = Path(config.runs) / config.name
+        if folder.exists():
+            raise RunFolderError(
+                f"{folder} exists already. Next: go on with it by resume={folder}, choose another name=..., or delete the folder"
+            )
+        run = cls(folder, config, console or Console(stderr=True), about=None)
+        return run
+
+    @classmethod
+    def resume(cls, folder: str | Path, console: Console | None = None) -> "Run":
+        """Go on with the run in `folder`, by its own resolved config, from its last checkpoint (or from the start, if it has none).
+
+        Raises RunFolderError, CheckpointError, StoreError.
+        """
+        folder = Path(folder)
+        path = folder / RUN_FILE
+        if not path.is_file():
+            runs = sorted(str(found.parent) for found in folder.parent.glob(f"*/{RUN_FILE}"))
+            known = f"; runs beside it: {', '.join(runs[:8])}" if runs else ""
+            raise RunFolderError(f"{folder} is no run: it has no {RUN_FILE}. Next: give the folder of a run{known}")
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            config = RunConfig.from_mapping(about["config"])
+        except (KeyError, ValueError) as error:
+            raise RunFolderError(
+                f"{path} is damaged or of another version ({error}). Next: restore it, or start anew"
+            ) from error
+        return cls(folder, config, console or Console(stderr=True), about)
+
+    def __init__(self, folder: Path, config: RunConfig, console: Console, about: dict[str, Any] | None):
+        self.folder, self.config, self.console = folder, config, console
+        self.precision = Precision.choose(config.train.device, config.train.precision)
+        with shown(console) as report:
+            corpus_folder = prepare(config.data, config.data_root, report)
+        self.corpus = Corpus.open(corpus_folder, "train", verify=config.train.verify)
+        model_config = config.model_config()
+        self.corpus.check(n_vocab=model_config.vocab_size)
+        if about is not None and about["corpus_digest"] != self.corpus.digest:
+            raise RunFolderError(
+                f"{folder} began with another corpus (digest {about['corpus_digest'][:12]}, now {self.corpus.digest[:12]} in "
+                f"{corpus_folder}). Next: restore that corpus, or start a new run with another name"
+            )
+        self._evaluation = self._evaluation_set(corpus_folder)
+
+        torch.manual_seed(config.seed)
+        self.model = models.build_from(model_config).to(self.precision.device)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.sampler = Sampler(len(self.corpus), config.train.batch_size, config.seed)
+        self.step = 0
+        state = self._load_checkpoint() if about is not None else None
+        targets = {}
+        if config.attribution.on:
+            targets = build_targets(
+                self.model,
+                corpus_folder,
+                config.attribution,
+                config.seed,
+                self.precision,
+                config.train.separate_documents,
+            )
+        about = about or self._describe()
+        self.attributor: Attributor | None = None
+        if targets:
+            store = folder / "values"
+            # a run killed before its first checkpoint has a store, perhaps, but nothing to go on from but its start
+            resume = state["attribution"] if state else ({"step": 0} if (store / "run.json").exists() else None)
+            described = {key: about[key] for key in ("config", "corpus_digest", "git_revision")}
+            self.attributor = build_attributor(
+                self.model, self.optimizer, targets, config.attribution, self.corpus, store, described, resume
+            )
+        if config.train.compile:
+            self.model.compile(fullgraph=True)
+        self._open_logs()
+
+    def train(self) -> ValueStore | None:
+        """Train to the end. Returns the store of values, opened for reading, or None without attribution.
+
+        Raises Interrupted (a checkpoint was written), NonFiniteLossError, and the errors of `Attributor`. Whatever is raised, what was stored
+        before stays, and `Run.resume(folder)` goes on from the last checkpoint.
+        """
+        train = self.config.train
+        try:
+            with self.attributor or nullcontext(), _stop_signal() as stop:
+                if self.step == 0:
+                    self._evaluate()
+                self._clock = (time.monotonic(), self.step)
+                while self.step < train.steps:
+                    row = self._one_step()
+                    last = self.step == train.steps
+                    if self.step % self.config.log.every == 0 or last:
+                        self._log({"iter": self.step, **row, **self._speed(), **self._value_row()})
+                    if last or (train.eval_every and self.step % train.eval_every == 0):
+                        self._evaluate()
+                    stopped = stop.signum is not None and not last
+                    if last or stopped or (train.checkpoint_every and self.step % train.checkpoint_every == 0):
+                        self.checkpoint()
+                    if stopped:
+                        raise Interrupted(
+                            stop.signum,
+                            f"stopped by {signal.Signals(stop.signum).name} after step {self.step} of {train.steps}; a checkpoint was written. "
+                            f"Next: resume={self.folder} goes on from here",
+                        )
+            return self.attributor.close() if self.attributor else None
+        finally:
+            for sink in self._sinks:
+                sink.close()
+
+    def checkpoint(self) -> Path:
+        """Write a checkpoint of the present state, values up to it made durable first. Returns its folder."""
+        extra = {"attribution": self.attributor.state_dict() if self.attributor else None}
+        for sink in self._sinks:
+            if isinstance(sink, JsonLines):
+                sink.sync()
+        return checkpoint.save(
+            self.folder / "checkpoints", self.step, self.model, self.optimizer, extra, self.config.train.keep
+        )
+
+    # -- one step
+
+    def _one_step(self) -> dict[str, float]:
+        """Forward, backward, update; the weights move only if loss and gradient are finite."""
+        train, step = self.config.train, self.step
+        lr = lr_at(step, train.steps, self.config.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        ids = self.sampler.batch_at(step)
+        batch = batch_of(self.corpus, ids, train.separate_documents)
+        total = batch.count()
+        parts = [self._backward(ids[rows], batch[rows], total) for rows in slices(len(ids), train.micro_batch)]
+        losses = torch.cat(parts)
+        norm = clip_gradients(self.model, self.config.optim.clip)
+        numbers = torch.cat([losses, norm.to(losses.dtype)[None]]).tolist()  # the one wait for the device
+        self._refuse_non_finite(ids, numbers[:-1], numbers[-1])
+        loss = math.fsum(numbers[:-1]) / total
+        if self.attributor:
+            self.attributor.annotate(loss=loss, tokens=total)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self._chunk_losses:
+            counts = (batch.targets != models.IGNORED_TARGET).sum(1).tolist()
+            means = [value / max(count, 1) for value, count in zip(numbers, counts)]
+            self._chunk_losses.write({"step": step, "ids": ids.tolist(), "losses": means})
+        self.step += 1
+        self._tokens += total
+        return {"train/loss": loss, "lr": lr, "grad_norm": numbers[-1]}
+
+    def _backward(self, ids: np.ndarray, part, total: int) -> Tensor:
+        """Add the micro-batch's share of the step's gradient; returns the sum of token losses of each sample [n], detached."""
+        part = part.to(self.precision.device)
+        with_values = self.config.attribution
+
+        def forward() -> Tensor:
+            with self.precision.autocast():
+                return part.losses(self.model)
+
+        if self.attributor:
+            again = (
+                (lambda: forward().sum() / total) if with_values.per_token or with_values.route == "forward" else None
+            )
+            context = self.attributor.batch(ids, forward=again)
+        else:
+            context = nullcontext()
+        with context:
+            losses = forward()
+            (losses.sum() / total).backward()
+        return losses.detach()
+
+    def _refuse_non_finite(self, ids: np.ndarray, losses: list[float], norm: float) -> None:
+        bad = [int(i) for i, loss in zip(ids, losses) if not math.isfinite(loss)]
+        if not bad and math.isfinite(norm):
+            return
+        what = (
+            f"the loss of chunk {', '.join(map(str, bad[:8]))} is not finite"
+            if bad
+            else f"the losses are finite, but the gradient's norm is {norm} (chunks {', '.join(map(str, ids[:8]))}, ...)"
+        )
+        raise NonFiniteLossError(
+            f"step {self.step}: {what}. The weights were not touched, and what was stored before stays. Next: look at the chunk "
+            f"(Corpus.text), lower optim.lr or raise optim.warmup, and go on from the last checkpoint with a new run or resume={self.folder}"
+        )
+
+    # -- what is told
+
+    def _evaluate(self) -> None:
+        corpus, ids = self._evaluation
+        size = self.config.train.micro_batch or self.config.train.batch_size
+        batches = chunk_batches(corpus, ids, size)
+        losses = evaluate(self.model, batches, autocast=self.precision.dtype)
+        by_domain = {f"val/loss/{domain}": loss for domain, loss in losses.by_domain.items()}
+        self._log({"iter": self.step, "val/loss": losses.mean, **by_domain})
+
+    def _evaluation_set(self, corpus_folder: Path) -> tuple[Corpus, np.ndarray]:
+        """Chunks of the val split, the same ones at every evaluation."""
+        corpus = Corpus.open(corpus_folder, "val")
+        chosen = []
+        for domain in corpus.domains:
+            ids = corpus.ids(domain=domain)
+            count = min(len(ids), self.config.train.eval_chunks)
+            chosen.append(Sampler(ids, count, self.config.seed).batch_at(0))
+        if not chosen:
+            raise RunFolderError(
+                f"the val split of {corpus_folder} is empty. Next: raise data.val_share, or give more text"
+            )
+        return corpus, np.sort(np.concatenate(chosen))
+
+    def _speed(self) -> dict[str, float]:
+        now = time.monotonic()
+        (then, step), tokens = self._clock, self._tokens
+        self._clock, self._tokens = (now, self.step), 0
+        if self.step == step:
+            return {}
+        rate = tokens / max(now - then, 1e-9)
+        speed = {"seconds_per_step": (now - then) / (self.step - step), "tokens_per_second": rate}
+        if self.precision.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.precision.device)
+            for part, peak in PEAK_FLOPS.items():
+                if part in name:
+                    flops = models.flops_per_token(self.config.model_config(), self.config.data.block_size)
+                    speed["mfu"] = rate * flops / peak
+        return speed
+
+    def _value_row(self) -> dict[str, float]:
+        if not self.attributor or self.attributor.last_step is None or self.attributor.last_step.step != self.step - 1:
+            return {}
+        row: dict[str, float] = {}
+        method = self.attributor.methods[0].name
+        for target, values in self.attributor.last.items():
+            values = values.cpu()
+            row[f"value/sum/{target}"] = float(values.sum())
+            row[f"value/pos_frac/{target}"] = float((values > 0).double().mean())
+            row[f"value/entropy/{target}"] = _spread(values)
+            booked = self.attributor.ledger.last.get((method, target))
+            if booked is not None and booked["residual"] is not None:
+                row[f"value/residual/{target}"] = booked["residual"]
+        return row
+
+    def _log(self, row: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            if sink is not self._chunk_losses:
+                sink.write(row)
+
+    # -- construction
+
+    def _describe(self) -> dict[str, Any]:
+        """Make the folder and write run.json, which makes it a run."""
+        about = {
+            "format": FORMAT,
+            "config": self.config.to_mapping(),
+            "corpus": str(self.corpus.folder),
+            "corpus_digest": self.corpus.digest,
+            "parameters": self.model.num_parameters(),
+            "precision": {"device": self.precision.device.type, "autocast": str(self.precision.dtype or "none")},
+            "git_revision": git_revision(),
+        }
+        self.folder.mkdir(parents=True)
+        partial = self.folder / (RUN_FILE + ".partial")
+        partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.folder / RUN_FILE)
+        return json.loads(json.dumps(about))
+
+    def _load_checkpoint(self) -> dict[str, Any] | None:
+        found = checkpoint.checkpoints(self.folder / "checkpoints")
+        if not found:
+            return None
+        state = checkpoint.load(found[-1], self.model, self.optimizer)
+        self.step = state["step"]
+        log.info("going on from %s", found[-1])
+        return state
+
+    def _open_logs(self) -> None:
+        config, self._tokens, self._clock = self.config, 0, (time.monotonic(), self.step)
+        last = self.step if self.step else -1
+        lines = JsonLines(self.folder / "log.jsonl", "iter", last)
+        self._sinks: list[Sink] = [lines, Terminal(config.train.steps, self.step, self.console)]
+        self._chunk_losses = None
+        if config.log.chunk_losses:
+            self._chunk_losses = JsonLines(self.folder / "chunks.jsonl", "step", self.step - 1)
+            self._sinks.append(self._chunk_losses)
+        if config.log.wandb != "off":
+            self._sinks.append(Wandb(config.log, self.folder, config.name, config.to_mapping()))
+
+
+@dataclasses.dataclass
+class _Stop:
+    signum: int | None = None
+
+
+@contextmanager
+def _stop_signal() -> Iterator[_Stop]:
+    """SIGINT and SIGTERM set a mark that the loop looks at between steps; a second one acts at once. In the main thread only."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number, frame):
+        stop.signum = number
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _spread(values: Tensor) -> float:
+    """Entropy of |values| / sum |values| over log n; 0 where that is not defined (one sample, or all zero)."""
+    sizes = values.abs().double()
+    if len(sizes) < 2 or float(sizes.sum()) == 0:
+        return 0.0
+    shares = sizes / sizes.sum()
+    return float(torch.special.entr(shares).sum() / math.log(len(shares)))
+
+
+def git_revision() -> str | None:
+    """Commit of the working tree that this package is in, None if it is in none."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,93 @@
+"""Optimizer, learning-rate schedule and clipping of a run.
+
+To add an optimizer: a function `(groups, OptimConfig) -> torch.optim.Optimizer` under `@optimizer("name")`, and its update rule in
+`inrun.updates`, without which its steps cannot be valued.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inrun.models import decay_groups
+from inrun.train.strict import ConfigError
+from inrun.updates import Lion
+
+_OPTIMIZERS: dict[str, Callable] = {}
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """name: adamw, sgd, lion. lr rises over `warmup` steps, falls to min_lr along a cosine until `decay_steps` (0: the end of the run) and
+    stays there. betas: of adamw and lion. momentum: of sgd. weight_decay: of matrices and tables, not of vectors; decoupled from the
+    gradient in adamw and lion. clip: largest global norm of the gradient, 0 for none.
+    """
+
+    name: str = "adamw"
+    lr: float = 6e-4
+    min_lr: float = 6e-5
+    warmup: int = 100
+    decay_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = 0.0
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in _OPTIMIZERS:
+            raise ConfigError(f"optim.name={self.name!r}: choose one of {', '.join(sorted(_OPTIMIZERS))}")
+        if not 0 <= self.min_lr <= self.lr or self.lr == 0:
+            raise ConfigError(f"optim: lr={self.lr} and min_lr={self.min_lr} must satisfy 0 <= min_lr <= lr, 0 < lr")
+        if min(self.warmup, self.decay_steps, self.weight_decay, self.clip, self.momentum) < 0:
+            raise ConfigError("optim: warmup, decay_steps, momentum, weight_decay and clip must not be negative")
+
+
+def optimizer(name: str) -> Callable:
+    """Decorator: this function makes the optimizer called `name` in a config."""
+
+    def add(function: Callable) -> Callable:
+        _OPTIMIZERS[name] = function
+        return function
+
+    return add
+
+
+@optimizer("adamw")
+def _adamw(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+@optimizer("sgd")
+def _sgd(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+@optimizer("lion")
+def _lion(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
+    return Lion(groups, lr=config.lr, betas=config.betas)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    return _OPTIMIZERS[config.name](decay_groups(model, config.weight_decay), config)
+
+
+def lr_at(step: int, steps: int, config: OptimConfig) -> float:
+    """Learning rate of step `step` (counted from 0) of a run of `steps`; never 0, so that the first step moves the weights too."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    end = config.decay_steps or steps
+    if step >= end:
+        return config.min_lr
+    along = (step - config.warmup) / max(end - config.warmup, 1)
+    return config.min_lr + 0.5 * (1.0 + math.cos(math.pi * along)) * (config.lr - config.min_lr)
+
+
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+    """Scale all gradients by one factor so that their global norm is at most `largest` (0: leave them). Returns the norm before, 0-dim."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if largest > 0:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return norm
