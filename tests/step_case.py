@@ -28,6 +28,10 @@ class StepCase:
     def game(self) -> StepGame:
         return StepGame(self.model, self.optimizer, self.sample_losses, self.target, clip=self.clip)
 
+    def loss(self, model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(self.target(model))
+
     def copies(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         model = copy.deepcopy(self.model)
         own = dict(zip(self.model.parameters(), model.parameters()))

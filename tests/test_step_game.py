@@ -29,12 +29,12 @@ def test_everybody_is_the_real_step_and_drop_is_drift_plus_their_utility(optimiz
     case = regression_case(OPTIMIZERS[optimizer], warm_steps=3)
     game = case.game()
     model, real = case.copies()
-    before = float(case.target(model))
+    before = case.loss(model)
     case.step(model, real)
     after = game.weights_after(np.ones(game.n, dtype=bool))
     for name, p in model.named_parameters():
         torch.testing.assert_close(after[name], p.detach(), rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
-    drop = before - float(case.target(model))
+    drop = before - case.loss(model)
     assert game.drop == pytest.approx(drop, abs=SUM_TOLERANCE)
     assert game.drift + game.utility(np.ones(game.n, dtype=bool)) == pytest.approx(drop, abs=SUM_TOLERANCE)
     assert game.utility(np.zeros(game.n, dtype=bool)) == 0.0
@@ -56,7 +56,7 @@ def test_a_coalition_is_the_step_of_a_training_loop_with_the_others_left_out_and
     for p in nobody.parameters():
         p.grad = torch.zeros_like(p)
     optimizer_of_nobody.step()
-    expected = float(case.target(nobody)) - float(case.target(model))
+    expected = case.loss(nobody) - case.loss(model)
     assert game.utility(np.array([True, False, False, True])) == pytest.approx(expected, abs=SUM_TOLERANCE)
 
 
