@@ -81,19 +81,19 @@ def target_closure(model: LanguageModel, batch: Batch, micro_batch: int, precisi
     parts = batch.split(micro_batch)
 
     def part_loss(part: Batch) -> Tensor:
-        with precision.autocast():
-            return part.losses(model).sum() / total
-
-    def loss() -> Tensor:
-        training = model.training
+        training = model.training  # asked here: a part is computed again in the backward, after `loss` has returned
         model.eval()
         try:
-            if len(parts) == 1:
-                return part_loss(parts[0])
-            # only one part's activations live at a time: the others are computed again in the backward
-            return torch.stack([checkpoint(part_loss, part, use_reentrant=False) for part in parts]).sum()
+            with precision.autocast():
+                return part.losses(model).sum() / total
         finally:
             model.train(training)
+
+    def loss() -> Tensor:
+        if len(parts) == 1:
+            return part_loss(parts[0])
+        # only one part's activations live at a time: the others are computed again in the backward
+        return torch.stack([checkpoint(part_loss, part, use_reentrant=False) for part in parts]).sum()
 
     return loss
 
