@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-FUSED_FRACTION = 0.8
-"""Rate of a Triton product as a fraction of the vendor library's: an assumption, the largest in the GPU predictions."""
+FUSED_FRACTION = {2: 0.8, 4: 0.5}
+"""Rate of a Triton product as a fraction of the vendor library's, by bytes of the dtype: an assumption, and the one that
+the GPU predictions depend on most. float32 products without tf32 use no tensor cores in either."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _contract(w: Work) -> Phase:
 
 def _fused_contract(w: Work) -> Phase:
     bytes_moved = w.k * (_operands(w) + 4 * w.weight)
-    return Phase(w.k * w.product, bytes_moved, calls=w.k, dtype=w.dtype, fraction=FUSED_FRACTION)
+    return Phase(w.k * w.product, bytes_moved, calls=w.k, dtype=w.dtype, fraction=FUSED_FRACTION[w.dtype.itemsize])
 
 
 def _hot(w: Work, passes: int) -> Phase:
@@ -124,7 +125,10 @@ def _materialise(w: Work) -> list[Phase]:
 def _fused(w: Work) -> list[Phase]:
     # Every sample end reads k tiles of V and reduces; both are charged as traffic that does not overlap the product.
     sample_ends = Phase(bytes=0.25 * w.n * w.k * 4 * w.weight, calls=0)
-    return [Phase(w.product, _operands(w) + 4 * w.weight, dtype=w.dtype, fraction=FUSED_FRACTION), sample_ends]
+    return [
+        Phase(w.product, _operands(w) + 4 * w.weight, dtype=w.dtype, fraction=FUSED_FRACTION[w.dtype.itemsize]),
+        sample_ends,
+    ]
 
 
 ROUTES = {

@@ -18,9 +18,10 @@ from kernels.backend import accumulation_dtype, backend_for
 from kernels.linear import autocast
 from kernels.wgrad_dots import packed_wgrad_dots
 
-# One chunk's logits. 667 tokens of GPT-2's vocabulary in float32: products run at full speed, and every chunk streams w,
-# V and the total once, so that a smaller buffer would pay more for them.
+# One chunk's logits. Every chunk streams w, V and the total once, so that fewer tokens pay more for them; 128 MB are 667
+# tokens of GPT-2's vocabulary in float32, where a CPU's products run at full speed. The GPU's size is a guess.
 LOGITS_BYTES = 128 * 1024 * 1024
+GPU_LOGITS_BYTES = 512 * 1024 * 1024
 # Rows of logits whose softmax is taken at a time on a CPU: 8 rows of 50257 float32 are 1.6 MB and stay in L2.
 SOFTMAX_BYTES = 1536 * 1024
 
@@ -105,9 +106,14 @@ def _tokens(x: Tensor, targets: Tensor, weights: Tensor | None, ignore_index: in
     return counted, torch.where(counted, targets, 0), factors
 
 
-def _chunks(n: int, t: int, row_bytes: int) -> list[list[tuple[int, int]]]:
-    """Spans of packed tokens by chunk: several whole samples to a chunk, or a long sample in pieces."""
-    limit = max(1, LOGITS_BYTES // row_bytes)
+def _chunk_tokens(x: Tensor, w: Tensor) -> int:
+    """Tokens whose logits fit the buffer."""
+    budget = GPU_LOGITS_BYTES if x.is_cuda else LOGITS_BYTES
+    return max(1, budget // (w.shape[0] * x.itemsize))
+
+
+def _chunks(n: int, t: int, limit: int) -> list[list[tuple[int, int]]]:
+    """Spans of packed tokens by chunk: several whole samples to a chunk, or a long sample in pieces; `limit` tokens at most."""
     if t <= limit:
         group = limit // t
         return [[(s * t, s * t + t) for s in range(g, min(g + group, n))] for g in range(0, n, group)]
@@ -134,8 +140,12 @@ def _head(
     dx = torch.empty_like(flat)
     wgrad = torch.zeros(w.shape, dtype=wide, device=x.device)
     dots = torch.zeros(V.shape[0], n, dtype=wide, device=x.device)
-    chunks = _chunks(n, t, w.shape[0] * x.itemsize)
-    logits = torch.empty(max(c[-1][1] - c[0][0] for c in chunks), w.shape[0], dtype=x.dtype, device=x.device)
+    chunks = _chunks(n, t, _chunk_tokens(x, w))
+    # Kernels read rows 16 bytes at a time, if rows start on such a boundary: 50257 columns are kept in rows of 50304.
+    width = -(-w.shape[0] // 64) * 64 if backend == "triton" else w.shape[0]
+    logits = torch.empty(max(c[-1][1] - c[0][0] for c in chunks), width, dtype=x.dtype, device=x.device)
+    logits[:, w.shape[0] :] = 0
+    logits = logits[:, : w.shape[0]]
     for spans in chunks:
         first, last = spans[0][0], spans[-1][1]
         chunk = slice(first, last)
@@ -198,7 +208,7 @@ def _loss(x: Tensor, w: Tensor, targets: Tensor, weights: Tensor | None, ignore_
     counted, labels, factors = _tokens(x, targets, weights, ignore_index)
     flat, compute = shapes.pack(x), w.to(x.dtype)
     losses = torch.empty(flat.shape[0], dtype=factors.dtype, device=x.device)
-    step = max(1, LOGITS_BYTES // (w.shape[0] * losses.itemsize))
+    step = _chunk_tokens(x, w)
     for start in range(0, flat.shape[0], step):
         chunk = slice(start, start + step)
         z = torch.mm(flat[chunk], compute.t()).to(losses.dtype)

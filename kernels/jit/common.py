@@ -64,6 +64,17 @@ def splits_for(tiles: int, units: int, device: torch.device) -> int:
     return min(range(1, units + 1), key=lambda parts: (-(-tiles * parts // width) * -(-units // parts), parts))
 
 
+def aligned(x: Tensor) -> Tensor:
+    """x [p,d] with rows that start on multiples of 16 elements; a padded copy where they do not.
+
+    Copies into shared memory need it: a kernel that loads two bytes at a time neither pipelines nor keeps its registers.
+    """
+    if x.stride(0) % 16 == 0 and x.stride(1) == 1 and x.data_ptr() % 16 == 0:
+        return x
+    padded = x.new_zeros(x.shape[0], -(-x.shape[1] // 16) * 16)[:, : x.shape[1]]
+    return padded.copy_(x)
+
+
 def readable(x: Tensor) -> int:
     """Columns of x [p,d] that a kernel may read: d, or d rounded up to 16 where that stays in the row's own stride.
 

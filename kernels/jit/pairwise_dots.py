@@ -44,7 +44,7 @@ def kernel(
 def plan(a: Tensor, b: Tensor, av: Tensor, bv: Tensor) -> tuple[Launch, Tensor]:
     """The launch for operands of one dtype, and the partial dots [blocks,n,m] it will fill."""
     (n, t, i), o, (m, s, _) = a.shape, b.shape[2], av.shape
-    BT, BS, BD, warps, stages = (64, 32, 32, 4, 2) if a.dtype == torch.float32 else (64, 64, 64, 4, 3)
+    BT, BS, BD, warps, stages = (32, 32, 32, 4, 2) if a.dtype == torch.float32 else (64, 64, 64, 4, 3)
     blocks = triton.cdiv(t, BT)
     parts = torch.empty(blocks, n, m, dtype=torch.float32, device=a.device)
     arguments = {

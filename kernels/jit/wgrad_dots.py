@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.jit.common import Launch, architecture, operand, precision, readable, splits_for
+from kernels.jit.common import Launch, aligned, architecture, operand, precision, readable, splits_for
 
 
 @triton.jit
@@ -66,15 +66,11 @@ def _tile_of(program, rows, columns, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _store_total(total, wgrad, split, row, column, o, i, ADD: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
-    r, c = row + tl.arange(0, BO), column + tl.arange(0, BI)
+def _store_total(total, tile, o, i, stride, ADD: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
+    """Write the tile at `tile`, of o rows and i columns that are left, added to what is there where ADD."""
+    r, c = tl.arange(0, BO), tl.arange(0, BI)
+    at = tile + r[:, None] * stride + c[None, :]
     inside = (r[:, None] < o) & (c[None, :] < i)
-    at = (
-        wgrad
-        + tl.cast(split, tl.int64) * o * i
-        + tl.cast(row, tl.int64) * i
-        + (tl.arange(0, BO)[:, None] * i + c[None, :])
-    )
     if ADD:
         total += tl.load(at, mask=inside, other=0.0)
     tl.store(at, total, mask=inside)
@@ -119,7 +115,8 @@ def flat_kernel(
                     tl.store(part + k * samples, dot)
             total += acc
             acc = tl.zeros((BO, BI), tl.float32)
-    _store_total(total, wgrad, split, row, column, o, i, ADD, BO, BI)
+    w_tile = wgrad + (tl.cast(split, tl.int64) * o + row) * i + column
+    _store_total(total, w_tile, o - row, i - column, i, ADD, BO, BI)
 
 
 @triton.jit
@@ -148,7 +145,8 @@ def nested_kernel(
             dot = _tile_dot(acc, v_tile + tl.cast(k, tl.int64) * o * i, o - row, i - column, i, BO, BI, SLICES)
             tl.store(part + k * samples, dot)
         total += acc
-    _store_total(total, wgrad, split, row, column, o, i, ADD, BO, BI)
+    w_tile = wgrad + (tl.cast(split, tl.int64) * o + row) * i + column
+    _store_total(total, w_tile, o - row, i - column, i, ADD, BO, BI)
 
 
 class Config(NamedTuple):
@@ -168,16 +166,18 @@ def config_for(arch: int, dtype: torch.dtype, o: int, i: int, directions: int, r
 
     Rows of V whose length is no multiple of 16 cost address registers, hence the smaller tiles there.
     """
-    aligned = i % 16 == 0
+    even_rows = i % 16 == 0
     if dtype == torch.float32:
-        return Config(64, 32, 32, 1, 4, 2) if aligned else Config(64, 64, 32, 2, 8, 2)
-    if not aligned:
+        if not even_rows:
+            return Config(64, 64, 32, 2, 8, 2)
+        return Config(32, 32, 32, 1, 4, 2) if ragged else Config(64, 32, 16, 1, 4, 3)
+    if not even_rows:
         return Config(64, 64, 64, 1, 8, 3)
     if ragged:
         return Config(128, 64, 32, 2, 8, 4)
     if directions == 1:
         even = o % 128 == 0 and i % 128 == 0
-        return Config(128, 128 if arch >= 90 and even else 64, 64, 1, 8, 3, resident=True)
+        return Config(128 if arch >= 90 and even else 64, 128, 64, 1, 8, 3, resident=True)
     return Config(128, 128, 32, 4, 8, 4) if arch >= 90 else Config(128, 128, 32, 8, 8, 3)
 
 
@@ -188,7 +188,6 @@ def plan(
     spans: list[tuple[int, int]],
     wgrad: Tensor,
     parts_of: int,
-    arch: int,
     config: Config,
     add: bool,
 ) -> tuple[Launch, Tensor]:
@@ -229,16 +228,16 @@ def launch(
 ) -> tuple[Tensor, Tensor]:
     """Weight gradient [o,i] (added to `wgrad` where given) and dots [k, spans]; spans must be adjacent."""
     o, i = b.shape[1], a.shape[1]
-    arch, V = architecture(a.device), V.contiguous()
+    a, b, V = aligned(a), aligned(b), V.contiguous()
     ragged = len({last - first for first, last in spans}) != 1
-    config = config_for(arch, a.dtype, o, i, V.shape[0], ragged)
+    config = config_for(architecture(a.device), a.dtype, o, i, V.shape[0], ragged)
     tiles = triton.cdiv(o, config.BO) * triton.cdiv(i, config.BI)
     if splits is None:
         splits = splits_for(tiles, len(spans), a.device)
     splits = triton.cdiv(len(spans), triton.cdiv(len(spans), splits))
     direct = splits == 1
     target = wgrad if direct and wgrad is not None else a.new_empty((splits, o, i), dtype=torch.float32)
-    step, parts = plan(a, b, V, spans, target, splits, arch, config, add=direct and wgrad is not None)
+    step, parts = plan(a, b, V, spans, target, splits, config, add=direct and wgrad is not None)
     step.run()
     dots = parts.sum(0, dtype=torch.float64).float()
     if direct:
