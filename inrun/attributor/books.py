@@ -90,9 +90,10 @@ def check_books(
         if name not in gradients:
             continue
         g = gradients[name]
-        total = (V.flatten(1) * g.flatten().to(V.dtype)).sum(1, dtype=torch.float64)
+        V = V.reshape(len(keys), -1)
+        total = (V * g.flatten().to(V.dtype)).sum(1, dtype=torch.float64)
         parts = c * dots[name] if name in dots else torch.zeros(V.shape[0], 1, dtype=torch.float64, device=V.device)
-        scale = parts.abs().sum(1) + (V.flatten(1).norm(dim=1) * g.norm()).double() / math.sqrt(g.numel())
+        scale = parts.abs().sum(1) + (V.norm(dim=1) * g.norm()).double() / math.sqrt(g.numel())
         dtype = min(lowest, g.dtype, key=lambda dtype: torch.finfo(dtype).bits)
         entries.append((name, total, parts.sum(1), BOOKS_TOLERANCE[dtype] * scale, torch.finfo(dtype).eps * scale))
     # a gradient that vanishes mathematically (a key's bias) is pure rounding of summands as large as other parameters'

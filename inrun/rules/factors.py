@@ -76,16 +76,17 @@ class Outer(Factor):
 
 
 @dataclass
-class Transposed(Factor):
-    """The factor of an argument that is used as its own transpose (``x @ w``, Hugging Face's Conv1D)."""
+class Scaled(Factor):
+    """Another factor times one number (the loss's own gradient, known only after the factor was formed)."""
 
     factor: Factor
+    scale: Tensor
 
     def dots(self, V: Tensor) -> Tensor:
-        return self.factor.dots(V.mT)
+        return self.scale * self.factor.dots(V)
 
     def dense(self, i: int) -> Tensor:
-        return self.factor.dense(i).mT
+        return self.scale * self.factor.dense(i)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.factor.tensors()
@@ -117,7 +118,7 @@ class Dense(Factor):
     g: Tensor
 
     def dots(self, V: Tensor) -> Tensor:
-        g = wide(self.g).flatten(1)
+        g = wide(self.g).reshape(self.g.shape[0], -1)
         return V.reshape(V.shape[0], -1).to(g.dtype) @ g.T
 
     def dense(self, i: int) -> Tensor:
@@ -134,7 +135,7 @@ class Aligned(Factor):
     g: Tensor
 
     def dots(self, V: Tensor) -> Tensor:
-        return (wide(self.g) * V).flatten(2).sum(-1)
+        return (wide(self.g) * V).reshape(V.shape[0], self.g.shape[0], -1).sum(-1)
 
     def dense(self, i: int) -> Tensor:
         out = torch.zeros_like(wide(self.g))
