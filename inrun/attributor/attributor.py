@@ -368,9 +368,7 @@ class Attributor:
             dots = self._collect_dots(V)
             if checking:
                 check_books(dots, gradients, V, c, keys, self._lowest_dtype())
-            # lr may have changed between the direction and the step; every update is proportional to it
-            known = torch.tensor([key in {(m.name, t) for m, t in self._known} for key in keys])
-            ratio = {name: torch.where(known, self._lr_ratio(name), 1.0).double()[:, None] for name in dots}
+            ratio = {name: self._lr_ratios(name, keys)[:, None] for name in dots}
             dots = {name: c * ratio[name].to(d.device) * d for name, d in dots.items()}
             total = (
                 sum(dots.values())
@@ -378,12 +376,13 @@ class Attributor:
                 else torch.zeros(len(keys), sum(len(m.ids) for m in self._micro), dtype=torch.float64)
             )
         if self.route == "forward" or self.per_token:
-            tokens = {key: self._token_values({name: v[k] for name, v in V.items()}, c) for k, key in enumerate(keys)}
+            now = {name: self._at_present_lr(name, v, keys) for name, v in V.items()}
+            tokens = {key: self._token_values({name: v[k] for name, v in now.items()}, c) for k, key in enumerate(keys)}
             if self.route == "forward":
                 dots = {}
                 total = torch.stack([torch.cat([rows.sum(1) for rows in tokens[key]]) for key in keys])
                 if checking:
-                    self._check_forward_books(total, gradients, V, keys)
+                    self._check_forward_books(total, gradients, now, keys)
         ids = np.concatenate([m.ids for m in self._micro])
         self._refuse_non_finite(total, ids)
         values = {key: total[k] for k, key in enumerate(keys)}
@@ -443,7 +442,7 @@ class Attributor:
 
     def _check_forward_books(self, total: Tensor, gradients, V, keys) -> None:
         whole = {name: v for name, v in V.items() if name in gradients}
-        flat_V = torch.cat([v.flatten(1).double() for v in whole.values()], 1)
+        flat_V = torch.cat([v.reshape(len(keys), -1).double() for v in whole.values()], 1)
         flat_g = torch.cat([gradients[name].flatten().double() for name in whole])
         # the forward pass uses unfused attention, so its rounding is that of the coarsest dtype in use, not the order of a sum
         check_books(
@@ -548,6 +547,16 @@ class Attributor:
 
     def _lr(self, name: str) -> float:
         return float(self._owners[id(self.parameters[name])][1]["lr"])
+
+    def _lr_ratios(self, name: str, keys: list[Key]) -> Tensor:
+        """[k] float64. The learning rate may have changed between the direction and the step; every update is proportional to it."""
+        known = torch.tensor([key in {(m.name, t) for m, t in self._known} for key in keys])
+        return torch.where(known, torch.tensor(self._lr_ratio(name), dtype=torch.float64), 1.0)
+
+    def _at_present_lr(self, name: str, V: Tensor, keys: list[Key]) -> Tensor:
+        if self._lr_ratio(name) == 1.0:
+            return V
+        return V * self._lr_ratios(name, keys).to(V).view(-1, *(1,) * (V.dim() - 1))
 
     def _lr_ratio(self, name: str) -> float:
         then, now = self._lr_then.get(name), self._lr(name)
