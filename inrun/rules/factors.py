@@ -76,17 +76,16 @@ class Outer(Factor):
 
 
 @dataclass
-class Scaled(Factor):
-    """Another factor times one number (the loss's own gradient, known only after the factor was formed)."""
+class Transposed(Factor):
+    """The factor of an argument that is used as its own transpose (``x @ w``, Hugging Face's Conv1D)."""
 
     factor: Factor
-    scale: Tensor
 
     def dots(self, V: Tensor) -> Tensor:
-        return self.scale * self.factor.dots(V)
+        return self.factor.dots(V.mT)
 
     def dense(self, i: int) -> Tensor:
-        return self.scale * self.factor.dense(i)
+        return self.factor.dense(i).mT
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.factor.tensors()
