@@ -180,6 +180,7 @@ class Attributor:
             raise RuntimeError("no step has been valued yet")
         return {target: self.last_step.values[self.methods[0].name, target] for target in self.targets}
 
+    @torch.no_grad()
     def interactions(self, target: str | None = None) -> Tensor:
         """Pairwise Shapley interaction index of the samples of the current step, for the quadratic utility: ``-eta^2 g_i^T H_L g_j`` [n, n].
 
