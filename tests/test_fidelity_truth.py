@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.attributor import Attributor
 from inrun.directions import Method
@@ -66,6 +67,26 @@ def test_pairwise_interactions_are_the_shapley_interaction_index_of_a_quadratic_
     pairs = ~np.eye(game.n, dtype=bool)
     np.testing.assert_allclose(found[pairs], expected[pairs], **EXACT)
     np.testing.assert_allclose(found, found.T, **EXACT)
+
+
+def test_interactions_of_a_language_model_are_its_hessian_between_per_sample_gradients():
+    lr = 0.05
+    case = gpt2_case(lambda groups: torch.optim.SGD(groups, lr=lr), warm_steps=2, n=4)
+    model, optimizer = case.copies()
+    with Attributor(model, optimizer, {"val": lambda: case.target(model)}, "second_order") as attributor:
+        with attributor.batch(np.arange(4)):
+            case.sample_losses(model).sum().backward()
+        found = attributor.interactions().numpy()
+        optimizer.step()
+    model, _ = case.copies()
+    weights = list(model.parameters())
+    with sdpa_kernel(SDPBackend.MATH):
+        rows = [torch.autograd.grad(loss, weights, retain_graph=True) for loss in case.sample_losses(model)]
+        first = torch.autograd.grad(case.target(model), weights, create_graph=True)
+        hvps = [torch.autograd.grad(first, weights, row, retain_graph=True) for row in rows]
+    dot = lambda a, b: float(sum((x * y).sum() for x, y in zip(a, b)))  # noqa: E731
+    expected = np.array([[-(lr**2) * dot(row, hvp) for row in rows] for hvp in hvps])
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
 
 
 # -- how fast the error vanishes
