@@ -1,6 +1,6 @@
 """Compile every shipped kernel configuration for sm_80 and sm_90, without a GPU, and check what came out.
 
-    python -m kernels.aot            prints one row per kernel and architecture; exit status 1 if one breaks a limit
+    python -m kernels.aot [TEXT]     only cases whose name contains TEXT; prints one row per kernel and architecture; exit status 1 if one breaks a limit
 
 Each case is planned by the same code that launches it, on tensors of the meta device, so that what is checked is what
 runs. Checked: no spill instruction (STL, LDL), registers and shared memory within the architecture's limits, tensor-core
@@ -185,7 +185,7 @@ def _disassemble(cubin: bytes, triton_root: Path) -> tuple[str, str]:
 
 
 def main() -> int:
-    """Compile and print every case; 1 if any has a fault."""
+    """Compile and print every case, or those whose name contains the argument; 1 if any has a fault."""
     if interpreted():
         print("kernels.aot compiles, the interpreter does not: run it without TRITON_INTERPRET", file=sys.stderr)
         return 2
@@ -193,8 +193,13 @@ def main() -> int:
 
     print(f"Triton {triton.__version__}; compiled without a GPU, nothing here is a time")
     print(f"{'case':44} {'arch':>5} {'warps':>5} {'regs':>4} {'spills':>6} {'shared':>7} {'tensor':>6}  result")
+    wanted = " ".join(sys.argv[1:])
+    chosen = [case for case in cases() if wanted in case[0]]
+    if not chosen:
+        print(f"no case's name contains {wanted!r}", file=sys.stderr)
+        return 2
     faulty = 0
-    for name, plan, tensor_cores in cases():
+    for name, plan, tensor_cores in chosen:
         for arch in SHARED_LIMIT:
             row = compile_case(name, plan, tensor_cores, arch)
             faulty += bool(row.faults)
