@@ -82,10 +82,9 @@ class Step:
         q = self._square_cache[name]
         if q is None:
             return slope
-        where = mask.nonzero(as_tuple=True)
-        part = rule.map_tensors(lambda tensor: tensor.expand_as(g)[where] if tensor.shape != g.shape else tensor[where])
+        part = rule.map_tensors(lambda tensor: tensor.expand_as(g)[mask])
         slope = slope.expand_as(g).clone()
-        slope[where] = coalition_slope(part, g[where], q[where].to(g.dtype), self.n, lo, hi)
+        slope[mask] = coalition_slope(part, g[mask], q[mask].to(g.dtype), self.n, lo, hi)
         return slope
 
     def stateless_share(self) -> float:
