@@ -7,6 +7,12 @@ Needs torch only; triton, where it is installed, is imported at the first call t
 from kernels import cost
 from kernels.backend import use
 from kernels.contract_dots import contract_dots
+from kernels.cross_entropy import (
+    cross_entropy_sum,
+    cross_entropy_sum_composite,
+    cross_entropy_sum_dots,
+    cross_entropy_sum_per_sample,
+)
 from kernels.embedding_dots import embedding, embedding_dots
 from kernels.ghost_hvp import ghost_hvp
 from kernels.linear import linear
@@ -22,6 +28,10 @@ __all__ = [
     "NormDots",
     "contract_dots",
     "cost",
+    "cross_entropy_sum",
+    "cross_entropy_sum_composite",
+    "cross_entropy_sum_dots",
+    "cross_entropy_sum_per_sample",
     "embedding",
     "embedding_dots",
     "ghost_hvp",

@@ -12,6 +12,7 @@ the optimizer moves the weights. The trained weights are the same bits with and 
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,12 @@ class Attributor:
         params: regular expression; only parameters whose name it finds are valued.
         every: value every k-th step only.
         per_token: also value every predicted token; needs ``batch(ids, forward=...)``.
+        fused: linear layers and the language-model head take dots in their own backward: faster; the weight gradient is
+            summed sample by sample, so that the trained weights differ from unattributed training by rounding. False
+            leaves them the same bits.
+        memory_budget: bytes of per-sample weight gradients that methods whose direction is known after the backward
+            (second_order, path) may keep with fused=True; None: a quarter of the memory that is free. Past it they keep
+            layer inputs and output gradients and pay one more product.
         ledger: evaluate drift on every k-th valued step (0: no ledger at all). Costs a forward pass of each target.
         check: check the books on every k-th valued step (0: never).
         samples: table about the samples (`sample_id`, domain, ...) that is copied into the store.
@@ -90,6 +97,8 @@ class Attributor:
         params: str | None = None,
         every: int = 1,
         per_token: bool = False,
+        fused: bool = False,
+        memory_budget: int | None = None,
         ledger: int = 1,
         check: int = 1,
         samples: pa.Table | None = None,
@@ -103,6 +112,7 @@ class Attributor:
         self._check_arguments(targets, route, every)
         self.model, self.route, self.every, self.per_token = model, route, every, per_token
         self._ledger_every, self._check_every = ledger, check
+        self.fused, self._memory_budget = fused, memory_budget
         self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         self._owners = self._find_owners()
         self.parameters = self._track(model, params)
@@ -151,13 +161,13 @@ class Attributor:
         dots = tape = None
         if self.route == "rules":
             if self._later:
-                tape = Tape(len(ids))
+                tape = Tape(len(ids), self.fused, self._memory)
             else:
-                dots = Dots(self._directions, len(ids))
+                dots = Dots(self._directions, len(ids), self.fused)
         rng = _random_state(self.parameters) if forward is not None else []
         try:
             if self.route == "rules":
-                watch = Watch(self.parameters, self._constants, len(ids), (tape or dots).sink)
+                watch = Watch(self.parameters, self._constants, tape or dots)
                 # backward in the caller's thread, where the context is active: recomputed forwards (checkpointing) are then seen as well
                 with torch.autograd.set_multithreading_enabled(False), watch:
                     yield
@@ -306,6 +316,7 @@ class Attributor:
         self._norms: dict[str, Tensor] = {}
         self._directions: dict[str, Tensor] = {}
         self._lr_then: dict[str, float] = {}
+        self._memory = [0]
 
     def _drop_unused(self) -> None:
         """A gradient that was zeroed without a step (a loss scaler found an overflow, a batch was skipped) takes its micro-batches with it."""
@@ -321,6 +332,10 @@ class Attributor:
         """First micro-batch of a step: the weights are those of the step, and the directions that can be known are made."""
         self._open = True
         self._scored = self.step % self.every == 0
+        if self.fused and self._later:
+            device = next(iter(self.parameters.values())).device
+            budget = _free_memory(device) // 4 if self._memory_budget is None else self._memory_budget
+            self._memory = [budget]
         for target in self.targets.values():
             target.forget()
         if not self._scored:
@@ -598,6 +613,16 @@ class Attributor:
         if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"ids must be integers, one per sample [n], not {array.dtype} of shape {array.shape}")
         return array.astype(np.int64)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not every system tells
+        return 2 << 30
 
 
 def _random_state(parameters: Mapping[str, Tensor]) -> list[Tensor]:

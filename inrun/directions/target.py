@@ -1,12 +1,14 @@
 """A validation loss as a function of the weights: its value, gradient and Hessian-vector product, here or at moved weights."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.ghost.backward import grad
+from inrun.ghost.expand import Expand
 from inrun.ghost.substitute import Substitute
 
 
@@ -80,8 +82,9 @@ class Target:
             )
             return [(None if g is None else g.detach(), h) for g, h in zip(first, second)]
 
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
-            both = self._differentiate(leaves, twice, here=True)
+        # fused attention and fused heads cannot be differentiated twice
+        with sdpa_kernel(SDPBackend.MATH):
+            both = self._differentiate(leaves, twice, here=True, expand=True)
         gradient = {name: g for name, (g, _) in zip(leaves, both) if g is not None}
         hvp = {
             name: torch.zeros_like(gradient[name]) if h is None else h.detach()
@@ -90,10 +93,10 @@ class Target:
         }
         return gradient, hvp
 
-    def _differentiate(self, leaves: Mapping[str, Tensor], differentiate: Callable, here: bool):
+    def _differentiate(self, leaves: Mapping[str, Tensor], differentiate: Callable, here: bool, expand: bool = False):
         substitution = {self.parameters[name]: leaf for name, leaf in leaves.items()}
         with torch.enable_grad():
-            return self._evaluate(substitution, differentiate, list(leaves.values()), here)
+            return self._evaluate(substitution, differentiate, list(leaves.values()), here, expand)
 
     def _evaluate(
         self,
@@ -101,6 +104,7 @@ class Target:
         differentiate: Callable | None = None,
         inputs: list | None = None,
         here: bool = False,
+        expand: bool = False,
     ):
         """The loss, or its derivatives; checkpointed closures recompute inside, so both happen under the substitution."""
         names = self._buffers if self._volatile is None else self._volatile
@@ -111,6 +115,7 @@ class Target:
             torch.random.fork_rng(devices=devices),
             torch.autograd.set_multithreading_enabled(False),
             Substitute(substitution),
+            Expand() if expand else nullcontext(),
         ):
             loss = self.closure()
             self._check(loss, needs_grad=differentiate is not None)

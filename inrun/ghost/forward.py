@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from inrun.ghost.dual import dual_level
+from inrun.ghost.expand import Expand
 from inrun.ghost.leaves import rebuilder, tensors_of
 from inrun.ghost.substitute import Substitute
 from inrun.rules.factors import by_sample, wide
@@ -80,7 +81,7 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
     with dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
         duals = {p: fwad.make_dual(p.detach(), V.to(p.dtype).expand_as(p).contiguous()) for p, V in weights.items()}
         cutter = _CutAtLoss()
-        with torch.enable_grad(), Substitute(duals), cutter:
+        with torch.enable_grad(), Substitute(duals), cutter, Expand():
             try:
                 loss = forward()
             except NotImplementedError as error:

@@ -5,12 +5,44 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+import kernels
+from inrun.ghost.fused import HeadFactor
 from inrun.ghost.origin import Origin
-from inrun.rules import Factor
-from inrun.rules.factors import wide
+from inrun.rules import Dense, Factor, Outer
+from inrun.rules.factors import Scaled, wide
+from kernels.cross_entropy import CROSS_ENTROPY_SUM
 
 
-class Dots:
+class Recorder:
+    """Gets every use's factor in the backward. `fused`: operations may hand their whole weight gradient over (inrun.ghost.fused)."""
+
+    def __init__(self, n: int, fused: bool):
+        self.n, self.fused = n, fused
+        self.seen: set[str] = set()
+        self.dtypes: set[torch.dtype] = set()
+
+    def sink(self, operation: str, origin: Origin, factor: Factor) -> None:
+        """One use: where the argument came from, and its per-sample gradients."""
+        self.seen.update(origin.roots)
+        self.dtypes.update(tensor.dtype for tensor in factor.tensors() if tensor.is_floating_point())
+        self.take(origin, factor)
+
+    def take(self, origin: Origin, factor: Factor) -> None:
+        raise NotImplementedError
+
+    def outer(self, origin: Origin, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        """A linear layer's use, a [n,t,i], b [n,t,o]; returns the weight gradient if it came out on the way."""
+        raise NotImplementedError
+
+    def head(self, origin: Origin, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
+        """(loss, dx, wgrad, part) of the head; `part` comes back to `head_part` with the loss's gradient."""
+        raise NotImplementedError
+
+    def head_part(self, origin: Origin, part, gradient: Tensor) -> None:
+        raise NotImplementedError
+
+
+class Dots(Recorder):
     """Accumulates ``<g_i, V_k>`` per parameter while the backward runs; nothing of the batch is kept.
 
     Args:
@@ -18,18 +50,44 @@ class Dots:
         n: samples of the micro-batch.
     """
 
-    def __init__(self, directions: Mapping[str, Tensor], n: int):
-        self.directions, self.n = directions, n
+    def __init__(self, directions: Mapping[str, Tensor], n: int, fused: bool = False):
+        super().__init__(n, fused)
+        self.directions = directions
         self.by_parameter: dict[str, Tensor] = {}
-        self.seen: set[str] = set()
-        self.dtypes: set[torch.dtype] = set()
 
-    def sink(self, operation: str, origin: Origin, factor: Factor) -> None:
-        self.seen.update(origin.roots)
-        self.dtypes.update(_float_dtypes(factor))
+    def take(self, origin: Origin, factor: Factor) -> None:
         for root in origin.roots:
             if root in self.directions:
                 add_dots(self.by_parameter, root, factor.dots(wide(origin.push(root, self.directions[root]))))
+
+    def outer(self, origin: Origin, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        (root,) = origin.roots
+        self.seen.add(root)
+        self.dtypes.add(b.dtype)
+        if root not in self.directions:
+            return None
+        wgrad, dots = kernels.wgrad_dots(a, b, self.directions[root])
+        add_dots(self.by_parameter, root, dots)
+        return wgrad
+
+    def head(self, origin: Origin, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
+        (root,) = origin.roots
+        if root not in self.directions or not self.fused:
+            return *CROSS_ENTROPY_SUM(x, w, targets, ignore_index), (x, w, targets, ignore_index)
+        ones = torch.ones_like(targets, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        losses, dx, wgrad, dots = kernels.linear_cross_entropy_dots(
+            x, w, targets, self.directions[root], weights=ones, ignore_index=ignore_index
+        )
+        return losses.sum(), dx, wgrad.to(w.dtype), dots
+
+    def head_part(self, origin: Origin, part, gradient: Tensor) -> None:
+        if isinstance(part, Tensor):
+            (root,) = origin.roots
+            self.seen.add(root)
+            self.dtypes.add(part.dtype)
+            add_dots(self.by_parameter, root, gradient * part)
+        else:
+            self.sink("head", origin, HeadFactor(*part, gradient))
 
     def non_finite(self) -> list[bool]:
         """Which samples have NaN or infinity in a dot product."""
@@ -39,19 +97,49 @@ class Dots:
         return bad.tolist()
 
 
-class Tape:
-    """Keeps the factors of a micro-batch (layer inputs and output gradients) until the directions are known."""
+class Tape(Recorder):
+    """Keeps the factors of a micro-batch until the directions are known.
 
-    def __init__(self, n: int):
-        self.n = n
+    With `fused`, a linear layer's per-sample weight gradients are kept as long as `memory` lasts: they are by-products of its weight gradient, and dots with any direction are then one
+    streaming pass. Otherwise layer inputs and output gradients are kept, and dots cost one more product.
+
+    Args:
+        memory: budget in bytes, shared by the tapes of a step: a list with one number, reduced as it is used.
+    """
+
+    def __init__(self, n: int, fused: bool = False, memory: list[int] | None = None):
+        super().__init__(n, fused)
+        self.memory = memory if memory is not None else [0]
         self.entries: list[tuple[Origin, Factor]] = []
-        self.seen: set[str] = set()
-        self.dtypes: set[torch.dtype] = set()
 
-    def sink(self, operation: str, origin: Origin, factor: Factor) -> None:
-        self.seen.update(origin.roots)
-        self.dtypes.update(_float_dtypes(factor))
+    def take(self, origin: Origin, factor: Factor) -> None:
         self.entries.append((origin, factor))
+
+    def _afford(self, numel: int, dtype: torch.dtype) -> bool:
+        size = self.n * numel * dtype.itemsize
+        if not self.fused or size > self.memory[0]:
+            return False
+        self.memory[0] -= size
+        return True
+
+    def outer(self, origin: Origin, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        if not self._afford(a.shape[-1] * b.shape[-1], b.dtype):
+            self.sink("linear", origin, Outer(a, b, shape))
+            return None
+        g = torch.bmm(b.mT, a)
+        self.sink("linear", origin, Dense(g))
+        return g.sum(0, dtype=None if g.dtype == torch.float64 else torch.float32)
+
+    def head(self, origin: Origin, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
+        if not self._afford(w.numel(), x.dtype):
+            return *CROSS_ENTROPY_SUM(x, w, targets, ignore_index), (x, w, targets, ignore_index)
+        loss, dx, g = kernels.cross_entropy_sum_per_sample(x, w, targets, ignore_index=ignore_index)
+        return loss, dx, g.sum(0, dtype=None if g.dtype == torch.float64 else torch.float32).to(w.dtype), g
+
+    def head_part(self, origin: Origin, part, gradient: Tensor) -> None:
+        self.sink(
+            "head", origin, Scaled(Dense(part), gradient) if isinstance(part, Tensor) else HeadFactor(*part, gradient)
+        )
 
     def dots(self, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``<g_i, V_k>``: name -> V [k, *shape]  to  name -> [k, n]."""
@@ -94,10 +182,6 @@ class Tape:
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
         return sum(storages.values())
-
-
-def _float_dtypes(factor: Factor) -> set[torch.dtype]:
-    return {tensor.dtype for tensor in factor.tensors() if tensor.is_floating_point()}
 
 
 def add_dots(totals: dict[str, Tensor], root: str, dots: Tensor) -> None:

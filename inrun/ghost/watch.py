@@ -9,15 +9,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+import kernels
 from inrun.ghost.backward import BACKWARDS, backward
+from inrun.ghost.fused import FusedHead, FusedLinear
 from inrun.ghost.leaves import rebuilder, tensors_of
 from inrun.ghost.origin import Derived, Origin, Parameter
+from inrun.ghost.tape import Recorder
 from inrun.rules import Factor, find, refusal
 from inrun.rules.registry import Call, NoRule
+from kernels.cross_entropy import CROSS_ENTROPY_SUM
 
 
 class UncoveredUseError(RuntimeError):
@@ -88,8 +93,7 @@ class Watch(TorchFunctionMode):
     Args:
         parameters: name -> tracked parameter.
         constants: tensors without a sample axis (buffers, frozen parameters).
-        n: samples in the micro-batch, along axis 0.
-        sink: ``sink(name of operation, origin, factor)``, called in the backward once per use.
+        recorder: gets every use's factor in the backward; knows how many samples lie along axis 0.
 
     Raises (from the forward, inside the context):
         UncoveredUseError, MixedSamplesError.
@@ -99,11 +103,10 @@ class Watch(TorchFunctionMode):
         self,
         parameters: Mapping[str, Tensor],
         constants: Iterable[Tensor],
-        n: int,
-        sink: Callable[[str, Origin, Factor], None],
+        recorder: Recorder,
     ):
         super().__init__()
-        self.n, self.sink = n, sink
+        self.recorder = recorder
         self.origins: dict[int, Origin] = {id(p): Parameter(name, p) for name, p in parameters.items()}
         self.alive: list[Tensor] = []  # derived tensors, kept so that their ids stay theirs
         self.constants = WeakIdKeyDictionary()
@@ -132,6 +135,10 @@ class Watch(TorchFunctionMode):
             out = func(*args, **kwargs)
             self._derive(func, args, kwargs, leaves, origins, out)
             return out
+        if func is CROSS_ENTROPY_SUM:
+            return self._head(*args)
+        if func is F.linear and self.recorder.fused and isinstance(origins[1], Parameter) and 0 not in shared:
+            return self._linear(*args, **kwargs)
         uses = self._uses(func, args, kwargs, leaves, origins, shared)
         version = leaves[0]._version
         out = func(*args, **kwargs)
@@ -148,13 +155,25 @@ class Watch(TorchFunctionMode):
         saved = [leaf for at, leaf in enumerate(leaves) if at not in shared]
         if func in _INPLACE:
             saved = [torch.empty_like(leaf, device="meta") if leaf is out else leaf for leaf in saved]
-        name, n, sink = getattr(func, "__name__", str(func)), self.n, self.sink
+        name, n, sink = getattr(func, "__name__", str(func)), self.recorder.n, self.recorder.sink
 
         def on_gradient(b: Tensor, leaves: list[Tensor]) -> None:
             for use in uses:
                 sink(name, use.origin, use.contribution(n, b, leaves))
 
         return _Tap.apply(out, on_gradient, constants, *saved)
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        given = [t if t is not None and t.requires_grad else None for t in (weight, bias)]
+        origins = [self.origins.get(id(t)) for t in given]
+        return FusedLinear.apply(input, weight, bias, self.recorder, *origins)
+
+    def _head(self, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor]:
+        origin = self.origins[id(w)]
+        if isinstance(origin, Parameter) and x.shape[0] == self.recorder.n:
+            return (FusedHead.apply(x, w, targets, ignore_index, self.recorder, origin),)
+        with self:  # a head made of other parameters: its operations are seen one by one
+            return (kernels.cross_entropy_sum_composite(x, w, targets, ignore_index),)
 
     def _uses(self, func, args, kwargs, leaves, origins, shared) -> list[Use]:
         rebuild = rebuilder(args, kwargs)

@@ -37,6 +37,7 @@ class GPT2Config(Config):
     block_size: the most tokens of a sample. bias: biases in linear layers and norms (GPT-2 has them; the paper's
         code base goes without). activation: "gelu_new" (tanh, GPT-2's) or "gelu" (erf).
     dropout: of embeddings, attention weights and residual branches, while training.
+    fused_head: take the summed loss without ever holding whole logits (see `LanguageModel`).
     """
 
     vocab_size: int = 50304
@@ -47,6 +48,7 @@ class GPT2Config(Config):
     bias: bool = True
     dropout: float = 0.0
     activation: str = "gelu_new"
+    fused_head: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -114,13 +116,7 @@ class GPT2(LanguageModel):
         self.ln_f = nn.LayerNorm(config.d_model, bias=config.bias)
         initialise(self)
 
-    def forward(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """tokens int64 [n, t], t <= block_size -> logits [n, t, v].
-
-        document_ids, int [n, t]: attention stays inside positions of equal id, so that packed documents do not see
-        each other. Positions keep running through the sample: a document's logits depend on where it lies, not on
-        its neighbours.
-        """
+    def features(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
         check_tokens(tokens, self.config.block_size, document_ids)
         # One row of positions per sample, not one broadcast over the samples: a broadcast would sum the gradient of
         # wpe over the samples before anyone could see whose it is.
@@ -129,7 +125,11 @@ class GPT2(LanguageModel):
         x = self.drop(self.wte(tokens) + self.wpe(positions))
         for block in self.h:
             x = block(x, mask)
-        return F.linear(self.ln_f(x), self.wte.weight)
+        return self.ln_f(x)
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.wte.weight
 
 
 @torch.no_grad()

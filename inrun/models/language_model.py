@@ -18,15 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import kernels
+
 IGNORED_TARGET = -100
 VOCAB_MULTIPLE = 64
 
 
 class LanguageModel(nn.Module):
-    """Base of GPT2 and Pythia. A subclass sets `config` and writes `forward(tokens, document_ids=None)`.
+    """Base of GPT2 and Pythia. A subclass sets `config` and writes `features(tokens, document_ids=None)` and `head_weight`.
 
-    To compile, use `model.compile(fullgraph=True)`, which also reaches the forward inside `loss`;
+    To compile, use `model.compile(fullgraph=True)`, which also reaches the features inside `loss`;
     `torch.compile(model)` returns a wrapper whose `loss` would run uncompiled.
+
+    With `config.fused_head` the summed loss never holds whole logits (kernels.cross_entropy_sum), which is faster and
+    smaller, and differentiable once; `inrun.ghost` expands it where a second derivative or forward mode is needed.
 
     Attention runs in `F.scaled_dot_product_attention`. Its fused kernels have no second derivative and no forward
     mode; code that needs them enters `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around the call.
@@ -50,6 +55,9 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"targets have shape {tuple(targets.shape)}, tokens {tuple(tokens.shape)}; they must agree"
             )
+        if reduction == "sum" and self.config.fused_head:
+            hidden = self.features(tokens, document_ids)
+            return kernels.cross_entropy_sum(hidden, self.head_weight, targets, ignore_index=IGNORED_TARGET)
         logits = self(tokens, document_ids)
         if logits.dtype != torch.float64:
             logits = logits.float()
@@ -57,6 +65,29 @@ class LanguageModel(nn.Module):
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_TARGET, reduction=reduction
         )
         return losses.view(targets.shape) if reduction == "none" else losses
+
+    def features(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """tokens int64 [n, t] -> what enters the head, [n, t, d]. `document_ids` as in `forward`."""
+        raise NotImplementedError
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[v, d]."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """tokens int64 [n, t], t <= block_size -> logits [n, t, v].
+
+        document_ids, int [n, t]: attention stays inside positions of equal id, so that packed documents do not see
+        each other. Positions keep running through the sample: a document's logits depend on where it lies, not on
+        its neighbours.
+        """
+        return F.linear(self.features(tokens, document_ids), self.head_weight)
+
+    def compile(self, *args, **kwargs) -> None:
+        """`nn.Module.compile`, for the features that `loss` calls as well."""
+        super().compile(*args, **kwargs)
+        self.features = torch.compile(self.features, *args, **kwargs)
 
     def num_parameters(self) -> int:
         """Number of trained numbers, a tied weight counted once."""

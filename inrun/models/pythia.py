@@ -32,7 +32,7 @@ class PythiaConfig(Config):
     vocab_size: rows of the two token tables, as published 50304 for a tokenizer of 50277; the logits of padding ids
         are ordinary outputs. block_size: the most tokens of a sample.
     rotary_pct: share of a head's width that is rotated. rotary_base: wavelength of the slowest rotation is about
-        2 pi rotary_base tokens.
+        2 pi rotary_base tokens. fused_head: take the summed loss without ever holding whole logits (see `LanguageModel`).
     """
 
     vocab_size: int = 50304
@@ -42,6 +42,7 @@ class PythiaConfig(Config):
     d_model: int = 768
     rotary_pct: float = 0.25
     rotary_base: float = 10000.0
+    fused_head: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -135,20 +136,18 @@ class Pythia(LanguageModel):
         self.register_buffer("sin", sin, persistent=False)
         initialise(self)
 
-    def forward(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """tokens int64 [n, t], t <= block_size -> logits [n, t, v].
-
-        document_ids, int [n, t]: attention stays inside positions of equal id, so that packed documents do not see
-        each other. Positions keep running through the sample; rotary attention depends on distances only, so a
-        document has the same logits as on its own, to the rounding of the float32 angles.
-        """
+    def features(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
         check_tokens(tokens, self.config.block_size, document_ids)
         cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
         mask = document_mask(document_ids)
         x = self.embed_in(tokens)
         for block in self.layers:
             x = block(x, cos, sin, mask)
-        return self.embed_out(self.ln_f(x))
+        return self.ln_f(x)
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.embed_out.weight
 
 
 @torch.no_grad()

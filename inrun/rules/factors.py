@@ -76,16 +76,17 @@ class Outer(Factor):
 
 
 @dataclass
-class Transposed(Factor):
-    """The factor of an argument that is used as its own transpose (``x @ w``, Hugging Face's Conv1D)."""
+class Scaled(Factor):
+    """Another factor times one number (the loss's own gradient, known only after the factor was formed)."""
 
     factor: Factor
+    scale: Tensor
 
     def dots(self, V: Tensor) -> Tensor:
-        return self.factor.dots(V.mT)
+        return self.scale * self.factor.dots(V)
 
     def dense(self, i: int) -> Tensor:
-        return self.factor.dense(i).mT
+        return self.scale * self.factor.dense(i)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.factor.tensors()
@@ -117,8 +118,11 @@ class Dense(Factor):
     g: Tensor
 
     def dots(self, V: Tensor) -> Tensor:
-        g = wide(self.g).reshape(self.g.shape[0], -1)
-        return V.reshape(V.shape[0], -1).to(g.dtype) @ g.T
+        directions = V.reshape(V.shape[0], -1)
+        if self.g.dtype not in (torch.float16, torch.bfloat16):
+            return directions.to(self.g.dtype) @ self.g.reshape(self.g.shape[0], -1).T
+        # one sample at a time: widening all of them would take more memory than they do
+        return torch.stack([directions @ wide(g).flatten() for g in self.g], dim=1)
 
     def dense(self, i: int) -> Tensor:
         return wide(self.g[i])

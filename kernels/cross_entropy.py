@@ -1,0 +1,134 @@
+"""The language-model head with its loss for plain training: the same chunked head as `linear_cross_entropy_dots`, without directions.
+
+    z = x w^T     loss = sum_nt (logsumexp_v z_ntv - z_nt[target_nt])     dx = b w     wgrad = sum_n b_n^T x_n     b = softmax(z) - onehot
+
+Loss, input gradient and weight gradient are formed while one chunk of tokens' logits is in memory, so that a training step never holds [tokens, vocab]. That makes it the
+fair baseline of the fused dots: what they cost is measured against a regular step that has this head too.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import shapes
+from kernels.backend import accumulation_dtype, backend_for
+from kernels.linear import autocast
+from kernels.linear_cross_entropy import _check, _chunk_tokens, _loss, _softmax_gradient, _tokens
+from kernels.wgrad_dots import outer_dots
+
+
+def cross_entropy_sum(x: Tensor, w: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
+    """Sum over tokens of the cross-entropy of ``x w^T`` against the targets, in nats.
+
+    x [n,t,i] in any floating dtype (under autocast: in autocast's); w [v,i]; targets [n,t] int64, `ignore_index` where a token has none. Returns a scalar in float32
+    (float64 if an input is). The gradient is formed in the forward, where autograd is on. Differentiable once: for second derivatives and forward mode use
+    `cross_entropy_sum_composite`. Raises ValueError for shapes that do not fit, TypeError for dtypes.
+    """
+    _check(x, w, targets, None)
+    x = autocast(x)
+    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
+        return _cross_entropy_sum(x, w, targets, ignore_index)[0]
+    return _loss(x, w, targets, torch.ones_like(targets, dtype=accumulation_dtype(x)), ignore_index)
+
+
+def cross_entropy_sum_composite(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+    """The same loss in torch's own operations, with whole logits: differentiable as often as they are."""
+    logits = torch.nn.functional.linear(x, w)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=ignore_index, reduction="sum"
+    )
+
+
+def cross_entropy_sum_dots(x: Tensor, w: Tensor, targets: Tensor, V: Tensor, *, ignore_index: int = -100) -> Tensor:
+    """``<g_n, V_k>`` [k,n] of the head's weight for `cross_entropy_sum`, V [k,v,i]; logits are formed again, chunk by chunk."""
+    shapes.check_directions("cross_entropy_sum_dots", V, tuple(w.shape), "[k,v,i]")
+    dots = torch.zeros(V.shape[0], targets.shape[0], dtype=accumulation_dtype(x, w, V), device=x.device)
+    for sample, _, a, b, _ in _samples(x, w, targets, ignore_index):
+        dots[:, sample] += outer_dots(a[None], b[None], V)[:, 0]
+    return dots
+
+
+def cross_entropy_sum_per_sample(
+    x: Tensor, w: Tensor, targets: Tensor, *, ignore_index: int = -100
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, input gradient [n,t,i], the head's per-sample gradients [n,v,i] in the dtype of x) of `cross_entropy_sum`."""
+    g = torch.zeros(targets.shape[0], *w.shape, dtype=x.dtype, device=x.device)
+    dx = torch.empty_like(x)
+    loss = torch.zeros((), dtype=accumulation_dtype(x), device=x.device)
+    for sample, piece, a, b, losses in _samples(x, w, targets, ignore_index):
+        torch.mm(b, w.to(x.dtype), out=dx[sample, piece])
+        g[sample].addmm_(b.t(), a)
+        loss += losses
+    return loss, dx, g
+
+
+def _samples(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
+    """(sample, its tokens as a slice, inputs [c,i], logits' gradient [c,v], summed loss) for pieces of one sample each."""
+    backend = backend_for(x, w)
+    wide = accumulation_dtype(x)
+    counted, labels, factors = _tokens(x, targets, torch.ones_like(targets, dtype=wide), ignore_index)
+    compute = w.to(x.dtype)
+    t = targets.shape[1]
+    step = min(t, _chunk_tokens(x, w))
+    buffer = torch.empty(step, w.shape[0], dtype=x.dtype, device=x.device)
+    for sample in range(targets.shape[0]):
+        for start in range(0, t, step):
+            piece = slice(start, min(start + step, t))
+            a = x[sample, piece]
+            b = torch.mm(a, compute.t(), out=buffer[: a.shape[0]])
+            rows = slice(sample * t + piece.start, sample * t + piece.stop)
+            losses = torch.empty(a.shape[0], dtype=wide, device=x.device)
+            _softmax_gradient(b, labels[rows], factors[rows], losses, "torch" if backend == "reference" else backend)
+            yield sample, piece, a, b, (losses * counted[rows]).sum()
+
+
+@torch.library.custom_op("inrun::cross_entropy_sum", mutates_args=())
+def _cross_entropy_sum(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, dx, wgrad) at an incoming gradient of 1."""
+    backend = backend_for(x, w)
+    counted, labels, factors = _tokens(x, targets, torch.ones_like(targets, dtype=accumulation_dtype(x)), ignore_index)
+    flat, compute = shapes.pack(x), w.to(x.dtype)
+    losses = torch.empty(flat.shape[0], dtype=factors.dtype, device=x.device)
+    dx = torch.empty_like(flat)
+    wgrad = torch.zeros(w.shape, dtype=accumulation_dtype(x, w), device=x.device)
+    rows = min(flat.shape[0], _chunk_tokens(x, w))
+    width = -(-w.shape[0] // 64) * 64 if backend == "triton" else w.shape[0]
+    logits = torch.empty(rows, width, dtype=x.dtype, device=x.device)[:, : w.shape[0]]
+    for start in range(0, flat.shape[0], rows):
+        chunk = slice(start, min(start + rows, flat.shape[0]))
+        b = torch.mm(flat[chunk], compute.t(), out=logits[: chunk.stop - start])
+        _softmax_gradient(
+            b, labels[chunk], factors[chunk], losses[chunk], "torch" if backend == "reference" else backend
+        )
+        torch.mm(b, compute, out=dx[chunk])
+        if wgrad.dtype == b.dtype:
+            wgrad.addmm_(b.t(), flat[chunk])
+        else:
+            wgrad.add_(torch.mm(b.t(), flat[chunk]))
+    losses.mul_(counted)
+    return losses.sum(), dx.view(x.shape), wgrad.to(w.dtype)
+
+
+@_cross_entropy_sum.register_fake
+def _(x, w, targets, ignore_index):
+    return x.new_empty((), dtype=accumulation_dtype(x)), torch.empty_like(x), torch.empty_like(w)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx, gradient, *_):
+    to_x, to_w, _, _ = ctx.needs_input_grad
+    dx, wgrad = (
+        (saved * gradient.to(saved.dtype)) if wanted else None for saved, wanted in zip(ctx.saved_tensors, (to_x, to_w))
+    )
+    return dx, wgrad, None, None
+
+
+_cross_entropy_sum.register_autograd(_backward, setup_context=_save)
+
+
+#: the operations as a torch-function mode sees them: with gradients, (x, w, targets, ignore_index) -> (loss, dx, wgrad); without, (x, w, targets, weights, ignore_index) -> loss
+CROSS_ENTROPY_SUM = _cross_entropy_sum._opoverload
+CROSS_ENTROPY_LOSS = _loss._opoverload
