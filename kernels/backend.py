@@ -9,8 +9,10 @@ The switch is one process-wide value and not a context variable: autograd runs t
 its own, which would not see a context variable set by the caller.
 """
 
+import functools
 import importlib.util
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -82,3 +84,18 @@ def backend_for(*tensors: torch.Tensor) -> str:
 def accumulation_dtype(*tensors: torch.Tensor) -> torch.dtype:
     """float64 if any tensor is float64, else float32: the dtype of sums, dots and returned weight gradients."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def operator(name: str) -> Callable:
+    """`torch.library.custom_op("inrun::name")` whose body runs with autocast off: sums stay in the dtype they say."""
+
+    def register(body: Callable):
+        @functools.wraps(body)
+        def exact(*args, **kwargs):
+            device = next(x.device for x in args if isinstance(x, torch.Tensor))
+            with torch.autocast(device.type, enabled=False):
+                return body(*args, **kwargs)
+
+        return torch.library.custom_op(f"inrun::{name}", exact, mutates_args=())
+
+    return register

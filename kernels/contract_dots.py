@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference, shapes
-from kernels.backend import accumulation_dtype, backend_for
+from kernels.backend import accumulation_dtype, backend_for, operator
 
 # Tokens a pass: [tokens, min(i,o)] in float32 stays under 1 MB at d = 768, and a GEMM of 256 rows runs at full speed.
 CHUNK_TOKENS = 256
@@ -30,7 +30,7 @@ def contract_dots(a: Tensor, b: Tensor, V: Tensor) -> Tensor:
     return _contract_dots(a, b, V)
 
 
-@torch.library.custom_op("inrun::contract_dots", mutates_args=())
+@operator("contract_dots")
 def _contract_dots(a: Tensor, b: Tensor, V: Tensor) -> Tensor:
     backend = backend_for(a, b, V)
     if backend == "reference":

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference, shapes
-from kernels.backend import accumulation_dtype, backend_for
+from kernels.backend import accumulation_dtype, backend_for, operator
 
 CHUNK_TOKENS = 256
 
@@ -26,7 +26,7 @@ def embedding_dots(ids: Tensor, b: Tensor, V: Tensor) -> Tensor:
     return _embedding_dots(ids, b, V)
 
 
-@torch.library.custom_op("inrun::embedding_dots", mutates_args=())
+@operator("embedding_dots")
 def _embedding_dots(ids: Tensor, b: Tensor, V: Tensor) -> Tensor:
     backend = backend_for(b, V)
     if backend == "reference":
@@ -60,7 +60,7 @@ def embedding(ids: Tensor, w: Tensor, V: Tensor, probe: Tensor) -> Tensor:
     return _embedding(ids, w, V, probe)
 
 
-@torch.library.custom_op("inrun::embedding", mutates_args=())
+@operator("embedding")
 def _embedding(ids: Tensor, w: Tensor, V: Tensor, probe: Tensor) -> Tensor:
     return torch.nn.functional.embedding(ids, w)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference, shapes
-from kernels.backend import accumulation_dtype, backend_for
+from kernels.backend import accumulation_dtype, backend_for, operator
 
 
 def ghost_hvp(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def ghost_hvp(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
     return _ghost_hvp(a, b, da, db)
 
 
-@torch.library.custom_op("inrun::ghost_hvp", mutates_args=())
+@operator("ghost_hvp")
 def _ghost_hvp(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
     backend = backend_for(a, b, da, db)
     if backend == "reference":

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
 from kernels import shapes
+from kernels.backend import operator
 from kernels.wgrad_dots import _outer_dots, _wgrad_dots
 
 
@@ -56,7 +57,7 @@ def autocast(x: Tensor) -> Tensor:
     return x
 
 
-@torch.library.custom_op("inrun::linear", mutates_args=())
+@operator("linear")
 def _linear(
     x: Tensor,
     w: Tensor,
@@ -66,8 +67,7 @@ def _linear(
     probe: Tensor,
     offsets: Tensor | None,
 ) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return torch_linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return torch_linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 @_linear.register_fake
@@ -99,7 +99,7 @@ def _backward(ctx, gy):
         sums = _bias_sums(b, offsets, V.dtype)
         gbias = sums.sum(0).to(ctx.bias_dtype) if to_bias else None
         if to_probe and bias_V is not None:
-            dots = dots + (sums @ bias_V.to(sums.dtype).t()).t()
+            dots = dots + _outer_dots(sums.new_ones(sums.shape[0], 1, 1), sums[:, None], bias_V[..., None], None)
     return (
         gx,
         gw if gw is None else gw.to(w.dtype),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference, shapes
-from kernels.backend import accumulation_dtype, backend_for
+from kernels.backend import accumulation_dtype, backend_for, operator
 from kernels.linear import autocast
 from kernels.wgrad_dots import packed_wgrad_dots
 
@@ -121,7 +121,7 @@ def _chunks(n: int, t: int, limit: int) -> list[list[tuple[int, int]]]:
     return [[(s * t + p, s * t + min(p + piece, t))] for s in range(n) for p in range(0, t, piece)]
 
 
-@torch.library.custom_op("inrun::head", mutates_args=())
+@operator("head")
 def _head(
     x: Tensor, w: Tensor, targets: Tensor, V: Tensor, weights: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -202,7 +202,7 @@ def _softmax_losses(z: Tensor, label: Tensor) -> Tensor:
     return top - z.amax(1).log_() - target
 
 
-@torch.library.custom_op("inrun::head_loss", mutates_args=())
+@operator("head_loss")
 def _loss(x: Tensor, w: Tensor, targets: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
     """The loss alone, without gradients."""
     counted, labels, factors = _tokens(x, targets, weights, ignore_index)
@@ -221,7 +221,7 @@ def _(x, w, targets, weights, ignore_index):
     return x.new_empty((), dtype=accumulation_dtype(x))
 
 
-@torch.library.custom_op("inrun::linear_cross_entropy", mutates_args=())
+@operator("linear_cross_entropy")
 def _linear_cross_entropy(
     x: Tensor, w: Tensor, targets: Tensor, V: Tensor, probe: Tensor, weights: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import shapes
-from kernels.backend import accumulation_dtype
+from kernels.backend import accumulation_dtype, operator
 from kernels.norm_dots import _norm_dots
 
 
@@ -56,7 +56,7 @@ def _samples(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-@torch.library.custom_op("inrun::layer_norm", mutates_args=())
+@operator("layer_norm")
 def _layer_norm(
     x: Tensor, w: Tensor, bias: Tensor | None, V: Tensor, bias_V: Tensor | None, probe: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +100,7 @@ def _layer_norm_backward(ctx, gy, _mean, _rstd):
 _layer_norm.register_autograd(_layer_norm_backward, setup_context=_save_layer_norm)
 
 
-@torch.library.custom_op("inrun::rms_norm", mutates_args=())
+@operator("rms_norm")
 def _rms_norm(x: Tensor, w: Tensor, V: Tensor, probe: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     samples = _samples(x).to(accumulation_dtype(x))
     rstd = torch.rsqrt(samples.square().mean(-1) + eps)

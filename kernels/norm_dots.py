@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference, shapes
-from kernels.backend import accumulation_dtype, backend_for
+from kernels.backend import accumulation_dtype, backend_for, operator
 
 
 class NormDots(NamedTuple):
@@ -44,7 +44,7 @@ def norm_dots(
     return NormDots(*_norm_dots(x, b, rstd, V, mean, bias_V))
 
 
-@torch.library.custom_op("inrun::norm_dots", mutates_args=())
+@operator("norm_dots")
 def _norm_dots(
     x: Tensor, b: Tensor, rstd: Tensor, V: Tensor, mean: Tensor | None, bias_V: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

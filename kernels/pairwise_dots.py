@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference, shapes
-from kernels.backend import accumulation_dtype, backend_for
+from kernels.backend import accumulation_dtype, backend_for, operator
 
 # Train and validation tokens of one tile of a Gram on a CPU: two tiles of float32 stay in a core's 2 MB L2.
 TILE_TRAIN, TILE_VALIDATION = 128, 1024
@@ -35,7 +35,7 @@ def pairwise_dots(a: Tensor, b: Tensor, av: Tensor, bv: Tensor) -> Tensor:
     return _pairwise_dots(a, b, av, bv)
 
 
-@torch.library.custom_op("inrun::pairwise_dots", mutates_args=())
+@operator("pairwise_dots")
 def _pairwise_dots(a: Tensor, b: Tensor, av: Tensor, bv: Tensor) -> Tensor:
     backend = backend_for(a, b, av, bv)
     if backend == "reference":

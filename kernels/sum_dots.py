@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference, shapes
-from kernels.backend import accumulation_dtype, backend_for
+from kernels.backend import accumulation_dtype, backend_for, operator
 
 # Memory that per-sample gradients of the library route may take at once; larger weights go through in tiles of rows.
 SCRATCH_BYTES = 256 * 1024 * 1024
@@ -29,7 +29,7 @@ def sum_dots(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return _sum_dots(g, V)
 
 
-@torch.library.custom_op("inrun::sum_dots", mutates_args=())
+@operator("sum_dots")
 def _sum_dots(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     backend = backend_for(g, V)
     if backend == "reference":

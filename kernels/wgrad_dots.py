@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels import cost, reference, shapes
-from kernels.backend import accumulation_dtype, backend_for
+from kernels.backend import accumulation_dtype, backend_for, operator
 from kernels.contract_dots import contract_packed
 from kernels.sum_dots import materialise
 
@@ -49,7 +49,7 @@ def outer_dots(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None = None) -
     return _outer_dots(a, b, V, offsets)
 
 
-@torch.library.custom_op("inrun::wgrad_dots", mutates_args=())
+@operator("wgrad_dots")
 def _wgrad_dots(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
     backend = backend_for(a, b, V)
     if backend == "reference":
@@ -65,7 +65,7 @@ def _(a, b, V, offsets):
     return V.new_empty(V.shape[1:], dtype=wide), V.new_empty((V.shape[0], samples), dtype=wide)
 
 
-@torch.library.custom_op("inrun::outer_dots", mutates_args=())
+@operator("outer_dots")
 def _outer_dots(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None) -> Tensor:
     backend = backend_for(a, b, V)
     if backend == "reference":
@@ -147,7 +147,7 @@ def accumulate(a: Tensor, b: Tensor, V: Tensor, spans: list[tuple[int, int]], wg
             torch.mv(direction, g.view(-1), out=dot)
             if wgrad is not None:
                 wgrad[tile].add_(g)
-    return parts.sum(0, dtype=torch.float64).t().to(wide, memory_format=torch.contiguous_format)
+    return parts.sum(0, dtype=torch.float64).t().to(wide).contiguous()
 
 
 def sum_samples(tokens: Tensor, spans: list[tuple[int, int]]) -> Tensor:
