@@ -5,12 +5,14 @@ products with the target's), and the paper's directions are put together here. T
 """
 
 import contextlib
+import copy
 import importlib
 import io
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.conformance.problem import Batch, Case, Observer, TrainingRun, size, state_of
 
@@ -74,7 +76,10 @@ class _Values(Observer):
         self.parts: list[Weights] = []
 
     def attach(self, run: TrainingRun) -> None:
-        self.run = run
+        self.run, self.bare = (
+            run,
+            copy.deepcopy(run.model),
+        )  # targets are evaluated on the copy, whatever the library does to the model
         self.parameters = {name: p for name, p in run.model.named_parameters() if p.requires_grad}
 
     def detach(self) -> None:
@@ -88,41 +93,40 @@ class _Values(Observer):
         if "values" in self.run.case.quantities:
             for target, batch in self.run.targets.items():
                 V = self._direction(batch, {name: c * x.sum(0) for name, x in g.items()})
-                dots = sum((x * V[name]).flatten(1).sum(1) for name, x in g.items() if name in V)
+                dots = sum((x * V[name]).reshape(len(x), -1).sum(1) for name, x in g.items())
                 self.found.setdefault(target, []).append(c * dots)
 
     def _direction(self, batch: Batch, G: Weights) -> Weights:
         formula = self.run.case.formula
         groups = {id(p): group["lr"] for group in self.run.optimizer.param_groups for p in group["params"]}
         lr = {name: groups[id(p)] for name, p in self.parameters.items()}
-        if formula.kind == "path":
-            middle = self.gradient(batch, {name: 0.5 * lr[name] * x for name, x in G.items()})
-            if formula.nodes > 1:
-                raise NotImplementedError("path with one node only")
-            return {name: lr[name] * x for name, x in middle.items()}
         if formula.kind == "first_order":
             return {name: lr[name] * x for name, x in self.gradient(batch, {}).items()}
+        if formula.kind == "path":
+            V = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+            for node in range(formula.nodes):
+                at = {name: (node + 0.5) / formula.nodes * lr[name] * x for name, x in G.items()}
+                for name, x in self.gradient(batch, at).items():
+                    V[name] += lr[name] / formula.nodes * x
+            return V
 
-        def gradient(weights: Weights) -> Weights:
-            return torch.func.grad(lambda w: self.loss(batch, w))(weights)
-
-        step = {name: 0.5 * lr[name] * G.get(name, torch.zeros_like(p)) for name, p in self.parameters.items()}
-        first, second = torch.func.jvp(gradient, (self.weights({}),), (step,))
-        return {name: lr[name] * (first[name] - second[name]) for name in first}
+        step = {name: 0.5 * lr[name] * G[name] for name in self.parameters}
+        w = self.weights({})
+        with sdpa_kernel(SDPBackend.MATH):  # the fused one cannot be differentiated twice
+            loss = self.loss(batch, w)
+        first = torch.autograd.grad(loss, list(w.values()), create_graph=True)
+        second = torch.autograd.grad(sum((g * step[name]).sum() for name, g in zip(w, first)), list(w.values()))
+        return {name: lr[name] * (g - h).detach() for name, g, h in zip(w, first, second)}
 
     def weights(self, change: Weights) -> Weights:
-        return {name: p.detach() - change.get(name, 0.0) for name, p in self.parameters.items()}
+        return {name: (p.detach() - change.get(name, 0.0)).requires_grad_() for name, p in self.parameters.items()}
 
     def loss(self, batch: Batch, weights: Weights) -> Tensor:
-        return self.run.problem.target_loss(Functional(self.run.model, weights), batch)
+        return self.run.problem.target_loss(Functional(self.bare, weights), batch)
 
     def gradient(self, batch: Batch, change: Weights) -> Weights:
-        with self.unwatched():
-            return torch.func.grad(lambda w: self.loss(batch, w))(self.weights(change))
-
-    def unwatched(self):
-        """Around forwards that are not training."""
-        return contextlib.nullcontext()
+        w = self.weights(change)
+        return dict(zip(w, torch.autograd.grad(self.loss(batch, w), list(w.values()))))
 
 
 class Functional:
@@ -154,7 +158,8 @@ class _TorchFuncValues(_Values):
 
         if "values" in self.run.case.quantities:
             per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
-            self.parts.append(per_sample(self.weights({}), part))
+            weights = {name: p.detach() for name, p in self.parameters.items()}
+            self.parts.append(per_sample(weights, part))
         yield
 
     def before_step(self) -> None:
@@ -192,14 +197,6 @@ class _OpacusValues(_Values):
 
     def detach(self) -> None:
         self.wrapped.to_standard_module()
-
-    @contextlib.contextmanager
-    def unwatched(self) -> Iterator[None]:
-        self.wrapped.disable_hooks()
-        try:
-            yield
-        finally:
-            self.wrapped.enable_hooks()
 
     @contextlib.contextmanager
     def micro(self, first: int, part: Batch, forward: Callable[[], Tensor]) -> Iterator[None]:
@@ -260,7 +257,8 @@ class _DattriValues(_Values):
                 self.found.setdefault(target, []).append(self._tracin(whole, batch))
 
     def _tracin(self, train: Batch, validation: Batch) -> Tensor:
-        problem, model = self.run.problem, self.run.model
+        problem, model = self.run.problem, self.bare
+        model.load_state_dict(self.run.model.state_dict())
         names, count = list(train), problem.count(validation)
 
         def mean(divisor: float) -> Callable:
@@ -274,13 +272,14 @@ class _DattriValues(_Values):
         trainable = None if all(p.requires_grad for p in model.parameters()) else list(self.parameters)
         attributor = self.tracin(
             task,
-            weight_list=torch.tensor([self.run.optimizer.param_groups[0]["lr"]]),
+            weight_list=torch.tensor([self.run.optimizer.param_groups[0]["lr"]], dtype=torch.float64),
             normalized_grad=False,
             layer_name=trainable,
         )
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)  # its table has the default dtype
         try:
+            attributor.projector_kwargs = None  # random projections by default, which are another question
             with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
                 table = attributor.attribute(_loader(train), _loader(validation))
         finally:
@@ -290,5 +289,8 @@ class _DattriValues(_Values):
 
 def _loader(batch: Batch) -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(*batch.values()), batch_size=size(batch), shuffle=False
+        torch.utils.data.TensorDataset(*batch.values()),
+        batch_size=size(batch),
+        shuffle=False,
+        generator=torch.Generator(),  # iterating draws a seed even without shuffling
     )
