@@ -1,8 +1,8 @@
 """Which route for which shape: flops and bytes of every route in one place, and a measured table that beats them.
 
 A route's predicted time is the sum of its phases, each max(flops / rate, bytes / bandwidth) plus its calls' overhead:
-phases do not overlap, and within a phase arithmetic and traffic do. CPU rates were measured (kernels/bench.csv); GPU rates are
-sustained fractions of data sheets and nothing here about a GPU's time has been measured. On a GPU run
+phases do not overlap, and within a phase arithmetic and traffic do. CPU rates were measured (kernels/bench.csv); GPU
+rates are assumed sustained fractions of data sheets: nothing here about a GPU's time has been measured. On a GPU run
 `python -m kernels.bench --calibrate` once: its rows, kept per device, are used wherever the shape matches.
 
     with kernels.cost.prefer(wgrad_dots="bmm"): ...         overrides both
@@ -115,15 +115,14 @@ def _hot(w: Work, passes: int) -> Phase:
 
 
 def _materialise(w: Work) -> list[Phase]:
+    # Written once and read once; the writing is charged as if it did not overlap the product, whose reduction is short.
     written = w.n * w.weight * float(w.dtype.itemsize)
-    return [
-        Phase(w.product, _operands(w) + written, dtype=w.dtype),
-        Phase(bytes=written + 4 * w.weight * (1 + w.k)),
-    ]
+    return [_gemm(w), Phase(bytes=2 * written + 4 * w.weight * w.k)]
 
 
 def _fused(w: Work) -> list[Phase]:
-    # Every sample end reads k tiles of V and reduces; both are charged as traffic that does not overlap the product.
+    # Every sample end reads k tiles of V and reduces, while no product runs. V's tiles are shared by the programs that run
+    # together and mostly come from L2: a quarter of their bytes is charged at the memory's bandwidth, an assumption.
     sample_ends = Phase(bytes=0.25 * w.n * w.k * 4 * w.weight, calls=0)
     return [
         Phase(w.product, _operands(w) + 4 * w.weight, dtype=w.dtype, fraction=FUSED_FRACTION[w.dtype.itemsize]),
@@ -180,6 +179,11 @@ class prefer:
 def seconds(op: str, route: str, work: Work, machine: Machine) -> float:
     """Predicted time of one call."""
     return sum(phase.seconds(machine) for phase in ROUTES[op][route](work))
+
+
+def plain_seconds(work: Work, machine: Machine) -> float:
+    """Predicted time of the weight gradient alone: one product over all samples."""
+    return _gemm(work).seconds(machine)
 
 
 def choose(op: str, work: Work, backend: str, device: torch.device) -> str:
@@ -248,9 +252,3 @@ def forget_measurements() -> None:
     """Read measured tables anew at the next choice; called after a calibration."""
     measured_seconds.cache_clear()
     _fastest.cache_clear()
-
-
-if __name__ == "__main__":
-    from kernels.roofline import main
-
-    main()
