@@ -178,7 +178,7 @@ def test_checkpoint_of_another_model_is_refused(root, whole):
 
 
 def test_folder_that_is_no_run_cannot_be_resumed(root, whole, tmp_path):
-    with pytest.raises(RunFolderError, match=r"is no run: it has no run\.json.*runs beside it: .*again"):
+    with pytest.raises(RunFolderError, match=r"is no run: it has no run\.json.*runs beside it: "):
         Run.resume(whole.parent / "nothing")
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunFolderError, match="damaged"):

@@ -8,8 +8,9 @@ from inrun.train.attribution import AttributionConfig, TargetConfig
 from inrun.train.checkpoint import CheckpointError
 from inrun.train.config import RunConfig, TrainConfig
 from inrun.train.log import LogConfig
-from inrun.train.loop import Interrupted, NonFiniteLossError, Run, RunFolderError
+from inrun.train.loop import NonFiniteLossError, Run, RunFolderError
 from inrun.train.optim import OptimConfig
+from inrun.train.signals import Interrupted
 from inrun.train.strict import ConfigError
 
 __all__ = [

@@ -3,7 +3,7 @@
 `log.jsonl` has one object per line. `iter` counts the optimizer steps done. Keys are nanoGPT's, and ours for values:
 
     train/loss  lr  grad_norm                   of the last step; grad_norm before clipping
-    tokens_per_second  mfu                      since the last line; mfu only where the device's peak is known (`PEAK_FLOPS`)
+    tokens_per_second  mfu                      since the last line; mfu only where the device's peak is known (`numbers.PEAK_FLOPS`)
     val/loss  val/loss/<domain>                 nats per token on the evaluation chunks (lines of evaluations)
     value/sum/<target>                          sum of the last step's values, by the first method
     value/pos_frac/<target>                     share of its samples with a positive value
@@ -24,9 +24,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from inrun.train.strict import ConfigError
-
-#: dense bf16 peak, operations per second, by a part of the device's name as torch gives it (NVIDIA's data sheets)
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 WANDB_MODES = ("off", "offline", "online")
 

@@ -5,16 +5,12 @@ weights and the same value tables as one that was never killed. What makes it so
 checkpoint holds optimizer and random states, and the store drops what came after the checkpoint.
 """
 
-import dataclasses
 import json
 import logging
 import math
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +31,10 @@ from inrun.train import checkpoint
 from inrun.train.attribution import build_attributor, build_targets
 from inrun.train.batch import Precision, batch_of, slices
 from inrun.train.config import RunConfig
-from inrun.train.log import PEAK_FLOPS, JsonLines, Sink, Terminal, Wandb
+from inrun.train.log import JsonLines, Sink, Terminal, Wandb
+from inrun.train.numbers import Speed, value_row
 from inrun.train.optim import build_optimizer, clip_gradients, lr_at
+from inrun.train.signals import Interrupted, stop_signal
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +48,6 @@ class RunFolderError(RuntimeError):
 
 class NonFiniteLossError(RuntimeError):
     """The loss or the gradient is NaN or infinite; the weights were not touched."""
-
-
-class Interrupted(RuntimeError):
-    """SIGINT or SIGTERM came; a checkpoint has been written.
-
-    Attributes:
-        signum: the signal's number.
-    """
-
-    def __init__(self, signum: int, message: str):
-        super().__init__(message)
-        self.signum = signum
 
 
 class Run:
@@ -139,6 +125,7 @@ class Run:
                 config.train.separate_documents,
             )
         about = about or self._describe()
+        self._open = ExitStack()
         self.attributor: Attributor | None = None
         if targets:
             store = folder / "values"
@@ -148,6 +135,7 @@ class Run:
             self.attributor = build_attributor(
                 self.model, self.optimizer, targets, config.attribution, self.corpus, store, described, resume
             )
+            self._open.enter_context(self.attributor)
         if config.train.compile:
             self.model.compile(fullgraph=True)
         self._open_logs()
@@ -159,31 +147,39 @@ class Run:
         before stays, and `Run.resume(folder)` goes on from the last checkpoint.
         """
         train = self.config.train
-        try:
-            with self.attributor or nullcontext(), _stop_signal() as stop:
-                if self.step == 0:
+        with self._open, stop_signal() as stop:
+            if self.step == 0:
+                self._evaluate()
+            self._speed.restart()
+            while self.step < train.steps:
+                row = self._one_step()
+                last = self.step == train.steps
+                if self.step % self.config.log.every == 0 or last:
+                    self._log(
+                        {"iter": self.step, **row, **self._speed.row(), **value_row(self.attributor, self.step - 1)}
+                    )
+                if last or (train.eval_every and self.step % train.eval_every == 0):
                     self._evaluate()
-                self._clock = (time.monotonic(), self.step)
-                while self.step < train.steps:
-                    row = self._one_step()
-                    last = self.step == train.steps
-                    if self.step % self.config.log.every == 0 or last:
-                        self._log({"iter": self.step, **row, **self._speed(), **self._value_row()})
-                    if last or (train.eval_every and self.step % train.eval_every == 0):
-                        self._evaluate()
-                    stopped = stop.signum is not None and not last
-                    if last or stopped or (train.checkpoint_every and self.step % train.checkpoint_every == 0):
-                        self.checkpoint()
-                    if stopped:
-                        raise Interrupted(
-                            stop.signum,
-                            f"stopped by {signal.Signals(stop.signum).name} after step {self.step} of {train.steps}; a checkpoint was written. "
-                            f"Next: resume={self.folder} goes on from here",
-                        )
-            return self.attributor.close() if self.attributor else None
-        finally:
-            for sink in self._sinks:
-                sink.close()
+                stopped = stop.signum is not None and not last
+                if last or stopped or (train.checkpoint_every and self.step % train.checkpoint_every == 0):
+                    self.checkpoint()
+                if stopped:
+                    raise Interrupted(
+                        stop.signum,
+                        f"stopped by {signal.Signals(stop.signum).name} after step {self.step} of {train.steps}; a checkpoint was written. "
+                        f"Next: resume={self.folder} goes on from here",
+                    )
+        return ValueStore(self.folder / "values") if self.attributor else None
+
+    def close(self) -> None:
+        """Close logs and values; `train` does so at its end. Twice is allowed."""
+        self._open.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
 
     def checkpoint(self) -> Path:
         """Write a checkpoint of the present state, values up to it made durable first. Returns its folder."""
@@ -221,7 +217,7 @@ class Run:
             means = [value / max(count, 1) for value, count in zip(numbers, counts)]
             self._chunk_losses.write({"step": step, "ids": ids.tolist(), "losses": means})
         self.step += 1
-        self._tokens += total
+        self._speed.count(total)
         return {"train/loss": loss, "lr": lr, "grad_norm": numbers[-1]}
 
     def _backward(self, ids: np.ndarray, part, total: int) -> Tensor:
@@ -283,37 +279,6 @@ class Run:
             )
         return corpus, np.sort(np.concatenate(chosen))
 
-    def _speed(self) -> dict[str, float]:
-        now = time.monotonic()
-        (then, step), tokens = self._clock, self._tokens
-        self._clock, self._tokens = (now, self.step), 0
-        if self.step == step:
-            return {}
-        rate = tokens / max(now - then, 1e-9)
-        speed = {"seconds_per_step": (now - then) / (self.step - step), "tokens_per_second": rate}
-        if self.precision.device.type == "cuda":
-            name = torch.cuda.get_device_name(self.precision.device)
-            for part, peak in PEAK_FLOPS.items():
-                if part in name:
-                    flops = models.flops_per_token(self.config.model_config(), self.config.data.block_size)
-                    speed["mfu"] = rate * flops / peak
-        return speed
-
-    def _value_row(self) -> dict[str, float]:
-        if not self.attributor or self.attributor.last_step is None or self.attributor.last_step.step != self.step - 1:
-            return {}
-        row: dict[str, float] = {}
-        method = self.attributor.methods[0].name
-        for target, values in self.attributor.last.items():
-            values = values.cpu()
-            row[f"value/sum/{target}"] = float(values.sum())
-            row[f"value/pos_frac/{target}"] = float((values > 0).double().mean())
-            row[f"value/entropy/{target}"] = _spread(values)
-            booked = self.attributor.ledger.last.get((method, target))
-            if booked is not None and booked["residual"] is not None:
-                row[f"value/residual/{target}"] = booked["residual"]
-        return row
-
     def _log(self, row: dict[str, Any]) -> None:
         for sink in self._sinks:
             if sink is not self._chunk_losses:
@@ -348,7 +313,8 @@ class Run:
         return state
 
     def _open_logs(self) -> None:
-        config, self._tokens, self._clock = self.config, 0, (time.monotonic(), self.step)
+        config = self.config
+        self._speed = Speed(config.model_config(), config.data.block_size, self.precision.device)
         last = self.step if self.step else -1
         lines = JsonLines(self.folder / "log.jsonl", "iter", last)
         self._sinks: list[Sink] = [lines, Terminal(config.train.steps, self.step, self.console)]
@@ -358,43 +324,8 @@ class Run:
             self._sinks.append(self._chunk_losses)
         if config.log.wandb != "off":
             self._sinks.append(Wandb(config.log, self.folder, config.name, config.to_mapping()))
-
-
-@dataclasses.dataclass
-class _Stop:
-    signum: int | None = None
-
-
-@contextmanager
-def _stop_signal() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM set a mark that the loop looks at between steps; a second one acts at once. In the main thread only."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number, frame):
-        stop.signum = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _spread(values: Tensor) -> float:
-    """Entropy of |values| / sum |values| over log n; 0 where that is not defined (one sample, or all zero)."""
-    sizes = values.abs().double()
-    if len(sizes) < 2 or float(sizes.sum()) == 0:
-        return 0.0
-    shares = sizes / sizes.sum()
-    return float(torch.special.entr(shares).sum() / math.log(len(shares)))
+        for sink in self._sinks:
+            self._open.callback(sink.close)
 
 
 def git_revision() -> str | None:
