@@ -49,7 +49,8 @@ def linear_cross_entropy_dots(
     x [n,t,i] in any floating dtype, products are taken in it; w [v,i]; targets [n,t] int64, `ignore_index` where a
     token has no target; V [k,v,i]; weights [n,t], None for the mean over the tokens that have a target.
     Losses, weight gradient and dots in float32 (float64 if an input is), dx in the dtype of x; units: nats.
-    Raises ValueError for shapes that do not fit or a target outside the vocabulary, TypeError for dtypes.
+    Raises ValueError for shapes that do not fit, TypeError for dtypes, RuntimeError for a target outside the vocabulary
+    (on a GPU its loss is NaN).
     """
     _check(x, w, targets, weights)
     shapes.check_directions("linear_cross_entropy_dots", V, tuple(w.shape), "[k,v,i]")
@@ -87,6 +88,8 @@ def _check(x: Tensor, w: Tensor, targets: Tensor, weights: Tensor | None) -> Non
         raise ValueError(
             f"{op}: x {list(x.shape)} must be [n,t,i], w {list(w.shape)} [v,i], targets {list(targets.shape)} [n,t]"
         )
+    if targets.numel() == 0:
+        raise ValueError(f"{op}: targets {list(targets.shape)} hold no token")
     if targets.dtype != torch.int64:
         raise TypeError(f"{op}: targets must be int64, not {targets.dtype}")
     if weights is not None and weights.shape != targets.shape:
@@ -242,11 +245,19 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, gradient, *_):
     to_x, to_w, _, _, to_probe, _, _ = ctx.needs_input_grad
-    dx, wgrad, dots = (
-        (saved * gradient).to(saved.dtype) if wanted else None
-        for saved, wanted in zip(ctx.saved_tensors, (to_x, to_w, to_probe))
-    )
+    saved = ctx.saved_tensors
+    if not _is_one(gradient):
+        saved = [(x * gradient).to(x.dtype) for x in saved]
+    dx, wgrad, dots = (x if wanted else None for x, wanted in zip(saved, (to_x, to_w, to_probe)))
     return dx, wgrad, None, None, dots, None, None
+
+
+def _is_one(gradient: Tensor) -> bool:
+    """Whether the incoming gradient is known to be 1, as after loss.backward(): it saves a copy of the vocabulary's size.
+
+    Looked at on the CPU only, where reading a number does not wait, and not while a graph is traced.
+    """
+    return type(gradient) is Tensor and gradient.device.type == "cpu" and gradient.item() == 1.0
 
 
 _linear_cross_entropy.register_autograd(_backward, setup_context=_save)

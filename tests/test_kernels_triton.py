@@ -189,6 +189,15 @@ def test_head_with_loss_equals_the_formula(dtype, monkeypatch):
     assert head.token_losses[1, 2] == 0
 
 
+def test_ids_and_targets_out_of_range_show_as_nan():
+    V = torch.randn(1, 9, 16)
+    dots = kernels.embedding_dots(torch.tensor([[3, 9, -1]]), torch.randn(1, 3, 16), V)
+    assert dots.isnan().tolist() == [[[False, True, True]]]
+    x, targets = torch.randn(1, 2, 16), torch.tensor([[1, 9]])
+    losses = kernels.linear_cross_entropy_dots(x, V[0], targets, V).token_losses
+    assert losses.isnan().tolist() == [[False, True]]
+
+
 def test_partial_waves_prefer_fewer_splits():
     device = torch.device("cpu")
     assert common.slots(device) == 4

@@ -17,7 +17,8 @@ def kernel(z, labels, factors, losses, vocab, stride, BLOCK: tl.constexpr):
     z += tl.cast(row, tl.int64) * stride
     label = tl.load(labels + row)
     factor = tl.load(factors + row)
-    target = tl.load(z + label).to(tl.float32)
+    # A label outside the row makes the loss no number: a GPU cannot raise, but must not pass it over.
+    target = tl.load(z + label, mask=(label >= 0) & (label < vocab), other=float("nan")).to(tl.float32)
     offset = tl.arange(0, BLOCK)
     # A finite floor instead of -inf: a lane that has seen nothing subtracts it from itself.
     top = tl.full((BLOCK,), -1e38, tl.float32)

@@ -14,14 +14,17 @@ def kernel(ids, b, v, dots, tokens, rows, width, stride, BT: tl.constexpr, BD: t
     block, k = tl.program_id(0), tl.program_id(1)
     t, c = block * BT + tl.arange(0, BT), tl.arange(0, BD)
     live = t < tokens
-    row = tl.load(ids + t, mask=live, other=0).to(tl.int64) + tl.cast(k, tl.int64) * rows
+    token_id = tl.load(ids + t, mask=live, other=0).to(tl.int64)
+    known = (token_id >= 0) & (token_id < rows)
+    row = tl.where(known, token_id, 0) + tl.cast(k, tl.int64) * rows
     acc = tl.zeros((BT,), tl.float32)
     for first in range(0, width, BD):
         inside = live[:, None] & (c[None, :] < width - first)
         gradients = tl.load(b + tl.cast(t[:, None], tl.int64) * stride + first + c[None, :], mask=inside, other=0.0)
         direction = tl.load(v + row[:, None] * width + first + c[None, :], mask=inside, other=0.0)
         acc += tl.sum(gradients.to(tl.float32) * direction.to(tl.float32), 1)
-    tl.store(dots + tl.cast(k, tl.int64) * tokens + t, acc, mask=live)
+    # An id outside the table makes its dot no number: a GPU cannot raise, but must not pass it over.
+    tl.store(dots + tl.cast(k, tl.int64) * tokens + t, tl.where(known, acc, float("nan")), mask=live)
 
 
 def plan(ids: Tensor, b: Tensor, V: Tensor) -> tuple[Launch, Tensor]:
