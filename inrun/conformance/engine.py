@@ -15,14 +15,14 @@ class Engine:
     """`inrun.Attributor`.
 
     Args:
+        fused: take dots in the backward of linear layers itself; the training then agrees within rounding, not to the bit.
         check: check the books on every k-th step (0: never, so that only the numbers speak).
     """
 
-    name = "inrun"
-    same_bits = True
-
-    def __init__(self, check: int = 1):
-        self.check = check
+    def __init__(self, fused: bool = False, check: int = 1):
+        self.name = "inrun, fused" if fused else "inrun"
+        self.same_bits = not fused
+        self.options = {"fused": fused, "check": check}
 
     def supports(self, case: Case) -> str | None:
         formula = case.formula
@@ -32,20 +32,20 @@ class Engine:
         return None
 
     def values(self, case: Case) -> Mapping[str, Tensor]:
-        around = _Around(self.check)
+        around = _Around(self.options)
         case.run(around)
         return around.answer()
 
     def training(self, case: Case) -> Mapping[str, Tensor]:
-        around = _Around(self.check)
+        around = _Around(self.options)
         run = case.run(around)
         around.attributor.close()
         return state_of(run)
 
 
 class _Around(Observer):
-    def __init__(self, check: int):
-        self.check = check
+    def __init__(self, options: Mapping):
+        self.options = options
         self.found: dict[str, list[Tensor]] = {}
 
     def attach(self, run: TrainingRun) -> None:
@@ -62,7 +62,7 @@ class _Around(Observer):
             self.method,
             route=formula.route,
             per_token="tokens" in self.quantities,
-            check=self.check,
+            **self.options,
         )
 
     @contextmanager

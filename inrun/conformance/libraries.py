@@ -204,6 +204,8 @@ class _OpacusValues(_Values):
         found = {}
         for name, p in self.parameters.items():
             g = p.grad_sample
+            if g is None and p.grad is not None:
+                raise RuntimeError(f"{name} has a gradient and no grad_sample")
             if g is None:
                 g = torch.zeros(size(part), *p.shape, dtype=p.dtype)
             if not isinstance(g, Tensor) or g.shape[0] != size(part):

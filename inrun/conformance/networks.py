@@ -245,5 +245,9 @@ class Text(nn.Module):
             case _:
                 return 0.0
 
+    def features(self, tokens: Tensor) -> Tensor:
+        """What enters the head, [n, t, d]."""
+        return self.body(self.embed(tokens) + self._positions(*tokens.shape))
+
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.body(self.embed(tokens) + self._positions(*tokens.shape)))
+        return self.head(self.features(tokens))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import kernels
 from inrun.conformance.networks import LENGTH, VOCAB, Text, seeded
 from inrun.conformance.problem import IGNORED, Batch, Problem, size
 
@@ -34,6 +35,14 @@ def mean_token_loss(model: nn.Module, part: Batch, divisor: float) -> Tensor:
     return mean * (count_labels(part) / divisor)
 
 
+def head_loss(model: nn.Module, part: Batch, divisor: float) -> Tensor:
+    """The same number by the head that never holds whole logits."""
+    loss = kernels.cross_entropy_sum(
+        model.features(part["tokens"]), model.head.weight, part["labels"], ignore_index=IGNORED
+    )
+    return loss / divisor
+
+
 def count_labels(batch: Batch) -> int:
     return int((batch["labels"] != IGNORED).sum())
 
@@ -49,7 +58,8 @@ def text(
     targets: Mapping[str, int] = SEVERAL,
     ragged: bool = False,
     padding: bool = False,
-    mean_loss: bool = False,
+    late: bool = False,
+    loss: Callable[[nn.Module, Batch, float], Tensor] | None = None,
     together: bool = False,
     quiet: bool = False,
     **options,
@@ -60,12 +70,13 @@ def text(
         body: builds the model's body; `options` go to `Text`.
         ragged: samples have unequal numbers of labels, and one has none at all.
         padding: the last tokens of half of the samples are token 0.
-        mean_loss: train with the loss function's mean instead of the sum of rows.
+        late: the first batch has the lower half of the vocabulary only.
+        loss: what training uses instead of the sum of rows.
     """
 
-    def build(count: int, seed: int, masked: bool) -> Batch:
+    def build(count: int, seed: int, masked: bool, vocabulary: int = VOCAB) -> Batch:
         generator = _generator(seed)
-        tokens = torch.randint(1, VOCAB, (count, LENGTH), generator=generator)
+        tokens = torch.randint(1, vocabulary, (count, LENGTH), generator=generator)
         labels = torch.randint(0, VOCAB, (count, LENGTH), generator=generator)
         if masked:
             for i in range(count):
@@ -76,13 +87,13 @@ def text(
 
     return Problem(
         model=lambda: _built(lambda: Text(body(), **options)),
-        batch=lambda step: build(n, 100 + step, ragged),
+        batch=lambda step: build(n, 100 + step, ragged, VOCAB // 2 if late and step == 0 else VOCAB),
         targets={
             name: lambda m=m, k=k: build(m, 900 + k, ragged and m > 1) for k, (name, m) in enumerate(targets.items())
         },
         rows=token_losses,
         count=count_labels,
-        loss=mean_token_loss if mean_loss else None,
+        loss=loss,
         together=together,
         quiet=quiet,
     )

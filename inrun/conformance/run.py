@@ -93,7 +93,13 @@ def _differences(found: Mapping[str, Tensor], true: Mapping[str, Tensor], same_b
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 if our own engine fails a case, 0 otherwise."""
-    known = {"inrun": Engine, "torch.func": TorchFunc, "opacus": Opacus, "dattri": Dattri}
+    known = {
+        "inrun": Engine,
+        "fused": lambda: Engine(fused=True),
+        "torch.func": TorchFunc,
+        "opacus": Opacus,
+        "dattri": Dattri,
+    }
     parser = argparse.ArgumentParser(prog="python -m inrun.conformance", description=__doc__)
     parser.add_argument("engines", nargs="*", default=["inrun"], help=f"of {', '.join(known)}; inrun if none is given")
     parser.add_argument("--case", default="", help="only cases whose name contains this text")
@@ -117,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         column = [row[at].status for row in outcomes]
         counts = ", ".join(f"{column.count(status)} {status}" for status in dict.fromkeys(column))
         console.print(f"{adapter.name}: {counts}")
-    own = [o for row in outcomes for adapter, o in zip(adapters, row) if adapter.name == Engine.name]
+    own = [o for row in outcomes for adapter, o in zip(adapters, row) if isinstance(adapter, Engine)]
     return int(any(o.status in ("fail", "error") for o in own))
 
 
