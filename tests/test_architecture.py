@@ -16,7 +16,7 @@ FLOORS = [
     ["inrun.rules", "inrun.models", "inrun.data", "inrun.evaluate"],
     ["inrun.directions", "inrun.ghost"],
     ["inrun.attributor"],
-    ["inrun.train", "inrun.baselines", "inrun.integrations"],
+    ["inrun.train", "inrun.baselines", "inrun.integrations", "inrun.conformance"],
     ["experiments", "notebooks"],
 ]
 LEVEL = {package: level for level, packages in enumerate(FLOORS) for package in packages}

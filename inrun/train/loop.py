@@ -6,7 +6,6 @@ checkpoint holds optimizer and random states, and the store drops what came afte
 """
 
 import json
-import logging
 import math
 import signal
 import subprocess
@@ -35,8 +34,6 @@ from inrun.train.log import JsonLines, Sink, Terminal, Wandb
 from inrun.train.numbers import Speed, value_row
 from inrun.train.optim import build_optimizer, clip_gradients, lr_at
 from inrun.train.signals import Interrupted, stop_signal
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1
 RUN_FILE = "run.json"
@@ -309,7 +306,7 @@ class Run:
             return None
         state = checkpoint.load(found[-1], self.model, self.optimizer)
         self.step = state["step"]
-        log.info("going on from %s", found[-1])
+        self.console.print(f"going on from {found[-1]}", highlight=False, soft_wrap=True)
         return state
 
     def _open_logs(self) -> None:
