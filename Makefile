@@ -9,10 +9,11 @@ DATA ?=
 STEPS ?=
 DRY ?=
 ARGS ?=
+LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia clean
+.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia fidelity sweep-lr conformance kernels-aot bench roofline clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +49,24 @@ pretrain-gpt2: $(STAMP)  ## GPT-2 124M with the paper's settings, on the Pile (D
 
 pretrain-pythia: $(STAMP)  ## Pythia 410M with the paper's settings, on the Pile (same options)
 	$(RUN) -m experiments.pretrain experiment=pythia $(PRETRAIN_ARGS)
+
+fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS="fidelity=paper")
+	$(RUN) -m experiments.fidelity $(ARGS)
+
+sweep-lr: $(STAMP)  ## the same, one run for each learning rate (LR=1e-4,1e-3 ARGS=...)
+	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)
+
+conformance: $(STAMP)  ## judge our engine by the cases in which published implementations went wrong
+	$(RUN) -m inrun.conformance $(ARGS)
+
+kernels-aot: $(STAMP)  ## compile every kernel for sm_80 and sm_90, without a GPU; check spills, registers, tensor cores
+	$(RUN) -m kernels.aot
+
+bench: $(STAMP)  ## time the kernels' routes on this machine, into kernels/bench.csv (ARGS=--quick)
+	$(RUN) -m kernels.bench $(ARGS)
+
+roofline: $(STAMP)  ## predicted cost of each method on a GPU, from shapes and data sheets
+	$(RUN) -m kernels.cost $(ARGS)
 
 clean:  ## remove the virtual environment (data and runs stay)
 	rm -rf $(VENV)
