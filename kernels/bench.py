@@ -172,6 +172,18 @@ def append(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
+def report(path: Path, rows: list[dict], device: torch.device) -> list[dict]:
+    """Stamp, print and append rows as they come, so that an interrupted run keeps what it has."""
+    rows = stamp(rows, device)
+    append(path, rows)
+    for row in rows:
+        shape = " ".join(f"{name}={row[name]}" for name in ["n", "t", "i", "o", "k"])
+        print(
+            f"{row['op']:21} {row['route']:9} {row['dtype']:9} {shape:36} ratio {row['ratio']:>7}  {row['seconds']} s"
+        )
+    return rows
+
+
 def calibrate(rows: list[dict], device: torch.device) -> Path:
     """Replace the device's measured table by these rows' routes, for kernels.cost.choose."""
     path = cost.table_path(cost.device_key(device))
@@ -191,22 +203,16 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backend = "triton" if device.type == "cuda" and has_triton() else "torch"
-    dtypes = [torch.float32, torch.bfloat16]
     rows = []
     with kernels.use(backend):
-        for dtype in dtypes:
+        for dtype in (torch.float32, torch.bfloat16):
             for size in SHAPES[:1] if options.quick else SHAPES:
                 for k in (1, 4):
-                    rows += bench_products((*size, k, dtype), options.rounds, device, backend)
+                    rows += report(
+                        options.out, bench_products((*size, k, dtype), options.rounds, device, backend), device
+                    )
             for size in HEADS[:1] if options.quick else HEADS:
-                rows += bench_head((*size, 1, dtype), options.rounds, device)
-    rows = stamp(rows, device)
-    append(options.out, rows)
-    for row in rows:
-        shape = " ".join(f"{name}={row[name]}" for name in ["n", "t", "i", "o", "k"])
-        print(
-            f"{row['op']:21} {row['route']:9} {row['dtype']:9} {shape:36} ratio {row['ratio']:>7}  {row['seconds']} s"
-        )
+                rows += report(options.out, bench_head((*size, 1, dtype), options.rounds, device), device)
     print(f"{len(rows)} rows added to {options.out}")
     if options.calibrate:
         print(f"measured table of this device: {calibrate(rows, device)}")

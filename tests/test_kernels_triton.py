@@ -189,6 +189,22 @@ def test_head_with_loss_equals_the_formula(dtype, monkeypatch):
     assert head.token_losses[1, 2] == 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softmax_gradient_carries_its_running_maximum_over_blocks(dtype):
+    from kernels.jit.cross_entropy import launch
+
+    z = (torch.randn(4, 9001) + torch.linspace(0, 8, 9001)).to(dtype)
+    z[3] = z[3].flip(0)
+    labels, factors, losses = torch.tensor([0, 9000, 4096, 17]), torch.tensor([1.0, 0.5, 0.0, 2.0]), torch.empty(4)
+    exact = z.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, labels, reduction="none")
+    (gradient,) = torch.autograd.grad(expected @ factors.double(), exact)
+    launch(z, labels, factors, losses)
+    assert error(losses, expected.detach()) < tolerance(9001)
+    assert error(z, gradient) < tolerance(9001, rounded=narrow(dtype))
+    assert (z[2] == 0).all()
+
+
 def test_ids_and_targets_out_of_range_show_as_nan():
     V = torch.randn(1, 9, 16)
     dots = kernels.embedding_dots(torch.tensor([[3, 9, -1]]), torch.randn(1, 3, 16), V)
