@@ -49,15 +49,15 @@ def cross_entropy_sum_dots(x: Tensor, w: Tensor, targets: Tensor, V: Tensor, *, 
 
 
 def cross_entropy_sum_per_sample(
-    x: Tensor, w: Tensor, targets: Tensor, *, ignore_index: int = -100
+    x: Tensor, w: Tensor, targets: Tensor, *, ignore_index: int = -100, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, input gradient [n,t,i], the head's per-sample gradients [n,v,i] in the dtype of x) of `cross_entropy_sum`."""
-    g = torch.zeros(targets.shape[0], *w.shape, dtype=x.dtype, device=x.device)
+    g = torch.empty(targets.shape[0], *w.shape, dtype=x.dtype, device=x.device) if out is None else out
     dx = torch.empty_like(x)
     loss = torch.zeros((), dtype=accumulation_dtype(x), device=x.device)
     for sample, piece, a, b, losses in _samples(x, w, targets, ignore_index):
         torch.mm(b, w.to(x.dtype), out=dx[sample, piece])
-        g[sample].addmm_(b.t(), a)
+        torch.mm(b.t(), a, out=g[sample]) if piece.start == 0 else g[sample].addmm_(b.t(), a)
         loss += losses
     return loss, dx, g
 

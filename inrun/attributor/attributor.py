@@ -28,7 +28,7 @@ from inrun.attributor.books import NonFiniteError, check_books, check_seen, comm
 from inrun.attributor.ledger import Ledger, Waiting
 from inrun.attributor.result import StepResult
 from inrun.directions import Method, Step, Target, directions
-from inrun.ghost import Dots, Tape, Watch, token_dots
+from inrun.ghost import Dots, KeptMemory, Tape, Watch, token_dots
 from inrun.store import ValueStore, ValueWriter
 from inrun.updates import PlainSGD, UnknownOptimizerError, snapshot
 
@@ -112,7 +112,7 @@ class Attributor:
         self._check_arguments(targets, route, every)
         self.model, self.route, self.every, self.per_token = model, route, every, per_token
         self._ledger_every, self._check_every = ledger, check
-        self.fused, self._memory_budget = fused, memory_budget
+        self.fused = fused
         self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         self._owners = self._find_owners()
         self.parameters = self._track(model, params)
@@ -124,6 +124,9 @@ class Attributor:
         self._later = [(m, t) for m in self.methods if not m.known_before for t in self.targets]
         self._snapshots()  # an optimizer without a rule is refused now, not after the first backward
 
+        if memory_budget is None:
+            memory_budget = _free_memory(next(iter(self.parameters.values())).device) // 4
+        self._kept = KeptMemory(memory_budget if fused and self._later else 0)
         self.step = int(resume["step"]) if resume else 0
         self.last_step: StepResult | None = None
         self.ledger = Ledger()
@@ -161,7 +164,7 @@ class Attributor:
         dots = tape = None
         if self.route == "rules":
             if self._later:
-                tape = Tape(len(ids), self.fused, self._memory)
+                tape = Tape(len(ids), self.fused, self._kept)
             else:
                 dots = Dots(self._directions, len(ids), self.fused)
         rng = _random_state(self.parameters) if forward is not None else []
@@ -316,7 +319,7 @@ class Attributor:
         self._norms: dict[str, Tensor] = {}
         self._directions: dict[str, Tensor] = {}
         self._lr_then: dict[str, float] = {}
-        self._memory = [0]
+        self._kept.release()
 
     def _drop_unused(self) -> None:
         """A gradient that was zeroed without a step (a loss scaler found an overflow, a batch was skipped) takes its micro-batches with it."""
@@ -332,10 +335,6 @@ class Attributor:
         """First micro-batch of a step: the weights are those of the step, and the directions that can be known are made."""
         self._open = True
         self._scored = self.step % self.every == 0
-        if self.fused and self._later:
-            device = next(iter(self.parameters.values())).device
-            budget = _free_memory(device) // 4 if self._memory_budget is None else self._memory_budget
-            self._memory = [budget]
         for target in self.targets.values():
             target.forget()
         if not self._scored:

@@ -15,6 +15,5 @@ from inrun.directions.target import Target
 def first_order(what: Method, step: Step, target: Target) -> dict[str, Tensor]:
     gradient = target.gradient()
     if what.known_before:
-        rules = step.rules(what)
-        return {name: rules[name].frozen_slope() * g for name, g in gradient.items()}
+        return {name: step.frozen(what, name, g) for name, g in gradient.items()}
     return {name: step.pull_back(what, name, g) for name, g in gradient.items() if name in step.gradient}

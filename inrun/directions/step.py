@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from inrun.directions.method import Method
-from inrun.updates import Update, coalition_slope
+from inrun.updates import Update, coalition_slope, in_pieces
 
 #: Gauss-Legendre nodes for the mean Jacobian of rules that mix elements
 _JACOBIAN_NODES = 3
@@ -36,19 +36,29 @@ class Step:
         self.updates, self.plain, self.weights = updates, plain, weights
         self.gradient, self.n, self._squares = gradient, n, squares
         self._square_cache: dict[str, Tensor | None] = {}
+        self._masks: dict[str, Tensor | None] = {}
 
     def rules(self, method: Method) -> Mapping[str, Update]:
         return self.plain if method.update == "sgd" else self.updates
 
     def moved(self, method: Method, fraction: float) -> dict[str, Tensor]:
         """Weights after the update with ``fraction * G``."""
-        rules = self.rules(method)
-        return {name: self.weights[name].detach() - rules[name](fraction * g) for name, g in self.gradient.items()}
+        return self._map(method, lambda rule, g: rule.weight - rule(fraction * g))
 
     def change(self, method: Method, fraction: float) -> dict[str, Tensor]:
         """u(fraction * G)."""
+        return self._map(method, lambda rule, g: rule(fraction * g))
+
+    def _map(self, method: Method, function: Callable[[Update, Tensor], Tensor]) -> dict[str, Tensor]:
         rules = self.rules(method)
-        return {name: rules[name](fraction * g) for name, g in self.gradient.items()}
+        return {
+            name: in_pieces(function, rules[name], g) if rules[name].elementwise else function(rules[name], g)
+            for name, g in self.gradient.items()
+        }
+
+    def frozen(self, method: Method, name: str, cotangent: Tensor) -> Tensor:
+        """The direction in gradient space with the optimizer's state frozen before the step: known without the gradient."""
+        return in_pieces(lambda rule, v: rule.frozen_slope() * v, self.rules(method)[name], cotangent)
 
     def pull_back(
         self, method: Method, name: str, cotangent: Tensor, lo: float = 0.0, hi: float = 1.0, at: float | None = None
@@ -60,7 +70,8 @@ class Step:
         """
         rule, g = self.rules(method)[name], self.gradient[name]
         if rule.elementwise:
-            return self._slope(rule, name, g, lo, hi) * cotangent
+            V = in_pieces(lambda rule, g, v: rule.secant(g, lo, hi) * v, rule, g, cotangent)
+            return self._smooth(V, rule, name, cotangent, lo, hi)
         if at is not None:
             return (hi - lo) * rule.vjp(at * g, cotangent)
         points, weights = gauss(_JACOBIAN_NODES)
@@ -69,29 +80,35 @@ class Step:
             for point, weight in zip(points, weights)
         )
 
-    def _slope(self, rule: Update, name: str, g: Tensor, lo: float, hi: float) -> Tensor:
-        slope = rule.secant(g, lo, hi)
-        mask = rule.stateless()
+    def _smooth(self, V: Tensor, rule: Update, name: str, cotangent: Tensor, lo: float, hi: float) -> Tensor:
+        """V with the slope of elements without state averaged over coalitions."""
+        mask = self._stateless(name) if rule is self.updates[name] else rule.stateless()
         if mask is None or self._squares is None:
-            return slope
+            return V
+        g = self.gradient[name]
         mask = mask & (g != 0) if not rule.rough_everywhere else mask
         if not bool(mask.any()):
-            return slope
+            return V
         if name not in self._square_cache:
             self._square_cache[name] = self._squares(name)
         q = self._square_cache[name]
         if q is None:
-            return slope
+            return V
         part = rule.map_tensors(lambda tensor: tensor.expand_as(g)[mask])
-        slope = slope.expand_as(g).clone()
-        slope[mask] = coalition_slope(part, g[mask], q[mask].to(g.dtype), self.n, lo, hi)
-        return slope
+        V = V.clone()
+        V[mask] = coalition_slope(part, g[mask], q[mask].to(g.dtype), self.n, lo, hi) * cotangent[mask]
+        return V
+
+    def _stateless(self, name: str) -> Tensor | None:
+        if name not in self._masks:
+            self._masks[name] = self.updates[name].stateless()
+        return self._masks[name]
 
     def stateless_share(self) -> float:
         """Share of the elements that have no second moment yet."""
-        masks = {name: rule.stateless() for name, rule in self.updates.items()}
+        masks = [self._stateless(name) for name in self.updates]
         total = sum(w.numel() for w in self.weights.values())
-        return sum(int(mask.sum()) for mask in masks.values() if mask is not None) / max(total, 1)
+        return sum(int(mask.sum()) for mask in masks if mask is not None) / max(total, 1)
 
 
 def gauss(count: int) -> tuple[list[float], list[float]]:

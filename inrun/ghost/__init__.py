@@ -2,12 +2,13 @@
 
 from inrun.ghost.forward import ForwardRouteError, token_dots
 from inrun.ghost.substitute import Substitute
-from inrun.ghost.tape import Dots, Tape
+from inrun.ghost.tape import Dots, KeptMemory, Tape
 from inrun.ghost.watch import MixedSamplesError, UncoveredUseError, Watch
 
 __all__ = [
     "Dots",
     "ForwardRouteError",
+    "KeptMemory",
     "MixedSamplesError",
     "Substitute",
     "Tape",

@@ -1,5 +1,6 @@
 """The two ways from a backward pass to dot products: at once, for directions known before it, or from a tape, for those known after."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -97,6 +98,39 @@ class Dots(Recorder):
         return bad.tolist()
 
 
+class KeptMemory:
+    """Buffers for per-sample weight gradients, up to a budget, used again step after step: fresh memory of that size costs more than what is written to it.
+
+    Args:
+        budget: bytes.
+    """
+
+    def __init__(self, budget: int = 0):
+        self.budget = budget
+        self._used = 0
+        self._idle: dict[tuple, list[Tensor]] = {}
+        self._busy: dict[tuple, list[Tensor]] = {}
+
+    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+        """An uninitialised buffer, or None if the budget is spent."""
+        key = (shape, like.dtype, like.device)
+        if self._idle.get(key):
+            buffer = self._idle[key].pop()
+        else:
+            size = math.prod(shape) * like.dtype.itemsize
+            if self._used + size > self.budget:
+                return None
+            self._used += size
+            buffer = like.new_empty(shape)
+        self._busy.setdefault(key, []).append(buffer)
+        return buffer
+
+    def release(self) -> None:
+        """The step is over: all buffers may be used again; those of shapes that were not asked for are given up."""
+        self._idle, self._busy = self._busy, {}
+        self._used = sum(buffer.nbytes for buffers in self._idle.values() for buffer in buffers)
+
+
 class Tape(Recorder):
     """Keeps the factors of a micro-batch until the directions are known.
 
@@ -104,36 +138,31 @@ class Tape(Recorder):
     streaming pass. Otherwise layer inputs and output gradients are kept, and dots cost one more product.
 
     Args:
-        memory: budget in bytes, shared by the tapes of a step: a list with one number, reduced as it is used.
+        memory: where kept gradients live.
     """
 
-    def __init__(self, n: int, fused: bool = False, memory: list[int] | None = None):
+    def __init__(self, n: int, fused: bool = False, memory: "KeptMemory | None" = None):
         super().__init__(n, fused)
-        self.memory = memory if memory is not None else [0]
+        self.memory = memory if memory is not None else KeptMemory()
         self.entries: list[tuple[Origin, Factor]] = []
 
     def take(self, origin: Origin, factor: Factor) -> None:
         self.entries.append((origin, factor))
 
-    def _afford(self, numel: int, dtype: torch.dtype) -> bool:
-        size = self.n * numel * dtype.itemsize
-        if not self.fused or size > self.memory[0]:
-            return False
-        self.memory[0] -= size
-        return True
-
     def outer(self, origin: Origin, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-        if not self._afford(a.shape[-1] * b.shape[-1], b.dtype):
+        g = self.memory.take((self.n, *shape), b) if self.fused else None
+        if g is None:
             self.sink("linear", origin, Outer(a, b, shape))
             return None
-        g = torch.bmm(b.mT, a)
+        torch.bmm(b.mT, a, out=g)
         self.sink("linear", origin, Dense(g))
         return g.sum(0, dtype=None if g.dtype == torch.float64 else torch.float32)
 
     def head(self, origin: Origin, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
-        if not self._afford(w.numel(), x.dtype):
+        g = self.memory.take((self.n, *w.shape), x) if self.fused else None
+        if g is None:
             return *CROSS_ENTROPY_SUM(x, w, targets, ignore_index), (x, w, targets, ignore_index)
-        loss, dx, g = kernels.cross_entropy_sum_per_sample(x, w, targets, ignore_index=ignore_index)
+        loss, dx, g = kernels.cross_entropy_sum_per_sample(x, w, targets, ignore_index=ignore_index, out=g)
         return loss, dx, g.sum(0, dtype=None if g.dtype == torch.float64 else torch.float32).to(w.dtype), g
 
     def head_part(self, origin: Origin, part, gradient: Tensor) -> None:

@@ -16,6 +16,7 @@ from inrun.updates.adam import Adam
 from inrun.updates.base import NoFrozenSlopeError, UnknownOptimizerError, Update, register, snapshot
 from inrun.updates.lion import Lion, LionUpdate
 from inrun.updates.muon import MuonUpdate
+from inrun.updates.pieces import in_pieces
 from inrun.updates.sgd import SGD, PlainSGD
 from inrun.updates.smoothing import coalition_slope
 
@@ -30,6 +31,7 @@ __all__ = [
     "UnknownOptimizerError",
     "Update",
     "coalition_slope",
+    "in_pieces",
     "register",
     "snapshot",
 ]

@@ -64,8 +64,9 @@ class Adam(Update):
         return torch.where(g == 0, 0.0, (self.sign * self.lr / self.bias1) * slope / d_hi)
 
     def stateless(self) -> Tensor | None:
-        mask = self.second == 0
-        return mask if bool(mask.any()) else None
+        if int(torch.count_nonzero(self.second)) == self.second.numel():
+            return None
+        return self.second == 0
 
     def frozen_slope(self) -> Tensor:
         """lr (1 - b1) / (1 - b1^t) / (sqrt(vhat_{t-1}) + eps); elements without state are left out (0), 1/eps is not a slope."""
