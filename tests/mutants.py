@@ -538,7 +538,10 @@ def _(patch):
 
 @mutant("the frozen slope instead of the secant", "AdamW, secant", "AdamW, path")
 def _(patch):
-    _wrap(patch, Step, "_slope", lambda original, self, rule, name, g, lo, hi: (hi - lo) * rule.frozen_slope())
+    def pull_back(original, self, method, name, cotangent, lo=0.0, hi=1.0, at=None):
+        return (hi - lo) * self.rules(method)[name].frozen_slope() * cotangent
+
+    _wrap(patch, Step, "pull_back", pull_back)
 
 
 @mutant("the tangent at G instead of the secant", "AdamW, secant")
@@ -554,7 +557,17 @@ def _(patch):
 
 @mutant("elements without state get the plain secant", "AdamW, path", "Lion, path")
 def _(patch):
-    _wrap(patch, Step, "_slope", lambda original, self, rule, name, g, lo, hi: rule.secant(g, lo, hi))
+    _wrap(patch, Step, "_smooth", lambda original, self, V, *rest: V)
+
+
+@mutant("only the first block of a large tensor is worked on", "a large matrix")
+def _(patch):
+    def in_pieces(original, function, rule, *tensors):
+        out = original(function, rule, *tensors).clone()
+        out.view(-1)[1 << 16 :] = 0
+        return out
+
+    _wrap(patch, step_module, "in_pieces", in_pieces)
 
 
 @mutant("coalition slopes for all elements", "AdamW, path")

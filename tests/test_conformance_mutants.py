@@ -1,21 +1,13 @@
 """A conformance suite is worth what it catches: 80 and more mistakes, put into our engine one by one, must each fail a case by numbers alone."""
 
-from functools import cache
-
 import pytest
 
 from inrun.attributor import BooksError
-from inrun.conformance import CASES, Engine, Outcome, judge
-from inrun.conformance.run import answers
+from inrun.conformance import Engine, Outcome, judge
+from tests.conformance_truth import BY_NAME, expected
 from tests.mutants import MUTANTS
 
-BY_NAME = {case.name: case for case in CASES}
 UNCHECKED = Engine(check=0)  # books off: the suite must see it, not the engine itself
-
-
-@cache
-def expected(name: str):
-    return answers(BY_NAME[name])
 
 
 def is_killed(outcome: Outcome) -> bool:

@@ -471,6 +471,16 @@ REST = [
         steps=2,
     ),
     Case(
+        "a large matrix",
+        "work that is done in blocks",
+        regression(lambda: nn.Linear(300, 300), (2, 300)),
+        adamw(),
+        PATH,
+        micro=(4, 2),
+        steps=2,
+        quantities=("values", "drift"),
+    ),
+    Case(
         "forward route, path, AdamW",
         "elements without state, without per-sample squares",
         SHORT,
