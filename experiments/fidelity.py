@@ -10,6 +10,8 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from inrun.data.prepare import DataConfig
 from inrun.train import ConfigError, OptimConfig, Run, RunConfig, TrainConfig
 from inrun.train.loop import git_revision
 from inrun.train.strict import build
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def main(config: DictConfig) -> None:
                 for lr in settings.optim.lr:
                     began = time.monotonic()
                     where = {"seed": seed, "train_steps": step, "optimizer": optimizer, "lr": lr}
-                    found, scatter = compare(study, optimizer, lr, seconds)
+                    with _progress(console, f"seed {seed}, step {step}, {optimizer}, lr {lr:g}") as report:
+                        found, scatter = compare(study, optimizer, lr, seconds, report)
                     rows += [{**where, **row} for row in found]
                     points += [{**where, **point} for point in scatter]
                     errors = [f"{r['method']} {r['relative_rmse']:.2g}" for r in found if r["quantity"] == "values"]
@@ -153,6 +158,23 @@ def trained(settings: FidelityConfig, seed: int, console: Console) -> Run:
         console.print(f"seed {seed}: training to step {train.steps}", highlight=False)
     run.train()
     return run
+
+
+@contextmanager
+def _progress(console: Console, label: str) -> Iterator[Callable[[int], None]]:
+    """Shows the number of coalitions: a live line on a terminal, a plain one twice a minute elsewhere."""
+    if console.is_terminal:
+        with console.status(label) as status:
+            yield lambda coalitions: status.update(f"{label}: {coalitions} coalitions")
+        return
+    last = [time.monotonic()]
+
+    def line(coalitions: int) -> None:
+        if time.monotonic() - last[0] >= SECONDS_BETWEEN_LINES:
+            last[0] = time.monotonic()
+            console.print(f"{label}: {coalitions} coalitions", highlight=False, soft_wrap=True)
+
+    yield line
 
 
 def _digest(about: dict[str, Any]) -> str:

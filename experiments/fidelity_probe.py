@@ -105,8 +105,13 @@ class Probe:
         self.optimizer.zero_grad()
 
 
-def compare(study: Study, optimizer: str, lr: float, seconds: dict[str, float]) -> tuple[list[dict], list[dict]]:
-    """Rows of figures, one per method and quantity (values, utility); and one point per sample and method: value beside truth."""
+def compare(
+    study: Study, optimizer: str, lr: float, seconds: dict[str, float], report: Callable[[int], None]
+) -> tuple[list[dict], list[dict]]:
+    """Rows of figures, one per method and quantity (values, utility); and one point per sample and method: value beside truth.
+
+    seconds: what `costs` gave. report: hears the number of coalitions evaluated so far.
+    """
     values, interactions = _values(study, optimizer, lr)
     seen: dict[bytes, float] = {}
     probe = study.probe(optimizer, lr, torch.float64)
@@ -114,6 +119,7 @@ def compare(study: Study, optimizer: str, lr: float, seconds: dict[str, float]) 
 
     def utility(mask: np.ndarray) -> float:
         seen[mask.tobytes()] = game.utility(mask)
+        report(len(seen))
         return seen[mask.tobytes()]
 
     errors = np.zeros(game.n)
