@@ -587,3 +587,76 @@ def test_samples_must_be_the_leading_axis():
     attr = Attributor(model, torch.optim.SGD(model.parameters(), lr=0.1), {"val": regression(model, seed=1)})
     with pytest.raises(ValueError, match="samples along axis 0"), attr.batch(range(4)):  # six rows
         regression(model)().backward()
+
+
+def test_replay_keeps_nothing_and_agrees_with_the_tape_dropout_included():
+    train, val = rows(4, 1), rows(2, 2)
+    results = []
+    for replay in (False, True):
+        torch.manual_seed(0)
+        model = small("gpt2", dropout=0.2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+        def target(model=model):
+            model.eval()
+            loss = loss_of(model, val, 0.1)
+            model.train()
+            return loss
+
+        attr = Attributor(model, optimizer, {"val": target}, ["second_order", "path"], replay=replay)
+        for _ in range(2):
+            for ids in ([0, 1, 2], [3]):
+                forward = lambda m=model, i=ids: loss_of(m, train[i], 0.02)  # noqa: E731
+                with attr.batch(ids, forward=forward):
+                    forward().backward()
+                assert not replay or attr._micro[-1].record is None
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append((attr.last_step.values, [p.detach().clone() for p in model.parameters()]))
+    for key, value in results[0][0].items():
+        assert per_sample.relative_error(results[1][0][key], value) < 1e-12, key
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1]))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia"])
+def test_probes_agree_with_the_rules(family):
+    results = []
+    for route in ("rules", "compiled"):
+        torch.manual_seed(0)
+        model, train, val = small(family), rows(4, 1), rows(2, 2)
+        attr = Attributor(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), {"val": lambda m=model, v=val: loss_of(m, v, 0.1)}, route=route
+        )
+        for ids in ([0, 1, 2], [3]):
+            with attr.batch(ids):
+                loss_of(model, train[ids], 0.02).backward()
+        attr.optimizers[0].step()
+        results.append(attr.last_step)
+    for name, part in results[0].per_parameter["first_order", "val"].items():
+        assert per_sample.relative_error(results[1].per_parameter["first_order", "val"][name], part) < 1e-12, name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_compiled_model_is_traced_without_a_break_and_not_again_for_new_directions():
+    torch.manual_seed(0)
+    eager, train, val = small("gpt2", torch.float32, n_layer=1), rows(3, 1), rows(2, 2)
+    compiled = copy.deepcopy(eager)
+    values = {}
+    for model, route in ((eager, "rules"), (compiled, "compiled")):
+        attr = Attributor(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), {"val": lambda m=model: loss_of(m, val, 0.1)}, route=route
+        )
+        if route == "compiled":
+            torch._dynamo.reset()
+            model.compile(fullgraph=True, backend="aot_eager")
+        values[route] = []
+        for step in range(3):
+            with torch._dynamo.config.patch(error_on_recompile=step > 0), attr.batch(range(3)):
+                loss_of(model, train, 0.02).backward()
+            attr.optimizers[0].step()
+            attr.optimizers[0].zero_grad()
+            values[route].append(attr.last["val"])
+    for plain, traced in zip(values["rules"], values["compiled"]):
+        assert per_sample.relative_error(traced, plain) < 2e-5  # float32: two steps of training apart in their last bits

@@ -28,7 +28,8 @@ from inrun.attributor.books import NonFiniteError, check_books, check_seen, comm
 from inrun.attributor.ledger import Ledger, Waiting
 from inrun.attributor.result import StepResult
 from inrun.directions import Method, Step, Target, directions
-from inrun.ghost import Dots, KeptMemory, Tape, Watch, token_dots
+from inrun.ghost import Dots, KeptMemory, Probes, Tape, Watch, token_dots
+from inrun.ghost.backward import grad
 from inrun.store import ValueStore, ValueWriter
 from inrun.updates import PlainSGD, UnknownOptimizerError, snapshot
 
@@ -40,8 +41,7 @@ Key = tuple[str, str]  # (method, target)
 @dataclass
 class _MicroBatch:
     ids: np.ndarray
-    dots: Dots | None
-    tape: Tape | None
+    record: Dots | Tape | Probes | None
     forward: Callable[[], Tensor] | None
     rng: list[Tensor]
 
@@ -56,7 +56,10 @@ class Attributor:
             for the same weights if the ledger is to telescope.
         method: "first_order" | "second_order" | "path", a `Method`, or a list of them. The first one is what `last` shows.
         update, state, nodes, quadrature, credit: see `Method`; they apply to methods given by name.
-        route: "rules" (a rule per operation; exact, fast) or "forward" (one forward-mode pass per direction; any architecture; needs ``batch(ids, forward=...)``).
+        route: "rules" (a rule per operation; exact, fast), "forward" (one forward-mode pass per direction; any architecture;
+            needs ``batch(ids, forward=...)``), or "compiled" (for models under torch.compile: linear, embedding and norm
+            layers and this project's fused head; directions known before the backward only; the weight gradient is summed
+            sample by sample, as with fused=True).
         store: folder for the values, or None to keep only `last`.
         params: regular expression; only parameters whose name it finds are valued.
         every: value every k-th step only.
@@ -64,6 +67,9 @@ class Attributor:
         fused: linear layers and the language-model head take dots in their own backward: faster; the weight gradient is
             summed sample by sample, so that the trained weights differ from unattributed training by rounding. False
             leaves them the same bits.
+        replay: methods whose direction is known after the backward keep nothing of the batch and run it once more instead:
+            no memory, a forward and a backward more, any number of micro-batches; needs ``batch(ids, forward=...)``.
+            Elements without optimizer state are then not smoothed over coalitions.
         memory_budget: bytes of per-sample weight gradients that methods whose direction is known after the backward
             (second_order, path) may keep with fused=True; None: a quarter of the memory that is free. Past it they keep
             layer inputs and output gradients and pay one more product.
@@ -98,6 +104,7 @@ class Attributor:
         every: int = 1,
         per_token: bool = False,
         fused: bool = False,
+        replay: bool = False,
         memory_budget: int | None = None,
         ledger: int = 1,
         check: int = 1,
@@ -112,7 +119,7 @@ class Attributor:
         self._check_arguments(targets, route, every)
         self.model, self.route, self.every, self.per_token = model, route, every, per_token
         self._ledger_every, self._check_every = ledger, check
-        self.fused = fused
+        self.fused, self.replay = fused, replay
         self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         self._owners = self._find_owners()
         self.parameters = self._track(model, params)
@@ -146,14 +153,15 @@ class Attributor:
 
         Args:
             ids: one integer per sample [n], in the order of axis 0.
-            forward: evaluates the micro-batch's loss again and returns it; needed for per_token=True and route="forward" only.
+            forward: evaluates the micro-batch's loss again and returns it; needed for per_token=True, replay=True and
+                route="forward" only.
         """
         if self._closed:
             raise RuntimeError("this Attributor is closed")
         ids = self._sample_ids(ids)
-        if forward is None and (self.per_token or self.route == "forward"):
+        if forward is None and (self.per_token or self.replay or self.route == "forward"):
             raise ValueError(
-                "per_token=True and route='forward' need attr.batch(ids, forward=lambda: <the loss that is backpropagated>)"
+                "per_token=True, replay=True and route='forward' need attr.batch(ids, forward=lambda: <the loss that is backpropagated>)"
             )
         self._drop_unused()
         if not self._open:
@@ -161,26 +169,44 @@ class Attributor:
         if not self._scored:
             yield
             return
-        dots = tape = None
-        if self.route == "rules":
-            if self._later:
-                tape = Tape(len(ids), self.fused, self._kept)
-            else:
-                dots = Dots(self._directions, len(ids), self.fused)
+        record = self._recorder(len(ids))
         rng = _random_state(self.parameters) if forward is not None else []
         try:
-            if self.route == "rules":
-                watch = Watch(self.parameters, self._constants, tape or dots)
-                # backward in the caller's thread, where the context is active: recomputed forwards (checkpointing) are then seen as well
-                with torch.autograd.set_multithreading_enabled(False), watch:
-                    yield
-            else:
+            with self._watching(record):
                 yield
         except BaseException:
             self._reset()
             raise
-        self._micro.append(_MicroBatch(ids, dots, tape, forward, rng))
+        self._micro.append(_MicroBatch(ids, record, forward, rng))
         self._norms = gradient_norms(self.parameters)
+
+    def _recorder(self, n: int) -> Dots | Tape | Probes | None:
+        """What takes the dots of a micro-batch: at once where the directions are known, from a tape or by a second pass otherwise."""
+        if self.route == "compiled":
+            return Probes(self.parameters, self._directions, n)
+        if self.route == "forward" or (self.replay and self._later):
+            return None
+        return Tape(n, self.fused, self._kept) if self._later else Dots(self._directions, n, self.fused)
+
+    @contextmanager
+    def _watching(self, record: Dots | Tape | Probes | None) -> Iterator[None]:
+        if record is None:
+            yield
+            return
+        mode = record if isinstance(record, Probes) else Watch(self.parameters, self._constants, record)
+        # backward in the caller's thread, where the context is active: recomputed forwards (checkpointing) are then seen as well
+        with torch.autograd.set_multithreading_enabled(False), mode:
+            yield
+
+    def _replay(self, micro: "_MicroBatch", V: dict[str, Tensor]) -> Dots:
+        """The micro-batch once more, with the directions now known; its gradient is thrown away."""
+        record = Dots(V, len(micro.ids))
+        now = _random_state(self.parameters)
+        _set_random_state(micro.rng)  # dropout repeats what the training pass drew
+        with self._watching(record), torch.enable_grad():
+            grad([micro.forward()], list(self.parameters.values()))
+        _set_random_state(now)
+        return record
 
     def annotate(self, **columns: float | int | None) -> None:
         """Columns for the store's row of the coming step (loss, tokens, seconds, or numbers of your own, the same ones every step)."""
@@ -200,7 +226,7 @@ class Attributor:
         Call it between the backward and ``optimizer.step()``. Negative: the two are redundant; positive: they complement each other. For adaptive
         optimizers eta is the secant of the update. Needs a method that keeps a tape (second_order, path, or first_order with state="current").
         """
-        if not self._micro or any(m.tape is None for m in self._micro):
+        if not self._micro or not all(isinstance(m.record, Tape) for m in self._micro):
             raise RuntimeError(
                 "interactions() is called between the backward and optimizer.step(), with a method whose direction is known after the backward "
                 "(second_order, path): those keep what it needs"
@@ -212,7 +238,7 @@ class Attributor:
         rows = []
         for micro in self._micro:
             for j in range(len(micro.ids)):
-                own = {name: micro.tape.dense(name, j) for name in gradients}
+                own = {name: micro.record.dense(name, j) for name in gradients}
                 moved = {
                     name: step.pull_back(method, name, c * g.to(gradients[name].dtype))
                     for name, g in own.items()
@@ -220,7 +246,7 @@ class Attributor:
                 }
                 _, hvp = chosen.gradient_and_hvp(moved)
                 V = {name: step.pull_back(method, name, h)[None] for name, h in hvp.items() if name in gradients}
-                rows.append(-c * torch.cat([sum(m.tape.dots(V).values())[0] for m in self._micro]))
+                rows.append(-c * torch.cat([sum(m.record.dots(V).values())[0] for m in self._micro]))
         return torch.stack(rows)
 
     def flush(self) -> None:
@@ -272,8 +298,14 @@ class Attributor:
             raise ValueError(f"methods need distinct names, got {names}; give Method(..., name=...)")
         if not targets:
             raise ValueError("give at least one target: targets={'val': lambda: <validation loss>}")
-        if route not in ("rules", "forward"):
-            raise ValueError(f"route={route!r}: choose 'rules' or 'forward'")
+        if route not in ("rules", "forward", "compiled"):
+            raise ValueError(f"route={route!r}: choose 'rules', 'forward' or 'compiled'")
+        late = [m.name for m in self.methods if not m.known_before]
+        if route == "compiled" and late:
+            raise ValueError(
+                f"route='compiled' needs directions that are known before the backward, and {', '.join(late)} is not; use first_order with "
+                "state='previous' or update='sgd', or train uncompiled with route='rules'"
+            )
         if every < 1:
             raise ValueError(f"every must be 1 or more, not {every}")
 
@@ -379,7 +411,7 @@ class Attributor:
     ) -> None:
         checking = self._check_every and self.step // self.every % self._check_every == 0
         tokens: dict[Key, list[Tensor]] = {}
-        if self.route == "rules":
+        if self.route != "forward":
             dots = self._collect_dots(V)
             if checking:
                 check_books(dots, gradients, V, c, keys, self._lowest_dtype())
@@ -423,15 +455,15 @@ class Attributor:
         norms = gradient_norms(self.parameters)
         if not all(bool(torch.isfinite(norm)) for norm in norms.values()):
             self._name_non_finite()
-        if self.route == "rules":
-            seen = set().union(*((m.tape or m.dots).seen for m in self._micro))
-            check_seen(norms, seen)
+        records = [m.record for m in self._micro if m.record is not None]
+        if records:
+            check_seen(norms, set().union(*(record.seen for record in records)))
         return gradients, common_factor(self._norms, norms, {name: p.dtype for name, p in self.parameters.items()})
 
     def _collect_dots(self, V: dict[str, Tensor]) -> dict[str, Tensor]:
         """name -> [k, n] over all micro-batches; a micro-batch that did not use a parameter contributes zeros."""
         k = next(iter(V.values())).shape[0] if V else 0
-        per_micro = [m.tape.dots(V) if m.tape else m.dots.by_parameter for m in self._micro]
+        per_micro = [(self._replay(m, V) if m.record is None else m.record).dots(V) for m in self._micro]
         out: dict[str, Tensor] = {}
         for name in V:
             if any(name in d for d in per_micro):
@@ -541,11 +573,11 @@ class Attributor:
         n = sum(len(m.ids) for m in self._micro)
 
         def squares(name: str) -> Tensor | None:
-            parts = [m.tape.squares(name) for m in self._micro if m.tape]
+            parts = [m.record.squares(name) for m in self._micro if isinstance(m.record, Tape)]
             parts = [q for q in parts if q is not None]
             return c * c * sum(parts) if parts else None
 
-        has_tape = all(m.tape for m in self._micro) and bool(self._micro)
+        has_tape = bool(self._micro) and all(isinstance(m.record, Tape) for m in self._micro)
         return Step(updates, plain, self.parameters, gradients, n, squares if has_tape else None)
 
     def _stack(self, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -587,11 +619,11 @@ class Attributor:
         """The coarsest dtype of what came back in the backward."""
         if self.route == "forward":
             return torch.float32
-        found = {dtype for m in self._micro for dtype in (m.tape or m.dots).dtypes}
+        found = {dtype for m in self._micro if m.record is not None for dtype in m.record.dtypes}
         return min(found, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float32)
 
     def _name_non_finite(self) -> None:
-        records = [(m.ids, m.tape or m.dots) for m in self._micro if m.tape or m.dots]
+        records = [(m.ids, m.record) for m in self._micro if m.record is not None]
         self._raise_non_finite([int(i) for ids, record in records for i, bad in zip(ids, record.non_finite()) if bad])
 
     def _refuse_non_finite(self, total: Tensor, ids: np.ndarray) -> None:

@@ -54,19 +54,24 @@ class Target:
         """grad L by parameter name, for the parameters that the loss depends on; cached at the current weights until `forget`."""
         if at is None and self._here is not None:
             return self._here
+        moved = at or {}
         leaves = {
-            name: (p if at is None or name not in at else at[name]).detach().requires_grad_()
-            for name, p in self.parameters.items()
+            name: moved[name].detach().requires_grad_() if name in moved else p for name, p in self.parameters.items()
         }
         gradients = self._differentiate(leaves, lambda loss, inputs: grad([loss], inputs), here=at is None)
         gradients = {name: g for name, g in zip(leaves, gradients) if g is not None}
+        if not gradients:
+            raise TargetError(
+                f"target {self.name!r}: the loss does not depend on the weights it was to be evaluated at; a model inside torch.compile must be traced with this context "
+                "active (call the compiled model, not a graph that was exported before), or give the closure the uncompiled model"
+            )
         if at is None:
             self._here = gradients
         return gradients
 
     def gradient_and_hvp(self, direction: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """grad L(w) and ``H_L(w) d`` for a direction d by parameter name; double backward, with attention in its differentiable form."""
-        leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
+        leaves = self.parameters
 
         def twice(loss, inputs):
             first = grad([loss], inputs, create_graph=True)
@@ -94,7 +99,7 @@ class Target:
         return gradient, hvp
 
     def _differentiate(self, leaves: Mapping[str, Tensor], differentiate: Callable, here: bool, expand: bool = False):
-        substitution = {self.parameters[name]: leaf for name, leaf in leaves.items()}
+        substitution = {p: leaves[name] for name, p in self.parameters.items() if leaves[name] is not p}
         with torch.enable_grad():
             return self._evaluate(substitution, differentiate, list(leaves.values()), here, expand)
 
@@ -114,7 +119,7 @@ class Target:
         with (
             torch.random.fork_rng(devices=devices),
             torch.autograd.set_multithreading_enabled(False),
-            Substitute(substitution),
+            Substitute(substitution) if substitution else nullcontext(),
             Expand() if expand else nullcontext(),
         ):
             loss = self.closure()
@@ -137,8 +142,8 @@ class Target:
             )
         if needs_grad and not loss.requires_grad:
             raise TargetError(
-                f"target {self.name!r}: the loss does not depend on the model's parameters. It must be computed in the closure, with gradients enabled, by "
-                "the model given to the Attributor (uncompiled: what runs inside torch.compile is not seen)"
+                f"target {self.name!r}: the loss does not depend on the model's parameters. It must be computed in the closure, with gradients enabled, by the model given "
+                "to the Attributor"
             )
         if not bool(torch.isfinite(loss.detach())):
             raise TargetError(

@@ -90,6 +90,10 @@ class Dots(Recorder):
         else:
             self.sink("head", origin, HeadFactor(*part, gradient))
 
+    def dots(self, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """name -> [k, n]: what was accumulated for the directions it was made with."""
+        return self.by_parameter
+
     def non_finite(self) -> list[bool]:
         """Which samples have NaN or infinity in a dot product."""
         bad = torch.zeros(self.n, dtype=torch.bool)
