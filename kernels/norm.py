@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels import shapes
 from kernels.backend import accumulation_dtype, operator
-from kernels.norm_dots import _norm_dots
+from kernels.norm_dots import _layer_norm_backward, _norm_dots
 
 
 def layer_norm(
@@ -61,9 +61,10 @@ def _layer_norm(
     x: Tensor, w: Tensor, bias: Tensor | None, V: Tensor, bias_V: Tensor | None, probe: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = accumulation_dtype(x)
+    native = wide if x.is_cuda else x.dtype  # a GPU's LayerNorm wants x and weight in one dtype, a CPU's does not
     shift = None if bias is None else bias.to(wide)
-    y, mean, rstd = torch.native_layer_norm(_samples(x).to(wide), x.shape[-1:], w.to(wide), shift, eps)
-    return y.to(x.dtype).view(x.shape), mean[..., 0].clone(), rstd[..., 0].clone()
+    y, mean, rstd = torch.native_layer_norm(_samples(x).to(native), x.shape[-1:], w.to(wide), shift, eps)
+    return y.to(x.dtype).view(x.shape), mean[..., 0].to(wide).clone(), rstd[..., 0].to(wide).clone()
 
 
 @_layer_norm.register_fake
@@ -79,25 +80,22 @@ def _save_layer_norm(ctx, inputs, output):
     ctx.probe_dtype = probe.dtype
 
 
-def _layer_norm_backward(ctx, gy, _mean, _rstd):
+def _backward_layer_norm(ctx, gy, _mean, _rstd):
     x, w, bias, V, bias_V, mean, rstd = ctx.saved_tensors
     to_x, to_w, to_bias, _, _, to_probe, _ = ctx.needs_input_grad
-    samples, gradient = _samples(x), _samples(gy)
-    gx = gw = gbias = dots = None
-    if to_x:
-        b = gradient.to(rstd.dtype) * w.to(rstd.dtype)
-        normed = (samples.to(rstd.dtype) - mean[..., None]) * rstd[..., None]
-        along = normed * (b * normed).mean(-1, keepdim=True)
-        gx = ((b - b.mean(-1, keepdim=True) - along) * rstd[..., None]).to(x.dtype).view(x.shape)
-    if to_w or to_bias or to_probe:
-        gw, gbias, dots = _norm_dots(samples, gradient, rstd, V, mean, bias_V)
-        gw = gw.to(w.dtype) if to_w else None
-        gbias = gbias.to(bias.dtype) if to_bias else None
-        dots = dots.to(ctx.probe_dtype) if to_probe else None
-    return gx, gw, gbias, None, None, dots, None
+    gx, gw, gbias, dots = _layer_norm_backward(_samples(gy), _samples(x), mean, rstd, w, V, bias_V)
+    return (
+        gx.view(x.shape) if to_x else None,
+        gw.to(w.dtype) if to_w else None,
+        gbias.to(bias.dtype) if to_bias else None,
+        None,
+        None,
+        dots.to(ctx.probe_dtype) if to_probe else None,
+        None,
+    )
 
 
-_layer_norm.register_autograd(_layer_norm_backward, setup_context=_save_layer_norm)
+_layer_norm.register_autograd(_backward_layer_norm, setup_context=_save_layer_norm)
 
 
 @operator("rms_norm")

@@ -48,7 +48,7 @@ def norm_dots(
 def _norm_dots(
     x: Tensor, b: Tensor, rstd: Tensor, V: Tensor, mean: Tensor | None, bias_V: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    backend = backend_for(x, b, V)
+    backend = backend_for(x, b, rstd, V)
     if backend == "reference":
         return reference.norm_dots(x, b, rstd, V, mean, bias_V)
     if backend == "triton":
@@ -71,12 +71,47 @@ def _(x, b, rstd, V, mean, bias_V):
 
 
 def _per_sample(x: Tensor, b: Tensor, rstd: Tensor, mean: Tensor | None, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Per-sample gradients [n,i] of scale and shift, one sample at a time so that intermediates stay in cache."""
-    weight = torch.empty(x.shape[0], x.shape[2], dtype=wide, device=x.device)
-    bias = torch.empty_like(weight)
+    """Per-sample gradients [n,i] of scale and shift, by PyTorch's own LayerNorm backward of one sample at a time."""
+    gradients = [torch.empty(x.shape[0], x.shape[2], dtype=wide, device=x.device) for _ in range(2)]
+    rstd = rstd.to(wide)[..., None]
+    mean = torch.zeros_like(rstd) if mean is None else mean.to(wide)[..., None]
+    unit = torch.ones(x.shape[2], dtype=wide, device=x.device)
     for n in range(x.shape[0]):
-        gradient = b[n].to(wide)
-        centred = x[n].to(wide) if mean is None else x[n].to(wide) - mean[n].to(wide)[:, None]
-        torch.sum(gradient, 0, out=bias[n])
-        torch.mv((centred * gradient).t(), rstd[n].to(wide), out=weight[n])
-    return weight, bias
+        _, gradients[0][n], gradients[1][n] = torch.ops.aten.native_layer_norm_backward(
+            b[n].to(wide), x[n].to(wide), x.shape[2:], mean[n], rstd[n], unit, unit, [False, True, True]
+        )
+    return gradients[0], gradients[1]
+
+
+@operator("layer_norm_backward")
+def _layer_norm_backward(
+    b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, w: Tensor, V: Tensor, bias_V: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dx [n,t,i], weight gradient, bias gradient, dots) of LayerNorm in one pass over x and b [n,t,i]."""
+    wide = accumulation_dtype(x, b, rstd, V)
+    # A CPU's LayerNorm takes half-precision x with float32 statistics as they are; a GPU's wants one dtype.
+    native = wide if x.is_cuda or wide == torch.float64 else x.dtype
+    mean, rstd, w = (y.to(wide) for y in (mean[..., None], rstd[..., None], w))
+    backward = torch.ops.aten.native_layer_norm_backward
+    if backend_for(x, b, V) != "torch":
+        whole = (b.to(wide), x.to(wide), x.shape[2:], mean, rstd, w, w, [True, False, False])
+        dx = backward(*whole)[0].to(x.dtype)
+        return dx, *_norm_dots(x, b, rstd[..., 0], V, mean[..., 0], bias_V)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    weight, bias = (torch.empty(x.shape[0], x.shape[2], dtype=wide, device=x.device) for _ in range(2))
+    for n in range(x.shape[0]):
+        dx[n], weight[n], bias[n] = backward(
+            b[n].to(native), x[n].to(native), x.shape[2:], mean[n], rstd[n], w, w, [True, True, True]
+        )
+    dots = torch.mm(V.to(wide), weight.t())
+    if bias_V is not None:
+        dots.addmm_(bias_V.to(wide), bias.t())
+    return dx, weight.sum(0), bias.sum(0), dots
+
+
+@_layer_norm_backward.register_fake
+def _(b, x, mean, rstd, w, V, bias_V):
+    wide = accumulation_dtype(x, b, rstd, V)
+    scale = V.new_empty(V.shape[1:], dtype=wide)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return dx, scale, torch.empty_like(scale), V.new_empty((V.shape[0], x.shape[0]), dtype=wide)

@@ -127,13 +127,16 @@ def test_loss_alone_equals_the_loss_with_gradients(monkeypatch):
     assert error(with_gradient, expected) < 1e-15
 
 
-def test_no_more_than_one_chunk_of_logits_is_ever_allocated(monkeypatch):
+@pytest.mark.parametrize("tokens", [4, 10, 25])
+def test_no_more_than_one_chunk_of_logits_is_ever_allocated(tokens, monkeypatch):
     x, w, V, targets = problem(torch.float32)
-    shrink(monkeypatch, 10, 4)
-    empty, largest = torch.empty, []
-    monkeypatch.setattr(torch, "empty", lambda *s, **k: largest.append(empty(*s, **k)) or largest[-1])
+    shrink(monkeypatch, tokens, 4)
+    empty, made = torch.empty, []
+    monkeypatch.setattr(torch, "empty", lambda *s, **k: made.append(empty(*s, **k)) or made[-1])
     kernels.linear_cross_entropy_dots(x, w, targets, V)
-    assert max(y.numel() for y in largest) <= VOCAB * D < targets.numel() * VOCAB, "the weight's gradient is larger"
+    rows = [y.shape[0] for y in made if y.ndim == 2 and y.shape[1] == VOCAB]
+    assert rows
+    assert max(rows) <= tokens
 
 
 @pytest.mark.parametrize(

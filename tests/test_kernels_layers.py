@@ -66,13 +66,20 @@ def close(actual, expected, allowed):
         assert error(a, e.double()) < allowed
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_probe_gradient_is_the_sum_of_all_layers_dots(dtype):
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("torch", torch.float64), ("torch", torch.float32), ("reference", torch.float64), ("triton", torch.float32)],
+)
+def test_probe_gradient_is_the_sum_of_all_layers_dots(backend, dtype):
+    if backend == "triton":
+        pytest.importorskip("triton")
     model = Tiny(dtype)
-    loss = model.fused(model.probe)
+    with kernels.use(backend):
+        loss = model.fused(model.probe)
+        gradients = model.gradients(loss)
     assert error(loss, model.plain(slice(None))) < tolerance(LENGTH, dtype=dtype)
     # Six layers one after the other, each with its own rounding.
-    close(model.gradients(loss), model.expected(), 6 * tolerance(LENGTH, dtype=dtype))
+    close(gradients, model.expected(), 6 * tolerance(LENGTH, dtype=dtype))
 
 
 def test_checkpointing_changes_nothing():
@@ -204,6 +211,10 @@ def test_every_operator_passes_the_registration_checks():
         (ops.embedding_dots, (m.ids, x.detach(), V["table"])),
         (ops.sum_dots, (torch.randn(3, 4, 5), torch.randn(2, 4, 5))),
         (ops.norm_dots, (plain, plain, torch.rand(N, T, dtype=torch.float64), V["lw"], None, V["lb"])),
+        (
+            ops.layer_norm_backward,
+            (plain, plain, *torch.rand(2, N, T, dtype=torch.float64), p["lw"].detach(), V["lw"], None),
+        ),
         (ops.ghost_hvp, (x.detach(), plain, x.detach(), plain)),
         (ops.pairwise_dots, (x.detach(), plain, x.detach(), plain)),
     ]
