@@ -47,9 +47,11 @@ def root(tmp_path_factory):
 
 
 def test_a_sweep_over_learning_rates_leaves_a_table_a_figure_and_a_report_each(root):
+    before = set(ROOT.iterdir())
     out, err = typed("-m", "optim.lr=1e-3,1e-2", "name='lr-${optim.lr}'", *overrides(root))
     assert "## Values, one step of adamw" in out
     assert "[2/2] seed 3, step 6, adamw" in err
+    assert not {path.name for path in set(ROOT.iterdir()) - before} & {"multirun.yaml", "multirun", "outputs"}
     assert err.count("training to step 6") == 1, "the second job uses the first one's training run"
     for lr in ("0.001", "0.01"):
         folder = root / "runs" / f"lr-{lr}"
