@@ -54,13 +54,15 @@ def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(*shape[:-1], width, dtype=dtype, device="meta")[..., : shape[-1]]
 
 
-def _wgrad(o: int, i: int, k: int, dtype=torch.bfloat16, ragged=False, tokens=TOKENS, add=False) -> Callable:
+def _wgrad(
+    o: int, i: int, k: int, dtype=torch.bfloat16, ragged=False, tokens=TOKENS, add=False, samples=SAMPLES
+) -> Callable:
     def plan(arch: int):
         from kernels.jit.wgrad_dots import config_for, plan
 
-        rows = SAMPLES * tokens
+        rows = samples * tokens
         a, b = (_empty(rows, width, dtype=dtype) for width in (i, o))
-        spans = [(0, 7), (7, rows)] if ragged else [(s * tokens, (s + 1) * tokens) for s in range(SAMPLES)]
+        spans = [(0, 7), (7, rows)] if ragged else [(s * tokens, (s + 1) * tokens) for s in range(samples)]
         V = torch.empty(k, o, i, device="meta")
         wgrad = torch.empty(1, o, i, device="meta")
         return plan(a, b, V, spans, wgrad, 1, config_for(arch, dtype, o, i, k, ragged), add=add)[0]
@@ -76,6 +78,40 @@ def _plain(module: str, *tensors: Tensor | None) -> Callable:
         return step[0] if isinstance(step, tuple) else step
 
     return plan
+
+
+def _tf32(planned: Callable) -> Callable:
+    """The same plan as it is made after torch.set_float32_matmul_precision("high")."""
+
+    def plan(arch: int):
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            return planned(arch)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return plan
+
+
+def _ones() -> Iterator[tuple[str, Callable, bool]]:
+    """Sizes of 1, which Triton turns into constants of the compiled code."""
+    x, y, ids = _single(1, 1), _single(1, 1, 1), _single(1, dtype=torch.int64)
+    for name, tensors in (
+        ("contract_dots", (x, x, y)),
+        ("pairwise_dots", (y, y, y, y)),
+        ("sum_dots", (x, x)),
+        ("embedding_dots", (ids, x, y)),
+        ("norm_dots", (y, y, x, None)),
+        ("cross_entropy", (x, ids, _single(1), _single(1))),
+    ):
+        yield f"{name} sizes of 1", _plain(name, *tensors), False
+    yield "wgrad_dots sizes of 1", _wgrad(1, 1, 1, torch.float32, tokens=1, samples=1), False
+    yield "wgrad_dots ragged sizes of 1", _wgrad(1, 1, 1, ragged=True), True
+
+
+def _single(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
 
 
 def _hvp(dtype: torch.dtype) -> Callable:
@@ -105,7 +141,11 @@ def cases() -> Iterator[tuple[str, Callable, bool]]:
         yield f"wgrad_dots fp32 ragged k={k}", _wgrad(3072, 768, k, full, ragged=True), False
         yield f"wgrad_dots fp32 odd 1001x770 k={k}", _wgrad(1001, 770, k, full, tokens=1000), False
         yield f"wgrad_dots fp32 odd ragged k={k}", _wgrad(1001, 770, k, full, ragged=True), False
+        yield f"wgrad_dots tf32 3072x768 k={k}", _tf32(_wgrad(3072, 768, k, full)), True
+        yield f"wgrad_dots tf32 ragged k={k}", _tf32(_wgrad(3072, 768, k, full, ragged=True)), True
+        yield f"wgrad_dots tf32 odd ragged k={k}", _tf32(_wgrad(1001, 770, k, full, ragged=True)), True
     yield "wgrad_dots fp16 3072x768 k=1", _wgrad(3072, 768, 1, torch.float16), True
+    yield from _ones()
     rows = SAMPLES * TOKENS
     for name, dtype in (("bf16", half), ("fp32", full)):
         tensor_cores = dtype == half
@@ -113,6 +153,9 @@ def cases() -> Iterator[tuple[str, Callable, bool]]:
         yield f"contract_dots {name} 3072x768", _plain("contract_dots", a, b, V), tensor_cores
         b, V = _empty(rows - 24, 50257, dtype=dtype), _empty(1, 50257, 768, dtype=dtype)
         yield f"contract_dots {name} head 50257x768", _plain("contract_dots", a[:-24], b, V), tensor_cores
+        if not tensor_cores:
+            yield "contract_dots tf32 3072x768", _tf32(_plain("contract_dots", a, b[:, :3072], V[:, :3072])), True
+            yield "ghost_hvp tf32 3072x768", _tf32(_hvp(dtype)), True
         yield f"ghost_hvp {name} 3072x768", _hvp(dtype), tensor_cores
         x, y = _empty(SAMPLES, TOKENS, 768, dtype=dtype), _empty(SAMPLES, TOKENS, 3072, dtype=dtype)
         yield f"pairwise_dots {name} 3072x768", _plain("pairwise_dots", x, y, x[:2], y[:2]), tensor_cores

@@ -168,7 +168,7 @@ def config_for(arch: int, dtype: torch.dtype, o: int, i: int, directions: int, r
     """
     even_rows = i % 16 == 0
     if dtype == torch.float32:
-        if not even_rows:
+        if not even_rows or precision(dtype) == "tf32":
             return Config(64, 64, 32, 2, 8, 2)
         return Config(32, 32, 32, 1, 4, 2) if ragged else Config(64, 32, 16, 1, 4, 3)
     if not even_rows:
