@@ -110,6 +110,21 @@ def test_compiled_checkpointed_graph_agrees_with_eager():
     close(model.gradients(compiled(model.probe)), model.gradients(model.fused(model.probe)), 1e-13)
 
 
+def test_plain_calls_compile_as_one_graph():
+    torch._dynamo.reset()
+    a, b = torch.randn(N, T, D, dtype=torch.float64), torch.randn(N, T, O, dtype=torch.float64)
+    V, offsets = torch.randn(K, O, D, dtype=torch.float64), torch.tensor([0, 4, N * T])
+
+    def calls(a, b, V, offsets):
+        packed = a.flatten(0, 1), b.flatten(0, 1), V
+        ragged = kernels.outer_dots(*packed, offsets)
+        return *kernels.wgrad_dots(a, b, V), ragged, kernels.contract_dots(a, b, V), kernels.ghost_hvp(a, b, a, b)
+
+    compiled = torch.compile(calls, fullgraph=True, backend="aot_eager")
+    for actual, expected in zip(compiled(a, b, V, offsets), calls(a, b, V, offsets), strict=True):
+        assert torch.equal(actual, expected)
+
+
 def test_autocast_computes_in_its_dtype_and_sums_in_float32():
     model = Tiny(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
