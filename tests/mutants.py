@@ -472,7 +472,7 @@ def _(patch):
     def view(original, self, gradients, c):
         if gradients is not None:
             last = self._micro[-1]
-            gradients = {name: c * sum(last.tape.dense(name, i) for i in range(len(last.ids))) for name in gradients}
+            gradients = {name: c * sum(last.record.dense(name, i) for i in range(len(last.ids))) for name in gradients}
         return original(self, gradients, c)
 
     _wrap(patch, Attributor, "_step_view", view)
@@ -759,7 +759,7 @@ def _(patch):
         out = original(self, V)
         norms = torch.stack(
             [
-                torch.cat([m.tape.dense(name, i).flatten() for name in out]).norm()
+                torch.cat([m.record.dense(name, i).flatten() for name in out]).norm()
                 for m in self._micro
                 for i in range(len(m.ids))
             ]

@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, str]  # (method, target)
 
+#: steps after which elements without optimizer state are looked for again once there were none
+_LOOK_FOR_STATE = 256
+
 
 @dataclass
 class _MicroBatch:
@@ -136,6 +139,7 @@ class Attributor:
         self._kept = KeptMemory(memory_budget if fused and self._later else 0)
         self.step = int(resume["step"]) if resume else 0
         self.last_step: StepResult | None = None
+        self._all_have_state = False
         self.ledger = Ledger()
         self._annotations: dict[str, float | int | None] = {}
         self._reset()
@@ -442,6 +446,9 @@ class Attributor:
             clip=c,
             stateless=step.stateless_share(),
         )
+        # a second moment decays to zero only by underflow, over a thousand steps and more without a gradient
+        again = self.step % _LOOK_FOR_STATE == 0
+        self._all_have_state = result.stateless == 0 and len(gradients) == len(self.parameters) and not again
         self._book(step, result)
         self._write(result)
         self.last_step = result
@@ -578,10 +585,15 @@ class Attributor:
             return c * c * sum(parts) if parts else None
 
         has_tape = bool(self._micro) and all(isinstance(m.record, Tape) for m in self._micro)
-        return Step(updates, plain, self.parameters, gradients, n, squares if has_tape else None)
+        step = Step(updates, plain, self.parameters, gradients, n, squares if has_tape else None)
+        if self._all_have_state:
+            step.all_have_state()
+        return step
 
     def _stack(self, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """[{name: V}] over k -> {name: V [k, *shape]}; a target that does not depend on a parameter has direction 0 there."""
+        if len(found) == 1:  # a view: a copy would be as large as the model
+            return {name: V[None] for name, V in found[0].items()}
         names = [name for name in self.parameters if any(name in V for V in found)]
         return {
             name: torch.stack([V[name] if name in V else torch.zeros_like(self.parameters[name]) for V in found])

@@ -104,6 +104,10 @@ class Step:
             self._masks[name] = self.updates[name].stateless()
         return self._masks[name]
 
+    def all_have_state(self) -> None:
+        """Known from an earlier step: no element is without a second moment, unless its rule is rough everywhere."""
+        self._masks = {name: None for name, rule in self.updates.items() if not rule.rough_everywhere}
+
     def stateless_share(self) -> float:
         """Share of the elements that have no second moment yet."""
         masks = [self._stateless(name) for name in self.updates]
