@@ -205,12 +205,24 @@ class Attributor:
     def _replay(self, micro: "_MicroBatch", V: dict[str, Tensor]) -> Dots:
         """The micro-batch once more, with the directions now known; its gradient is thrown away."""
         record = Dots(V, len(micro.ids))
-        now = _random_state(self.parameters)
-        _set_random_state(micro.rng)  # dropout repeats what the training pass drew
-        with self._watching(record), torch.enable_grad():
+        with self._again(micro), self._watching(record), torch.enable_grad():
             grad([micro.forward()], list(self.parameters.values()))
-        _set_random_state(now)
         return record
+
+    @contextmanager
+    def _again(self, micro: "_MicroBatch") -> Iterator[None]:
+        """Around a second forward of a micro-batch: dropout repeats what the training pass drew; random state and buffers are left as they were."""
+        now = _random_state(self.parameters)
+        buffers = [(buffer, buffer._version, buffer.clone()) for buffer in self.model.buffers()]
+        _set_random_state(micro.rng)
+        try:
+            yield
+        finally:
+            _set_random_state(now)
+            with torch.no_grad():
+                for buffer, version, kept in buffers:
+                    if buffer._version != version:
+                        buffer.copy_(kept)
 
     def annotate(self, **columns: float | int | None) -> None:
         """Columns for the store's row of the coming step (loss, tokens, seconds, or numbers of your own, the same ones every step)."""
@@ -488,10 +500,8 @@ class Attributor:
         weights = {self.parameters[name]: v for name, v in V.items()}
         rows = []
         for micro in self._micro:
-            now = _random_state(self.parameters)
-            _set_random_state(micro.rng)  # dropout repeats what the training pass drew
-            rows.append(c * token_dots(micro.forward, weights, len(micro.ids)).double())
-            _set_random_state(now)
+            with self._again(micro):
+                rows.append(c * token_dots(micro.forward, weights, len(micro.ids)).double())
         return rows
 
     def _check_forward_books(self, total: Tensor, gradients, V, keys) -> None:
