@@ -26,7 +26,8 @@ class FusedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, b):
-        x, w = ctx.saved_tensors
+        # detached, as in inrun.ghost.watch: what the recorder keeps must not hold the graph, which holds the recorder
+        x, w = (tensor.detach() for tensor in ctx.saved_tensors)
         to_x, to_w, to_bias = ctx.needs_input_grad[:3]
         n = ctx.recorder.n
         with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -52,7 +53,7 @@ class FusedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w, targets, ignore_index, recorder, origin: Origin):
-        loss, dx, wgrad, part = recorder.head(origin, x, w, targets, ignore_index)
+        loss, dx, wgrad, part = recorder.head(origin, x.detach(), w.detach(), targets, ignore_index)
         ctx.save_for_backward(dx, wgrad)
         ctx.recorder, ctx.origin, ctx.part = recorder, origin, part
         return loss

@@ -80,7 +80,8 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx, b):
         saved = iter(ctx.saved_tensors)
-        leaves = [next(saved) if leaf is None else leaf for leaf in ctx.constants]
+        # detached: what the sink keeps must not hold the graph, which holds the sink (a cycle that no collector sees)
+        leaves = [next(saved).detach() if leaf is None else leaf for leaf in ctx.constants]
         # the mode is active in the user's backward too; what happens here is ours
         with torch._C.DisableTorchFunction(), torch.no_grad():
             ctx.sink(b.detach(), leaves)
