@@ -825,6 +825,15 @@ def _(patch):
     patch.setattr(attributor, "_set_random_state", lambda state: None)
 
 
+@mutant(
+    "a second forward of the batch stays in the buffers",
+    "writes to buffers, tokens",
+    "writes to buffers, forward route",
+)
+def _(patch):
+    patch.setattr(Attributor, "_again", lambda self, micro: contextlib.nullcontext())
+
+
 @mutant("hooks stay on the optimizer", "linear, few tokens")
 def _(patch):
     _wrap(patch, Attributor, "close", lambda original, self: self._hooks.clear() or original(self))

@@ -16,19 +16,21 @@ class Engine:
 
     Args:
         fused: take dots in the backward of linear layers itself; the training then agrees within rounding, not to the bit.
+        replay: keep nothing of a micro-batch and run it once more where the direction is known late.
         check: check the books on every k-th step (0: never, so that only the numbers speak).
     """
 
-    def __init__(self, fused: bool = False, check: int = 1):
-        self.name = "inrun, fused" if fused else "inrun"
+    def __init__(self, fused: bool = False, replay: bool = False, check: int = 1):
+        self.name = ", ".join(["inrun", *["fused"] * fused, *["replay"] * replay])
         self.same_bits = not fused
-        self.options = {"fused": fused, "check": check}
+        self.options = {"fused": fused, "replay": replay, "check": check}
 
     def supports(self, case: Case) -> str | None:
         formula = case.formula
-        late = formula.route == "forward" and not formula.known_before and formula.update == "auto"
-        if late and any("betas" in group for group in TrainingRun(case).optimizer.param_groups):
-            return "the forward route has no per-sample squares for elements without state"
+        no_tape = formula.route == "forward" or self.options["replay"]
+        late = not formula.known_before and formula.update == "auto"
+        if no_tape and late and any("betas" in group for group in TrainingRun(case).optimizer.param_groups):
+            return "without a tape there are no per-sample squares for elements without state"
         return None
 
     def values(self, case: Case) -> Mapping[str, Tensor]:
@@ -51,7 +53,7 @@ class _Around(Observer):
     def attach(self, run: TrainingRun) -> None:
         self.run, formula = run, run.case.formula
         self.quantities = run.case.quantities
-        self.replay = formula.route == "forward" or "tokens" in self.quantities
+        self.replay = formula.route == "forward" or "tokens" in self.quantities or self.options["replay"]
         self.method = Method(
             formula.kind, formula.update, formula.state, formula.nodes, formula.quadrature, formula.credit
         )
