@@ -240,7 +240,7 @@ def test_estimate_counts_what_can_be_counted(tmp_path):
     assert guess.parameters == parameters
     assert guess.weights == 4 * parameters
     assert guess.rows == 12 * 8 * 2
-    assert guess.directions == (2 * 2 + 2) * 4 * parameters  # two methods, two targets; the targets' gradients
+    assert guess.directions == (2 * 4 + 2) * 4 * parameters  # two methods by two targets, twice; the targets' gradients
     assert guess.memory > guess.weights * 4
     values = settings(tmp_path, attribution__methods=[])
     plain = estimate(RunConfig.from_mapping(values))

@@ -1,6 +1,7 @@
 """What a step of the trainer does to the weights: the same with and without values, however the batch is cut."""
 
 import copy
+import gc
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from inrun.data.corpus import Corpus
 from inrun.evaluate import chunk_batches, evaluate
+from inrun.ghost.tape import Recorder
 from inrun.models import IGNORED_TARGET
 from inrun.train import Run
 from inrun.train.attribution import target_ids
@@ -151,3 +153,18 @@ def test_device_that_is_not_there_is_named():
             Precision.choose("cuda", "auto")
     assert Precision.choose("cpu", "auto").dtype is None
     assert Precision.choose("cpu", "bf16").dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", ["first_order", "second_order", "path"])
+def test_nothing_of_a_step_outlives_it(root, kind, fused):
+    method = {"kind": kind, "state": "current"}
+    run = trained(
+        root, f"outlive-{kind}-{fused}", train__steps=3, attribution__methods=[method], attribution__fused=fused
+    )
+    gc.collect()
+    left = [thing for thing in gc.get_objects() if issubclass(type(thing), Recorder)]
+    assert left == []
+    held = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.grad_fn is not None]
+    assert held == []
+    assert run.step == 3

@@ -45,6 +45,7 @@ class AttributionConfig:
     targets: tuple[TargetConfig, ...] = (TargetConfig("val"),)
     target_micro_batch: int = 0
     route: str = "rules"
+    fused: bool = False
     params: str | None = None
     every: int = 1
     per_token: bool = False
@@ -132,6 +133,7 @@ def build_attributor(
         targets,
         list(config.methods),
         route=config.route,
+        fused=config.fused,
         store=store,
         params=config.params,
         every=config.every,
