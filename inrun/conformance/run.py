@@ -117,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             adapters.append(known[name]())
         except NotInstalledError as missing:
             console.print(f"{name}: not installed ({missing})")
+    if not adapters:
+        return 0
     outcomes = [[judge(adapter, case, expected) for adapter in adapters] for case, expected in _with_answers(cases)]
     console.print(_table(adapters, outcomes))
     for at, adapter in enumerate(adapters):
