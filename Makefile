@@ -13,7 +13,7 @@ LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia fidelity sweep-lr conformance kernels-aot bench roofline clean
+.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia fidelity sweep-lr conformance kernels-aot bench bench-kernels roofline clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,7 +62,10 @@ conformance: $(STAMP)  ## judge our engine by the cases in which published imple
 kernels-aot: $(STAMP)  ## compile every kernel for sm_80 and sm_90, without a GPU; check spills, registers, tensor cores
 	$(RUN) -m kernels.aot
 
-bench: $(STAMP)  ## time the kernels' routes on this machine, into kernels/bench.csv (ARGS=--quick)
+bench: $(STAMP)  ## what values cost beside plain training, on this machine
+	$(RUN) -m experiments.bench $(ARGS)
+
+bench-kernels: $(STAMP)  ## time the kernels' routes on this machine, into kernels/bench.csv (ARGS=--quick)
 	$(RUN) -m kernels.bench $(ARGS)
 
 roofline: $(STAMP)  ## predicted cost of each method on a GPU, from shapes and data sheets

@@ -65,27 +65,17 @@ def _table(report: TargetReport, corpus: Corpus) -> Table:
 
 
 def _noise(found: list[TargetReport]) -> Table:
-    table = Table(
-        title="books, and how well the planted noise is found (AUROC; within step: ranked among the chunks of a step)"
-    )
-    for column in (
-        "target",
-        "method",
-        "negative",
-        "gap",
-        "by -value",
-        "within step",
-        "by loss",
-        "within step",
-        "random",
-    ):
-        table.add_column(column, justify="left" if column in ("target", "method") else "right")
+    table = Table(title="share of negative chunks, efficiency gap, AUROC of finding the planted noise", box=box.SIMPLE)
+    headers = ("target", "method", "negative", "gap", "by -value", "in step", "by loss", "in step", "random")
+    for column in headers:
+        table.add_column(column, justify="left" if column in ("target", "method") else "right", no_wrap=True)
     for r in found:
         n = r.noise
         shares = (n.value, n.value_within_step, n.loss, n.loss_within_step, n.random)
         gap = "-" if r.books.gap is None else f"{r.books.gap:+.1%}"
         numbers = ["-" if share is None else f"{share:.3f}" for share in shares]
         table.add_row(r.target, r.method, f"{r.negative:.1%}", gap, *numbers)
+    table.caption = "in step: ranked among the chunks of the same step"
     return table
 
 
