@@ -65,16 +65,22 @@ def _table(report: TargetReport, corpus: Corpus) -> Table:
 
 
 def _noise(found: list[TargetReport]) -> Table:
-    table = Table(title="share of negative chunks, efficiency gap, AUROC of finding the planted noise", box=box.SIMPLE)
-    headers = ("target", "method", "negative", "gap", "by -value", "in step", "by loss", "in step", "random")
+    table = Table(
+        title="share of negative chunks, efficiency gap, AUROC of finding the planted noise",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    headers = ("target", "method", "negative", "gap", "value", "in step", "loss", "in step", "chance")
     for column in headers:
         table.add_column(column, justify="left" if column in ("target", "method") else "right", no_wrap=True)
     for r in found:
         n = r.noise
-        shares = (n.value, n.value_within_step, n.loss, n.loss_within_step, n.random)
+        shares = (n.value, n.value_within_step, n.loss, n.loss_within_step)
         gap = "-" if r.books.gap is None else f"{r.books.gap:+.1%}"
         numbers = ["-" if share is None else f"{share:.3f}" for share in shares]
-        table.add_row(r.target, r.method, f"{r.negative:.1%}", gap, *numbers)
+        chance = "-" if n.chance_spread is None else f".5±{n.chance_spread:.3f}"
+        table.add_row(r.target, r.method, f"{r.negative:.1%}", gap, *numbers, chance)
     table.caption = "in step: ranked among the chunks of the same step"
     return table
 

@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import pytest
 
+from inrun.evaluate import auroc
 from inrun.train.log import JsonLines, read_lines
-from inrun.train.report import within_step
+from inrun.train.report import _chance_spread, within_step
 
 
 def test_rank_within_a_step_knows_nothing_of_other_steps():
@@ -23,3 +25,12 @@ def test_log_drops_what_is_past_the_checkpoint_and_a_line_that_a_kill_cut_off(tm
     lines.write({"iter": 3, "again": True})
     lines.close()
     assert read_lines(path) == [{"iter": 0}, {"iter": 1}, {"iter": 2}, {"iter": 3, "again": True}]
+
+
+def test_spread_of_chance_is_that_of_random_scores():
+    random, positives, negatives = np.random.default_rng(0), 30, 100
+    noise = np.arange(positives + negatives) < positives
+    areas = [auroc(random.random(len(noise)), noise) for _ in range(2000)]
+    # a standard deviation of 2000 draws has a standard error of 1 / sqrt(4000), 1.6 %; four of them
+    assert np.std(areas) == pytest.approx(_chance_spread(positives, negatives), rel=0.065)
+    assert _chance_spread(0, 5) is None

@@ -2,10 +2,11 @@
 
 How well planted noise is found is measured on the train chunks that the run used, `kind` of the chunk table being the truth. A chunk is
 suspected by `-value`: the value was measured at the one step (or the few) that used it. Two baselines on the same chunks: the chunk's own
-loss at that step (needs `log.chunk_losses`), and random numbers. Values of different steps differ in size by orders of magnitude, since
+loss at that step (needs `log.chunk_losses`), and chance: 0.5, with the spread that random scores would have. Values of different steps differ in size by orders of magnitude, since
 progress does, so a second figure ranks a chunk among those of its own step only (`within step`).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class NoiseFound:
         chunks, noise: how many were used, how many of them noise.
         value, value_within_step: by -value, and by its rank among the chunks of its step.
         loss, loss_within_step: by the chunk's training loss, high is suspect.
-        random: by a random number.
+        chance_spread: standard deviation of the area under random scores (Mann and Whitney 1947): sqrt((a + b + 1) / (12 a b)).
     """
 
     chunks: int
@@ -37,7 +38,7 @@ class NoiseFound:
     value_within_step: float | None
     loss: float | None
     loss_within_step: float | None
-    random: float | None
+    chance_spread: float | None
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,14 @@ def find_noise(folder: Path, store: ValueStore, target: str, method: str) -> Noi
         value_within_step=found(within_step(-value, step)),
         loss=found(losses),
         loss_within_step=found(None if losses is None else within_step(losses, step)),
-        random=found(np.random.default_rng(0).random(len(value))),
+        chance_spread=_chance_spread(int(noise.sum()), int((~noise).sum())),
     )
+
+
+def _chance_spread(positives: int, negatives: int) -> float | None:
+    if not positives or not negatives:
+        return None
+    return math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
 
 
 def within_step(scores: np.ndarray, step: np.ndarray) -> np.ndarray:
@@ -123,11 +130,10 @@ def snippet(corpus: Corpus, chunk_id: int, length: int = SNIPPET) -> str:
     return "".join(c if c.isprintable() else "." for c in text)
 
 
-def draw_domains(store: ValueStore, folder: Path, bins: int = 20) -> list[Path]:
-    """Share of the loss drop that each domain's chunks are credited with, over the run, one panel per target (first method): PNG and SVG.
+def draw_domains(store: ValueStore, folder: Path, bins: int = 40) -> list[Path]:
+    """What each domain's chunks have contributed up to a step, in nats, one panel per target (first method): domains.png and domains.svg.
 
-    A bin's numbers are values per unit of loss drop, so that early steps, where everything falls fast, do not dwarf the rest. What is missing to
-    1 is drift (momentum and weight decay) and residual.
+    What is missing to the black line, the target's loss drop up to that step, is drift (momentum and weight decay) and residual.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -135,19 +141,20 @@ def draw_domains(store: ValueStore, folder: Path, bins: int = 20) -> list[Path]:
 
     method = store.methods[0]
     figure = Figure(figsize=(5.5 * len(store.targets), 4.2), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(store.targets), sharey=True))
+    axes = np.atleast_1d(figure.subplots(1, len(store.targets)))
+    domains = sorted({row["domain"] for row in store.by("domain", store.targets[0], method).to_pylist()})
     for place, target in zip(axes, store.targets):
         rows = store.over("step", bins, by="domain", target=target, method=method).to_pylist()
-        domains = [row["domain"] for row in store.by("domain", target, method).to_pylist()]
         lasts = sorted({row["last_step"] for row in rows})
         for number, domain in enumerate(domains):
-            values = {r["last_step"]: r["value_per_drop"] for r in rows if r["domain"] == domain}
-            style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
-            heights = [np.nan if values.get(last) is None else values[last] for last in lasts]
-            place.plot(lasts, heights, label=domain, **style)
-        place.axhline(0.0, color="black", linewidth=0.6)
+            values = {row["last_step"]: row["value"] for row in rows if row["domain"] == domain}
+            heights = np.cumsum([values.get(last, 0.0) for last in lasts])
+            place.plot(lasts, heights, label=domain, color=f"C{number % 10}", linestyle="-" if number < 10 else "--")
+        drops = {row["last_step"]: row["loss_drop"] or 0.0 for row in rows}
+        place.plot(lasts, np.cumsum([drops[last] for last in lasts]), color="black", label="loss drop")
         place.set(title=f"target: {target}", xlabel="step")
-    axes[0].set_ylabel(f"value / loss drop ({method})")
+        place.set_yscale("symlog", linthresh=0.1)
+    axes[0].set_ylabel(f"cumulative value, nats ({method})")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small", frameon=False)
     paths = [folder / "domains.png", folder / "domains.svg"]
     for path, canvas in zip(paths, (FigureCanvasAgg, FigureCanvasSVG)):
@@ -190,7 +197,7 @@ def _findings(report: TargetReport) -> list[str]:
         loss = "not logged" if noise.loss is None else f"{noise.loss:.3f} ({noise.loss_within_step:.3f} within step)"
         lines.append(
             f"- Finding the {noise.noise} noise chunks (AUROC): by -value {noise.value:.3f} ({noise.value_within_step:.3f} within step), "
-            f"by loss {loss}, by chance {noise.random:.3f}."
+            f"by loss {loss}, by chance 0.500 ± {noise.chance_spread:.3f}."
         )
     kinds = ", ".join(f"{row['kind']} {row['mean']:+.2e}" for row in report.by_kind.to_pylist())
     return [*lines, f"- Mean value by kind: {kinds}."]
