@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import shapes
-from kernels.backend import accumulation_dtype, backend_for
+from kernels.backend import accumulation_dtype, backend_for, operator
 from kernels.linear import autocast
 from kernels.linear_cross_entropy import _check, _chunk_tokens, _loss, _softmax_gradient, _tokens
 from kernels.wgrad_dots import outer_dots
@@ -82,7 +82,7 @@ def _samples(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
             yield sample, piece, a, b, (losses * counted[rows]).sum()
 
 
-@torch.library.custom_op("inrun::cross_entropy_sum", mutates_args=())
+@operator("cross_entropy_sum")
 def _cross_entropy_sum(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, dx, wgrad) at an incoming gradient of 1."""
     backend = backend_for(x, w)

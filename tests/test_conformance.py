@@ -47,7 +47,16 @@ def test_our_engine_conforms_when_linear_layers_take_the_dots(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["second order", "2 x 3", "writes to buffers", "tied weights", "dropout, known late", "momentum, path"]
+    "name",
+    [
+        "second order",
+        "2 x 3",
+        "writes to buffers",
+        "tied weights",
+        "dropout, known late",
+        "momentum, path",
+        "AdamW, path, micro-batches",
+    ],
 )
 def test_our_engine_conforms_when_it_runs_the_batch_again_instead_of_keeping_it(name):
     outcome = judge(Engine(replay=True), BY_NAME[name], expected(name))

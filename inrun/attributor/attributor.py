@@ -72,7 +72,6 @@ class Attributor:
             leaves them the same bits.
         replay: methods whose direction is known after the backward keep nothing of the batch and run it once more instead:
             no memory, a forward and a backward more, any number of micro-batches; needs ``batch(ids, forward=...)``.
-            Elements without optimizer state are then not smoothed over coalitions.
         memory_budget: bytes of per-sample weight gradients that methods whose direction is known after the backward
             (second_order, path) may keep with fused=True; None: a quarter of the memory that is free. Past it they keep
             layer inputs and output gradients and pay one more product.
@@ -140,6 +139,7 @@ class Attributor:
         self.step = int(resume["step"]) if resume else 0
         self.last_step: StepResult | None = None
         self._all_have_state = False
+        self._said_coarse = False
         self.ledger = Ledger()
         self._annotations: dict[str, float | int | None] = {}
         self._reset()
@@ -202,16 +202,15 @@ class Attributor:
         with torch.autograd.set_multithreading_enabled(False), mode:
             yield
 
-    def _replay(self, micro: "_MicroBatch", V: dict[str, Tensor]) -> Dots:
-        """The micro-batch once more, with the directions now known; its gradient is thrown away."""
-        record = Dots(V, len(micro.ids))
+    def _replay(self, micro: "_MicroBatch", record: Dots | Tape) -> Dots | Tape:
+        """The micro-batch once more, for another record; its gradient is thrown away."""
         with self._again(micro), self._watching(record), torch.enable_grad():
             grad([micro.forward()], list(self.parameters.values()))
         return record
 
     @contextmanager
     def _again(self, micro: "_MicroBatch") -> Iterator[None]:
-        """Around a second forward of a micro-batch: dropout repeats what the training pass drew; random state and buffers are left as they were."""
+        """For a second forward of a micro-batch: dropout repeats what the training pass drew, and buffers are written once."""
         now = _random_state(self.parameters)
         buffers = [(buffer, buffer._version, buffer.clone()) for buffer in self.model.buffers()]
         _set_random_state(micro.rng)
@@ -482,7 +481,9 @@ class Attributor:
     def _collect_dots(self, V: dict[str, Tensor]) -> dict[str, Tensor]:
         """name -> [k, n] over all micro-batches; a micro-batch that did not use a parameter contributes zeros."""
         k = next(iter(V.values())).shape[0] if V else 0
-        per_micro = [(self._replay(m, V) if m.record is None else m.record).dots(V) for m in self._micro]
+        per_micro = [
+            (self._replay(m, Dots(V, len(m.ids))) if m.record is None else m.record).dots(V) for m in self._micro
+        ]
         out: dict[str, Tensor] = {}
         for name in V:
             if any(name in d for d in per_micro):
@@ -589,16 +590,43 @@ class Attributor:
         updates, plain = self._snapshots()
         n = sum(len(m.ids) for m in self._micro)
 
-        def squares(name: str) -> Tensor | None:
-            parts = [m.record.squares(name) for m in self._micro if isinstance(m.record, Tape)]
-            parts = [q for q in parts if q is not None]
-            return c * c * sum(parts) if parts else None
+        replayed: dict[str, Tensor] = {}
 
-        has_tape = bool(self._micro) and all(isinstance(m.record, Tape) for m in self._micro)
-        step = Step(updates, plain, self.parameters, gradients, n, squares if has_tape else None)
+        def squares(name: str) -> Tensor | None:
+            if self.route != "rules":
+                return self._no_squares()
+            if self.replay:
+                if not replayed:
+                    replayed.update(self._replayed_squares())
+                found = [replayed[name]] if name in replayed else []
+            else:
+                found = [q for m in self._micro if (q := m.record.squares(name)) is not None]
+            return c * c * sum(found) if found else None
+
+        step = Step(updates, plain, self.parameters, gradients, n, squares)
         if self._all_have_state:
             step.all_have_state()
         return step
+
+    def _replayed_squares(self) -> dict[str, Tensor]:
+        """name -> sum_i g_i^2, from one more pass over each micro-batch; one tape at a time is in memory."""
+        totals: dict[str, Tensor] = {}
+        for micro in self._micro:
+            tape = self._replay(micro, Tape(len(micro.ids)))
+            for name in self.parameters:
+                q = tape.squares(name)
+                if q is not None:
+                    totals[name] = totals[name] + q if name in totals else q
+        return totals
+
+    def _no_squares(self) -> None:
+        if not self._said_coarse:
+            self._said_coarse = True
+            log.warning(
+                "step %d: the optimizer has no state yet for some elements; route='forward' cannot average their slope over coalitions and takes the "
+                "secant, so the values of the first steps are coarse. route='rules' has no such limit.",
+                self.step,
+            )
 
     def _stack(self, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """[{name: V}] over k -> {name: V [k, *shape]}; a target that does not depend on a parameter has direction 0 there."""

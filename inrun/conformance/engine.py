@@ -27,10 +27,10 @@ class Engine:
 
     def supports(self, case: Case) -> str | None:
         formula = case.formula
-        no_tape = formula.route == "forward" or self.options["replay"]
+        no_tape = formula.route == "forward"
         late = not formula.known_before and formula.update == "auto"
         if no_tape and late and any("betas" in group for group in TrainingRun(case).optimizer.param_groups):
-            return "without a tape there are no per-sample squares for elements without state"
+            return "no rules, no per-sample squares for elements without state"
         return None
 
     def values(self, case: Case) -> Mapping[str, Tensor]:

@@ -96,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = {
         "inrun": Engine,
         "fused": lambda: Engine(fused=True),
+        "replay": lambda: Engine(replay=True),
         "torch.func": TorchFunc,
         "opacus": Opacus,
         "dattri": Dattri,
