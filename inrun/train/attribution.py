@@ -46,6 +46,8 @@ class AttributionConfig:
     target_micro_batch: int = 0
     route: str = "rules"
     fused: bool = False
+    replay: bool = False
+    memory_budget: int | None = None
     params: str | None = None
     every: int = 1
     per_token: bool = False
@@ -63,6 +65,11 @@ class AttributionConfig:
     @property
     def on(self) -> bool:
         return bool(self.methods)
+
+    @property
+    def runs_again(self) -> bool:
+        """Whether the Attributor evaluates a micro-batch a second time."""
+        return self.per_token or self.replay or self.route == "forward"
 
 
 def target_ids(corpus: Corpus, config: TargetConfig, seed: int) -> np.ndarray:
@@ -86,7 +93,7 @@ def target_closure(model: LanguageModel, batch: Batch, micro_batch: int, precisi
         model.eval()
         try:
             with precision.autocast():
-                return part.losses(model).sum() / total
+                return part.loss(model) / total
         finally:
             model.train(training)
 
@@ -134,6 +141,8 @@ def build_attributor(
         list(config.methods),
         route=config.route,
         fused=config.fused,
+        replay=config.replay,
+        memory_budget=config.memory_budget,
         store=store,
         params=config.params,
         every=config.every,

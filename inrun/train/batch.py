@@ -61,6 +61,10 @@ class Batch:
         """Number of targets."""
         return int((self.targets != IGNORED_TARGET).sum())
 
+    def loss(self, model: LanguageModel) -> Tensor:
+        """Sum of token losses (nats) of the batch, a scalar; the model's fused head never holds whole logits."""
+        return model.loss(self.tokens, self.targets, reduction="sum", document_ids=self.document_ids)
+
     def losses(self, model: LanguageModel) -> Tensor:
         """Sum of token losses (nats) of each sample: [n]."""
         return model.loss(self.tokens, self.targets, reduction="none", document_ids=self.document_ids).sum(1)

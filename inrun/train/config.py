@@ -21,8 +21,8 @@ class TrainConfig:
 
     steps: optimizer steps of the whole run. batch_size: chunks of one step. micro_batch: chunks that go through the model at once, 0 for
     all of the batch; it bounds memory and changes the result by rounding only. device: auto (CUDA where there is one), cpu, cuda.
-    precision: auto (bf16 on a GPU that has it), fp32, bf16 (autocast; weights stay fp32). compile: torch.compile the model, without values
-    only. separate_documents: attention and loss do not cross the borders between packed documents. eval_every: steps between
+    precision: auto (bf16 on a GPU that has it), fp32, bf16 (autocast; weights stay fp32). compile: torch.compile the model; values then
+    need attribution.route=compiled. separate_documents: attention and loss do not cross the borders between packed documents. eval_every: steps between
     evaluations on eval_chunks chunks of each domain of the val split; 0: at the end only. checkpoint_every: steps between checkpoints, of
     which the last `keep` are kept; 0: at the end only. verify: size or hash of every corpus file, before the first step.
     """
@@ -87,10 +87,10 @@ class RunConfig:
             raise ConfigError(
                 f"data.block_size={self.data.block_size} is more than model.block_size={self.model_config().block_size}; make them equal"
             )
-        if self.train.compile and self.attribution.on:
+        if self.train.compile and self.attribution.on and self.attribution.route != "compiled":
             raise ConfigError(
-                "train.compile=true with attribution on: what runs inside torch.compile is not seen, so no sample could be valued. "
-                "Choose train.compile=false, or attribution=off"
+                f"train.compile=true with attribution.route={self.attribution.route}: what runs inside torch.compile is not seen. Choose "
+                "attribution.route=compiled (first_order along the state before the step), train.compile=false, or attribution=off"
             )
 
     def model_config(self) -> models.Config:

@@ -28,7 +28,7 @@ from inrun.evaluate import chunk_batches, evaluate
 from inrun.store import ValueStore
 from inrun.train import checkpoint
 from inrun.train.attribution import build_attributor, build_targets
-from inrun.train.batch import Precision, batch_of, slices
+from inrun.train.batch import Batch, Precision, batch_of, slices
 from inrun.train.config import RunConfig
 from inrun.train.log import JsonLines, Sink, Terminal, Wandb
 from inrun.train.numbers import Speed, value_row
@@ -203,7 +203,7 @@ class Run:
         losses = torch.cat(parts)
         norm = clip_gradients(self.model, self.config.optim.clip)
         numbers = torch.cat([losses, norm.to(losses.dtype)[None]]).tolist()  # the one wait for the device
-        self._refuse_non_finite(ids, numbers[:-1], numbers[-1])
+        self._refuse_non_finite(ids, batch, numbers[:-1], numbers[-1])
         loss = math.fsum(numbers[:-1]) / total
         if self.attributor:
             self.attributor.annotate(loss=loss, tokens=total)
@@ -218,18 +218,18 @@ class Run:
         return {"train/loss": loss, "lr": lr, "grad_norm": numbers[-1]}
 
     def _backward(self, ids: np.ndarray, part, total: int) -> Tensor:
-        """Add the micro-batch's share of the step's gradient; returns the sum of token losses of each sample [n], detached."""
+        """Add the micro-batch's share of the step's gradient; returns the sum of token losses, detached: [1], or of each
+        sample [n] where the log of chunks wants them.
+        """
         part = part.to(self.precision.device)
         with_values = self.config.attribution
 
         def forward() -> Tensor:
             with self.precision.autocast():
-                return part.losses(self.model)
+                return part.losses(self.model) if self._chunk_losses else part.loss(self.model)[None]
 
         if self.attributor:
-            again = (
-                (lambda: forward().sum() / total) if with_values.per_token or with_values.route == "forward" else None
-            )
+            again = (lambda: forward().sum() / total) if with_values.runs_again else None
             context = self.attributor.batch(ids, forward=again)
         else:
             context = nullcontext()
@@ -238,10 +238,12 @@ class Run:
             (losses.sum() / total).backward()
         return losses.detach()
 
-    def _refuse_non_finite(self, ids: np.ndarray, losses: list[float], norm: float) -> None:
-        bad = [int(i) for i, loss in zip(ids, losses) if not math.isfinite(loss)]
-        if not bad and math.isfinite(norm):
+    def _refuse_non_finite(self, ids: np.ndarray, batch: Batch, losses: list[float], norm: float) -> None:
+        if all(map(math.isfinite, losses)) and math.isfinite(norm):
             return
+        with torch.no_grad(), self.precision.autocast():  # once more, chunk by chunk, to say whose it is
+            single = (batch[rows].to(self.precision.device).losses(self.model) for rows in slices(len(ids), 1))
+            bad = [int(i) for i, loss in zip(ids, single) if not math.isfinite(float(loss))]
         what = (
             f"the loss of chunk {', '.join(map(str, bad[:8]))} is not finite"
             if bad

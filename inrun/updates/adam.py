@@ -52,6 +52,8 @@ class Adam(Update):
             return super().secant(g, lo, hi)
         g = self.sign * g
         extra = self._l2()
+        if lo == 0 and not isinstance(extra, Tensor):
+            return self._secant_from_nobody(g, hi)
         at_lo, at_hi = lo * g + extra, hi * g + extra
         root_lo, root_hi = self._root(at_lo), self._root(at_hi)
         d_lo, d_hi = root_lo + self.eps, root_hi + self.eps
@@ -62,6 +64,17 @@ class Adam(Update):
         rise = torch.where(sum_of_roots > 0, rise / sum_of_roots, 0.0)
         slope = (1.0 - self.b1) * (hi - lo) - numerator_lo / d_lo * rise
         return torch.where(g == 0, 0.0, (self.sign * self.lr / self.bias1) * slope / d_hi)
+
+    def _secant_from_nobody(self, g: Tensor, hi: float) -> Tensor:
+        """`secant` from 0 without L2 decay, in half as many passes over memory."""
+        step = (1.0 - self.b2) * hi * hi / self.bias2
+        seconds = self.second * (self.b2 / self.bias2)
+        root_lo = seconds.sqrt()
+        root_hi = seconds.addcmul_(g, g, value=step).sqrt_()
+        slope = g / (root_lo + root_hi)
+        slope.mul_(self.first).div_(root_lo.add_(self.eps)).mul_(-self.b1 * step).add_((1.0 - self.b1) * hi)
+        slope.div_(root_hi.add_(self.eps)).mul_(self.sign * self.lr / self.bias1)
+        return slope.masked_fill_(g == 0, 0.0)
 
     def stateless(self) -> Tensor | None:
         if int(torch.count_nonzero(self.second)) == self.second.numel():
