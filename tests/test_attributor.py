@@ -626,7 +626,10 @@ def test_probes_agree_with_the_rules(family):
         torch.manual_seed(0)
         model, train, val = small(family), rows(4, 1), rows(2, 2)
         attr = Attributor(
-            model, torch.optim.SGD(model.parameters(), lr=0.1), {"val": lambda m=model, v=val: loss_of(m, v, 0.1)}, route=route
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            {"val": lambda m=model, v=val: loss_of(m, v, 0.1)},
+            route=route,
         )
         for ids in ([0, 1, 2], [3]):
             with attr.batch(ids):
@@ -646,7 +649,10 @@ def test_a_compiled_model_is_traced_without_a_break_and_not_again_for_new_direct
     values = {}
     for model, route in ((eager, "rules"), (compiled, "compiled")):
         attr = Attributor(
-            model, torch.optim.SGD(model.parameters(), lr=0.1), {"val": lambda m=model: loss_of(m, val, 0.1)}, route=route
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            {"val": lambda m=model: loss_of(m, val, 0.1)},
+            route=route,
         )
         if route == "compiled":
             torch._dynamo.reset()
@@ -659,4 +665,6 @@ def test_a_compiled_model_is_traced_without_a_break_and_not_again_for_new_direct
             attr.optimizers[0].zero_grad()
             values[route].append(attr.last["val"])
     for plain, traced in zip(values["rules"], values["compiled"]):
-        assert per_sample.relative_error(traced, plain) < 2e-5  # float32: two steps of training apart in their last bits
+        assert (
+            per_sample.relative_error(traced, plain) < 2e-5
+        )  # float32: two steps of training apart in their last bits

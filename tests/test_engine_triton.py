@@ -11,7 +11,8 @@ from tests import per_sample
 from tests.test_attributor import loss_of, rows, small
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1", reason="neither a GPU nor Triton's interpreter"
+    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
+    reason="neither a GPU nor Triton's interpreter",
 )
 
 
