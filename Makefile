@@ -31,10 +31,10 @@ demo: $(STAMP)  ## prepare text, train a small GPT-2, show what its chunks were 
 	$(RUN) -m experiments.demo $(ARGS)
 
 test: $(STAMP)  ## the whole suite: no network, no GPU needed
-	$(RUN) -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(ARGS)
 
 test-fast: $(STAMP)  ## the suite without the tests marked slow
-	$(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
 
 lint: $(STAMP)  ## style and formatting, nothing is changed
 	$(RUN) -m ruff check .
