@@ -13,7 +13,7 @@ LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia fidelity sweep-lr conformance kernels-aot bench bench-kernels roofline clean
+.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia fidelity sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench: $(STAMP)  ## what values cost beside plain training, on this machine
 
 bench-kernels: $(STAMP)  ## time the kernels' routes on this machine, into kernels/bench.csv (ARGS=--quick)
 	$(RUN) -m kernels.bench $(ARGS)
+
+profile: $(STAMP)  ## where a step's time goes, with and without values
+	$(RUN) -m experiments.profile $(ARGS)
 
 roofline: $(STAMP)  ## predicted cost of each method on a GPU, from shapes and data sheets
 	$(RUN) -m kernels.cost $(ARGS)
