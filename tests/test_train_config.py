@@ -122,6 +122,22 @@ def test_nan_loss_names_step_and_chunks_and_leaves_weights_and_store_as_they_wer
     again.train().close()
 
 
+def test_nan_loss_is_named_without_a_log_of_chunks_too(root, monkeypatch):
+    run = Run.start(config(root, "nan-summed", log__chunk_losses=False, attribution__methods=[]))
+    ids = run.sampler.batch_at(0)
+    poison = run.corpus[ids[5:6]][0, :-1]
+    real = type(run.model).loss
+
+    def poisoned(model, tokens, targets, reduction="sum", document_ids=None):
+        losses = real(model, tokens, targets, reduction, document_ids)
+        hit = (tokens == poison).all(1)
+        return torch.where(hit[:, None] if reduction == "none" else hit.any(), math.nan, losses)
+
+    monkeypatch.setattr(type(run.model), "loss", poisoned)
+    with pytest.raises(NonFiniteLossError, match=rf"step 0: the loss of chunk {ids[5]} is not finite"):
+        run.train()
+
+
 def test_gradient_that_overflows_is_refused_like_a_loss(root, monkeypatch):
     run = Run.start(config(root, "inf", attribution__methods=[]))
     monkeypatch.setattr("inrun.train.loop.clip_gradients", lambda model, clip: torch.tensor(math.inf))

@@ -241,9 +241,11 @@ class Run:
     def _refuse_non_finite(self, ids: np.ndarray, batch: Batch, losses: list[float], norm: float) -> None:
         if all(map(math.isfinite, losses)) and math.isfinite(norm):
             return
-        with torch.no_grad(), self.precision.autocast():  # once more, chunk by chunk, to say whose it is
-            single = (batch[rows].to(self.precision.device).losses(self.model) for rows in slices(len(ids), 1))
-            bad = [int(i) for i, loss in zip(ids, single) if not math.isfinite(float(loss))]
+        if len(losses) < len(ids):  # sums of micro-batches: once more, chunk by chunk, to say whose it is
+            with torch.no_grad(), self.precision.autocast():
+                single = [batch[rows].to(self.precision.device).losses(self.model) for rows in slices(len(ids), 1)]
+            losses = [float(loss) for loss in single]
+        bad = [int(i) for i, loss in zip(ids, losses) if not math.isfinite(loss)]
         what = (
             f"the loss of chunk {', '.join(map(str, bad[:8]))} is not finite"
             if bad
