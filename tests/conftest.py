@@ -2,6 +2,8 @@
 
 import os
 
+# torch's inductor imports it late; inside a test, where warnings are errors, its stand-in for distutils would give up
+import setuptools  # noqa: F401
 import torch
 
 if not torch.cuda.is_available():
