@@ -417,7 +417,7 @@ class Attributor:
         V = self._directions
         if self._later:
             found = [directions(method, step, self.targets[target]) for method, target in self._later]
-            V = {**self._stack_with(V, found)}
+            V = self._stack_with(V, found)
         keys = [(m.name, t) for m, t in [*self._known, *self._later]]
         self._finish(step, gradients, c, V, keys)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from inrun.directions.method import Method
@@ -117,13 +117,5 @@ class Step:
 
 def gauss(count: int) -> tuple[list[float], list[float]]:
     """Gauss-Legendre nodes and weights on [0, 1]."""
-    x, w = _legendre(count)
-    return [0.5 * (v + 1.0) for v in x], [0.5 * v for v in w]
-
-
-def _legendre(count: int) -> tuple[list[float], list[float]]:
-    # eigenvalues of the Jacobi matrix (Golub and Welsch 1969)
-    k = torch.arange(1, count, dtype=torch.float64)
-    off = k / torch.sqrt(4 * k * k - 1)
-    values, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-    return values.tolist(), (2 * vectors[0] ** 2).tolist()
+    x, w = np.polynomial.legendre.leggauss(count)
+    return (0.5 * (x + 1.0)).tolist(), (0.5 * w).tolist()

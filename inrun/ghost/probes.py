@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import kernels
+from inrun.ghost.tape import non_finite_samples
 from kernels.cross_entropy import CROSS_ENTROPY_SUM
 
 
@@ -107,7 +108,4 @@ class Probes(TorchFunctionMode):
 
     def non_finite(self) -> list[bool]:
         """Which samples have NaN or infinity in a dot product."""
-        bad = torch.zeros(self.n, dtype=torch.bool)
-        for dots in self.dots(self.directions).values():
-            bad |= ~torch.isfinite(dots).all(0).cpu()
-        return bad.tolist()
+        return non_finite_samples(self.dots(self.directions), self.n)

@@ -96,10 +96,7 @@ class Dots(Recorder):
 
     def non_finite(self) -> list[bool]:
         """Which samples have NaN or infinity in a dot product."""
-        bad = torch.zeros(self.n, dtype=torch.bool)
-        for dots in self.by_parameter.values():
-            bad |= ~torch.isfinite(dots).all(0).cpu()
-        return bad.tolist()
+        return non_finite_samples(self.by_parameter, self.n)
 
 
 class KeptMemory:
@@ -215,6 +212,14 @@ class Tape(Recorder):
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
         return sum(storages.values())
+
+
+def non_finite_samples(by_parameter: Mapping[str, Tensor], n: int) -> list[bool]:
+    """Which of n samples have NaN or infinity in a dot product, of name -> [k, n]."""
+    bad = torch.zeros(n, dtype=torch.bool)
+    for dots in by_parameter.values():
+        bad |= ~torch.isfinite(dots).all(0).cpu()
+    return bad.tolist()
 
 
 def add_dots(totals: dict[str, Tensor], root: str, dots: Tensor) -> None:
