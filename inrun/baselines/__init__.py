@@ -1,0 +1,56 @@
+"""Every method that values are compared with, one file each, over one contract (`inrun.baselines.contract`)."""
+
+from inrun.baselines import simple
+from inrun.baselines.contract import (
+    AdamMoments,
+    Adaptive,
+    Baseline,
+    BaselineError,
+    Checkpoint,
+    Classified,
+    Cost,
+    Featured,
+    MissingCapabilityError,
+    NoOptions,
+    Retrainable,
+    Scored,
+    Textual,
+    TrainedRun,
+    Valued,
+    Watched,
+    baseline,
+    baseline_names,
+    get_baseline,
+    measure,
+    record_training,
+    value_table,
+)
+
+#: importing these registers them
+METHODS = (simple,)
+
+__all__ = [
+    "METHODS",
+    "AdamMoments",
+    "Adaptive",
+    "Baseline",
+    "BaselineError",
+    "Checkpoint",
+    "Classified",
+    "Cost",
+    "Featured",
+    "MissingCapabilityError",
+    "NoOptions",
+    "Retrainable",
+    "Scored",
+    "Textual",
+    "TrainedRun",
+    "Valued",
+    "Watched",
+    "baseline",
+    "baseline_names",
+    "get_baseline",
+    "measure",
+    "record_training",
+    "value_table",
+]
