@@ -12,8 +12,11 @@ ARGS ?=
 LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
+# the paper's experiments: a target each, all of them with `make reproduce`, in this order; finished ones have nothing to do
+EXPERIMENTS := fidelity
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia fidelity sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
+.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +53,10 @@ pretrain-gpt2: $(STAMP)  ## GPT-2 124M with the paper's settings, on the Pile (D
 pretrain-pythia: $(STAMP)  ## Pythia 410M with the paper's settings, on the Pile (same options)
 	$(RUN) -m experiments.pretrain experiment=pythia $(PRETRAIN_ARGS)
 
-fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS="fidelity=paper")
+reproduce: $(STAMP)  ## every experiment of the paper at CPU scale, one after the other; what is finished is not repeated
+	@for experiment in $(EXPERIMENTS); do echo "== $$experiment"; $(MAKE) --no-print-directory $$experiment || exit 1; done
+
+fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS="scale=paper")
 	$(RUN) -m experiments.fidelity $(ARGS)
 
 sweep-lr: $(STAMP)  ## the same, one run for each learning rate (LR=1e-4,1e-3 ARGS=...)

@@ -25,9 +25,18 @@ CONFIGS = str(Path(__file__).parents[1] / "configs")
 
 
 def command(config_name: str, main: Callable[[DictConfig], None]) -> None:
-    """Run `main` with the config composed from the command line; the process ends with 0 only if it succeeded."""
-    sys.argv[1:] = permissive(sys.argv[1:])
+    """Run `main` with the config composed from the command line; the process ends with 0 only if it succeeded.
+
+    `scale=cpu` and `scale=paper` choose configs/<config_name>/cpu.yaml and paper.yaml, in every experiment that has them.
+    """
+    sys.argv[1:] = permissive(scaled(sys.argv[1:], config_name))
     hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)(_ending(main))()
+
+
+def scaled(arguments: Sequence[str], config_name: str) -> list[str]:
+    """`scale=X` is the option X of the config group that has the experiment's name."""
+    prefixes = ("scale=", "+scale=")
+    return [f"{config_name}={a.partition('=')[2]}" if a.startswith(prefixes) else a for a in arguments]
 
 
 def permissive(arguments: Sequence[str]) -> list[str]:

@@ -54,7 +54,7 @@ class FidelityConfig:
     orders of the sampled truth, 0 to enumerate. block: tokens of a sample. val_chunks: samples of the target, over all domains.
     """
 
-    preset: str
+    scale: str
     model: dict[str, Any]
     data: DataConfig
     train: TrainConfig
@@ -122,7 +122,7 @@ def main(config: DictConfig) -> None:
                         soft_wrap=True,
                     )
     about = {
-        "preset": settings.preset,
+        "scale": settings.scale,
         "players": settings.players,
         "block": settings.block,
         "parameters": run.model.num_parameters(),

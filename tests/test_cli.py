@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import demo, pretrain
-from experiments.command import command, permissive, reported
+from experiments.command import command, permissive, reported, scaled
 from inrun.store import ValueStore
 from inrun.train import ConfigError, Interrupted
 from tests.train_example import write_documents
@@ -51,6 +51,11 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli")
     write_documents(root / "raw")
     return root
+
+
+def test_one_word_chooses_the_scale_of_every_experiment():
+    given = ["scale=paper", "+scale=cpu", "optim.scale=2", "-m"]
+    assert scaled(given, "fidelity") == ["fidelity=paper", "fidelity=cpu", "optim.scale=2", "-m"]
 
 
 def test_help_lists_groups_settings_and_examples(typed):

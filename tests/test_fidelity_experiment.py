@@ -84,7 +84,7 @@ def test_sampled_truth_agrees_with_enumeration_within_its_standard_errors(root):
 
 
 VALUES = {
-    "preset": "x", "model": {}, "data": {}, "train": {}, "train_optim": {}, "optim": {"lr": 1e-3}, "seeds": [0], "steps": [1],
+    "scale": "x", "model": {}, "data": {}, "train": {}, "train_optim": {}, "optim": {"lr": 1e-3}, "seeds": [0], "steps": [1],
     "players": 3, "permutations": 0, "block": 8, "val_chunks": 1, "runs": "r", "data_root": "d",
 }  # fmt: skip
 
@@ -102,7 +102,7 @@ def test_one_learning_rate_may_stand_for_a_list():
         ({"players": 13}, "more need permutations > 0"),
         ({"block": 5000}, "block=5000 must be 1 to data.block_size"),
         ({"seeds": []}, "must not be empty"),
-        ({"player": 3}, "unknown key 'player'; known are preset"),
+        ({"player": 3}, "unknown key 'player'; known are scale"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(change, message):
