@@ -48,7 +48,7 @@ def test_every_pin_is_an_exact_version_with_a_hash():
     pins = packages.pins()
     lines = [line for line in packages.REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
     assert len(pins) == len(lines) >= 12
-    assert {pin.group for pin in pins.values()} == {"corpus", "tokenizers", "verses"}
+    assert {pin.group for pin in pins.values()} == {"corpus", "images", "tokenizers", "verses"}
     assert {domain.package for domain in DOMAINS} - {""} == {p.name for p in pins.values() if p.group == "corpus"}
 
 

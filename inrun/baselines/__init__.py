@@ -27,10 +27,10 @@ from inrun.baselines.contract import (
 )
 
 #: importing these registers them
-METHODS = (simple,)
+FILES = (simple,)
 
 __all__ = [
-    "METHODS",
+    "FILES",
     "AdamMoments",
     "Adaptive",
     "Baseline",

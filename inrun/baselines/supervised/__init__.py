@@ -1,0 +1,25 @@
+"""Classification and regression runs on which baselines are compared (paper, appendix E.6)."""
+
+from inrun.baselines.supervised.recipe import Data, NetworkConfig, Recipe, fit, network
+from inrun.baselines.supervised.run import (
+    METHODS,
+    ClassificationFit,
+    ClassificationRun,
+    Fit,
+    SupervisedRun,
+    train_run,
+)
+
+__all__ = [
+    "METHODS",
+    "ClassificationFit",
+    "ClassificationRun",
+    "Data",
+    "Fit",
+    "NetworkConfig",
+    "Recipe",
+    "SupervisedRun",
+    "fit",
+    "network",
+    "train_run",
+]
