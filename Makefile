@@ -56,7 +56,7 @@ pretrain-pythia: $(STAMP)  ## Pythia 410M with the paper's settings, on the Pile
 reproduce: $(STAMP)  ## every experiment of the paper at CPU scale, one after the other; what is finished is not repeated
 	@for experiment in $(EXPERIMENTS); do echo "== $$experiment"; $(MAKE) --no-print-directory $$experiment || exit 1; done
 
-fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS="scale=paper")
+fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS="model=pythia-tiny", "scale=paper")
 	$(RUN) -m experiments.fidelity $(ARGS)
 
 sweep-lr: $(STAMP)  ## the same, one run for each learning rate (LR=1e-4,1e-3 ARGS=...)

@@ -1,14 +1,14 @@
 """How close values come to the exact Shapley values of one real step: `python -m experiments.fidelity --help`.
 
-A small GPT-2 is trained to a given step with AdamW. There one batch is valued by every method, for a step of plain SGD on the sum of the samples' losses (the
-step of the paper's section 3) and for the step that AdamW would really take, clipped and with its moments. The truth is the game of that step, enumerated,
-or sampled by permutations as in section 5.2. Everything lands in runs/fidelity/<name>: tables, a figure, a report.
+A small language model is trained with AdamW, and stopped early, in the middle and late. There one batch is valued by every method, for a step of plain SGD on
+the sum of the samples' losses (the step of the paper's section 3) and for the step that AdamW would really take, clipped and with its moments. The truth is the
+game of that step, enumerated, or sampled by permutations as in section 5.2; the utility of every coalition met is held against its prediction (E.2.2).
+
+Everything lands in runs/fidelity/<digest of the settings>: tables, figures, a report. A killed study goes on where it was.
 """
 
 import dataclasses
-import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from omegaconf import DictConfig
 from rich.console import Console
 
 from experiments.command import command, plain
 from experiments.fidelity_probe import PROBES, Study, compare, costs
 from experiments.fidelity_report import write_report
+from experiments.outputs import Outputs, digest, whole
 from inrun.data.prepare import DataConfig
 from inrun.train import ConfigError, OptimConfig, Run, RunConfig, TrainConfig
-from inrun.train.loop import git_revision
 from inrun.train.strict import build
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -50,8 +51,9 @@ class ProbeConfig:
 class FidelityConfig:
     """The study.
 
-    seeds: of initialisation, batches and target. steps: training steps done before the valued one. players: samples of the valued batch. permutations: most
-    orders of the sampled truth, 0 to enumerate. block: tokens of a sample. val_chunks: samples of the target, over all domains.
+    seeds: of initialisation, batches and target. steps: training steps done before the valued one, among those that `train` leaves checkpoints of. players:
+    samples of the valued batch. permutations: most orders of the sampled truth, 0 to enumerate. block: tokens of a sample. val_chunks: samples of the target,
+    over all domains. record: put the rows into experiments/results/fidelity.csv as well.
     """
 
     scale: str
@@ -69,10 +71,16 @@ class FidelityConfig:
     runs: str
     data_root: str
     name: str | None = None
+    record: bool = False
 
     def __post_init__(self):
-        if not self.seeds or not self.steps or min(self.steps) < 1:
-            raise ConfigError("seeds and steps must not be empty, and steps are 1 or more")
+        if not self.seeds or not self.steps:
+            raise ConfigError("seeds and steps must not be empty")
+        last, every = self.train.steps, self.train.checkpoint_every or self.train.steps
+        if lost := [step for step in self.steps if not 1 <= step <= last or (step % every and step != last)]:
+            raise ConfigError(
+                f"steps={lost}: checkpoints are left every {every} steps up to {last} (train.checkpoint_every, train.steps)"
+            )
         if not 2 <= self.players <= (64 if self.permutations else 12):
             raise ConfigError(f"players={self.players}: 2 to 12 to enumerate; more need permutations > 0")
         if not 1 <= self.block <= self.data.block_size:
@@ -85,79 +93,97 @@ class FidelityConfig:
         listed = [lr] if isinstance(lr, (int, float)) else lr
         return build(cls, {**values, "optim": {**values["optim"], "lr": listed}})
 
-    def digest(self) -> str:
-        """Of everything that the result depends on."""
-        return _digest({k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "runs", "data_root")})
-
 
 def main(config: DictConfig) -> None:
     console = Console(stderr=True)
     settings = FidelityConfig.from_mapping(plain(config))
-    name = settings.name or f"{time.strftime('%Y-%m-%d-%H%M%S')}-{settings.digest()}"
-    folder = Path(settings.runs) / name
-    if folder.exists():
-        raise ConfigError(f"{folder} exists already; choose another name=..., or delete it")
-    rows, points = [], []
+    out = Outputs.open(settings.runs, dataclasses.asdict(settings), settings.name)
+    if out.finished:
+        console.print("finished before", highlight=False)
+    else:
+        write_report(out, about(settings), *measured(settings, out.folder, console))
+        out.finish()
+    if settings.record:
+        out.record("fidelity", out.rows("fidelity"))
+    print((out.folder / "fidelity.md").read_text(encoding="utf-8"))
+    console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
+
+
+def about(settings: FidelityConfig) -> dict[str, Any]:
+    """What stands in every row."""
+    return {
+        "scale": settings.scale,
+        "model": settings.model["name"],
+        "players": settings.players,
+        "permutations": settings.permutations,
+        "block": settings.block,
+    }
+
+
+def measured(settings: FidelityConfig, folder: Path, console: Console) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows of figures, samples, coalitions of all cases; a case that is finished lies in `folder`/cases and is read from there."""
+    cases = folder / "cases"
+    cases.mkdir(exist_ok=True)
+    everything: tuple[list[dict], list[dict], list[dict]] = ([], [], [])
     total = len(settings.seeds) * len(settings.steps) * len(settings.optim.names) * len(settings.optim.lr)
+    done = 0
     for seed in settings.seeds:
         run = trained(settings, seed, console)
         for step in settings.steps:
             study = Study(run, step, seed, settings.players, settings.permutations, settings.block, settings.val_chunks)
             for optimizer in settings.optim.names:
-                seconds = costs(study, optimizer)
+                seconds = _remembered(cases / f"costs-{optimizer}.json", lambda: costs(study, optimizer))  # noqa: B023
                 for lr in settings.optim.lr:
                     began = time.monotonic()
+                    label = f"seed {seed}, step {step}, {optimizer}, lr {lr:g}"
+                    with _progress(console, label) as report:
+                        found = _remembered(
+                            cases / f"seed-{seed}-step-{step}-{optimizer}-lr-{lr:g}.json",
+                            lambda: compare(study, optimizer, lr, seconds, report),  # noqa: B023
+                        )
                     where = {"seed": seed, "train_steps": step, "optimizer": optimizer, "lr": lr}
-                    with _progress(console, f"seed {seed}, step {step}, {optimizer}, lr {lr:g}") as report:
-                        found, scatter = compare(study, optimizer, lr, seconds, report)
-                    rows += [{**where, **row} for row in found]
-                    points += [{**where, **point} for point in scatter]
-                    errors = [f"{r['method']} {r['relative_rmse']:.2g}" for r in found if r["quantity"] == "values"]
-                    done = len({(p["seed"], p["train_steps"], p["optimizer"], p["lr"]) for p in points})
+                    for all_rows, rows in zip(everything, found):
+                        all_rows += [{**where, **row} for row in rows]
+                    done += 1
+                    errors = [f"{r['method']} {r['relative_rmse']:.2g}" for r in found[0] if r["quantity"] == "values"]
                     console.print(
-                        f"[{done}/{total}] seed {seed}, step {step}, {optimizer}, lr {lr:g}, {time.monotonic() - began:.0f} s; "
-                        f"RMSE / spread: {', '.join(errors)}",
+                        f"[{done}/{total}] {label}, {time.monotonic() - began:.0f} s; RMSE / spread: {', '.join(errors)}",
                         highlight=False,
                         markup=False,
                         soft_wrap=True,
                     )
-    about = {
-        "scale": settings.scale,
-        "players": settings.players,
-        "block": settings.block,
-        "parameters": run.model.num_parameters(),
-        "config_digest": settings.digest(),
-        "git_revision": git_revision() or "unknown",
-    }
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
-    print(write_report(folder, [{**row, **about} for row in rows], points))
-    console.print(f"done: {folder}", highlight=False, soft_wrap=True)
+    return everything
 
 
 def trained(settings: FidelityConfig, seed: int, console: Console) -> Run:
-    """The training run of a seed, with a checkpoint at every one of `settings.steps`; an earlier study's run is used again."""
-    train = dataclasses.replace(
-        settings.train, steps=max(settings.steps), checkpoint_every=math.gcd(*settings.steps), keep=10**6
-    )
+    """The training run of a seed with all its checkpoints; an earlier study's run is used again."""
     config = RunConfig(
         name=f"seed-{seed}",
         model=settings.model,
         data=settings.data,
         optim=settings.train_optim,
-        train=train,
+        train=dataclasses.replace(settings.train, keep=10**6),
         data_root=settings.data_root,
         seed=seed,
     )
-    about = config.to_mapping()
-    del about["data_root"], about["runs"]
-    config = dataclasses.replace(config, runs=str(Path(settings.runs) / "trained" / _digest(about)))
-    folder = Path(config.runs) / config.name
-    run = Run.resume(folder, console) if folder.exists() else Run.start(config, console)
-    if run.step < train.steps:
-        console.print(f"seed {seed}: training to step {train.steps}", highlight=False)
-    run.train()
+    root = Path(settings.runs) / "trained" / digest(config.to_mapping())
+    config = dataclasses.replace(config, runs=str(root))
+    folder = root / config.name
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # the jobs of a parallel sweep share the run
+        run = Run.resume(folder, console) if folder.exists() else Run.start(config, console)
+        if run.step < config.train.steps:
+            console.print(f"seed {seed}: training to step {config.train.steps}", highlight=False)
+        run.train()
     return run
+
+
+def _remembered(path: Path, compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, as JSON has it; computed once, then read from `path`."""
+    if not path.is_file():
+        found = compute()
+        whole(path, lambda beside: beside.write_text(json.dumps(found), encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -175,10 +201,6 @@ def _progress(console: Console, label: str) -> Iterator[Callable[[int], None]]:
             console.print(f"{label}: {coalitions} coalitions", highlight=False, soft_wrap=True)
 
     yield line
-
-
-def _digest(about: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ PROBES = {
 }
 #: who predicts the utility U(S) of a coalition as the sum of its members' values
 ADDITIVE = {"sgd": ("first_order", "path_1"), "adamw": ("sgd_formula", "first_order_current", "path_1")}
-COST_REPEATS = 9
+COST_REPEATS = 6
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,14 @@ class Study:
     def probe(self, optimizer: str, lr: float, dtype: torch.dtype) -> "Probe":
         """A fresh model and optimizer at the checkpoint; AdamW with its moments, SGD without momentum."""
         config = self.run.config
-        model = models.build_from(config.model_config()).to(dtype)
+        device = self.run.precision.device
+        model = models.build_from(config.model_config()).to(device, dtype)
         trained = build_optimizer(model, config.optim)
         checkpoint.load(self.run.folder / "checkpoints" / f"step-{self.step:09d}", model, trained)
         for group in trained.param_groups:
             group["lr"] = lr
-        batch = self._batch(self.run.corpus, self.players, self.step)
-        held_out = self._batch(Corpus.open(self.run.corpus.folder, "val"), self.val_chunks, 0)
+        batch = self._batch(self.run.corpus, self.players, self.step).to(device)
+        held_out = self._batch(Corpus.open(self.run.corpus.folder, "val"), self.val_chunks, 0).to(device)
         target = lambda m: held_out.losses(m).sum() / held_out.count()  # noqa: E731
         if optimizer == "sgd":
             plain = build_optimizer(model, OptimConfig("sgd", lr=lr, min_lr=lr, weight_decay=0.0))
@@ -107,8 +108,8 @@ class Probe:
 
 def compare(
     study: Study, optimizer: str, lr: float, seconds: dict[str, float], report: Callable[[int], None]
-) -> tuple[list[dict], list[dict]]:
-    """Rows of figures, one per method and quantity (values, utility); and one point per sample and method: value beside truth.
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows of figures, one per method and quantity (values, utility); a point per sample and method: value beside truth; a point per coalition: U beside its predictions.
 
     seconds: what `costs` gave. report: hears the number of coalitions evaluated so far.
     """
@@ -135,12 +136,13 @@ def compare(
         "truth_spread": truth.std(),
         "largest_standard_error": errors.max(),
         "utility_of_all": everybody,
+        "parameters": probe.model.num_parameters(),
         "drift": game.drift,
         "coalitions": len(seen),
     }
     rows = []
     for name, found in values.items():
-        gap = {"sum_gap": found.sum() / everybody - 1, "seconds_ratio": seconds[name]}
+        gap = {"sum_gap": found.sum() / everybody - 1, "cost_ratio": seconds[name]}
         rows.append({"quantity": "values", "method": name, **_agreement(found, truth), **gap, **about})
     masks = np.array([np.frombuffer(key, dtype=bool) for key in seen], dtype=np.float64)
     actual = np.array(list(seen.values()))
@@ -155,27 +157,39 @@ def compare(
         for name, found in values.items()
         for i in range(game.n)
     ]
-    return rows, points
+    coalitions = [
+        {"coalition": "".join(str(int(member)) for member in mask), "utility": actual[k]}
+        | {name: found[k] for name, found in predicted.items()}
+        for k, mask in enumerate(masks)
+    ]
+    return rows, points, coalitions
 
 
 def costs(study: Study, optimizer: str) -> dict[str, float]:
-    """method -> seconds of a valued step over seconds of the plain step, float32: medians of interleaved repeats."""
+    """method -> time of a valued step over time of the plain step, float32: medians of interleaved repeats. CPU time, so that a busy machine tells the same."""
     methods = PROBES[optimizer]
     taken: dict[str, list[float]] = {name: [] for name in ("plain", *(m.name for m in methods))}
     probe = study.probe(optimizer, 1e-9, torch.float32)  # weights stay where they are
     ids = np.arange(study.players)
+
+    def clock() -> float:
+        if study.run.precision.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     for _ in range(COST_REPEATS):
-        began = time.perf_counter()
+        began = clock()
         probe.backward()
         probe.update()
-        taken["plain"].append(time.perf_counter() - began)
+        taken["plain"].append(clock() - began)
         for method in methods:
             with probe.attributor([method]) as attributor:
-                began = time.perf_counter()
+                began = clock()
                 with attributor.batch(ids):
                     probe.backward()
                 probe.update()
-                taken[method.name].append(time.perf_counter() - began)
+                taken[method.name].append(clock() - began)
     # the first round warms up
     plain = float(np.median(taken["plain"][1:]))
     return {name: float(np.median(times[1:])) / plain for name, times in taken.items()}
@@ -192,9 +206,9 @@ def _values(study: Study, optimizer: str, lr: float) -> tuple[dict[str, np.ndarr
             probe.backward()
         if probe.clip is not None:
             nn.utils.clip_grad_norm_(probe.model.parameters(), probe.clip)
-        interactions = attributor.interactions().numpy()
+        interactions = attributor.interactions().cpu().numpy()
         probe.optimizer.step()
-    found = {name: values.numpy() for (name, _), values in attributor.last_step.values.items()}
+    found = {name: values.cpu().numpy() for (name, _), values in attributor.last_step.values.items()}
     return {m.name: found[m.name] for m in PROBES[optimizer]}, interactions
 
 

@@ -81,6 +81,10 @@ class Outputs:
         shown = text if text is not None else markdown(found.to_pylist())
         whole(self.folder / f"{name}.md", lambda path: path.write_text(shown.rstrip("\n") + "\n", encoding="utf-8"))
 
+    def rows(self, name: str) -> list[dict]:
+        """The rows of a table that was written."""
+        return pq.read_table(self.folder / f"{name}.parquet").to_pylist()
+
     def figure(self, name: str, figure: Figure) -> None:
         """NAME.svg and NAME.png; the figure is closed."""
         for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
