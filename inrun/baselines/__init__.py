@@ -1,6 +1,6 @@
 """Every method that values are compared with, one file each, over one contract (`inrun.baselines.contract`)."""
 
-from inrun.baselines import simple
+from inrun.baselines import ekfac, simple, text
 from inrun.baselines.contract import (
     AdamMoments,
     Adaptive,
@@ -27,7 +27,7 @@ from inrun.baselines.contract import (
 )
 
 #: importing these registers them
-FILES = (simple,)
+FILES = (ekfac, simple, text)
 
 __all__ = [
     "FILES",

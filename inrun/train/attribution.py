@@ -4,6 +4,8 @@ A target is the mean loss per token over a few validation chunks that are chosen
 of the weights alone and the ledger telescopes.
 """
 
+import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +19,26 @@ from torch.utils.checkpoint import checkpoint
 from inrun.attributor import Attributor
 from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler
+from inrun.data.sources import read_files
 from inrun.directions import Method
 from inrun.models import LanguageModel
-from inrun.train.batch import Batch, Precision, batch_of
+from inrun.train.batch import Batch, Precision, batch_of, batch_of_texts
 from inrun.train.strict import ConfigError
 
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """A validation loss: `chunks` chunks of these domains (empty: of all) of a split."""
+    """A validation loss: `chunks` chunks of these domains (empty: of all) of a split, or of documents of your own.
+
+    path: documents in a file, a folder or a glob, as for data=files; then `split` is not used, `chunks` is the most that are taken (the first
+    ones of these domains), and of each document its first block_size + 1 tokens.
+    """
 
     name: str
     domains: tuple[str, ...] = ()
     split: str = "val"
     chunks: int = 16
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,29 @@ def target_ids(corpus: Corpus, config: TargetConfig, seed: int) -> np.ndarray:
     return Sampler(ids, config.chunks, seed).batch_at(0)
 
 
+def target_batch(folder: Path, config: TargetConfig, seed: int, separate: bool = False) -> Batch:
+    """The samples that the target's loss is taken on; `folder` is that of the prepared corpus."""
+    if not config.path:
+        corpus = Corpus.open(folder, config.split)
+        return batch_of(corpus, target_ids(corpus, config, seed), separate)
+    corpus = Corpus.open(folder, "train")
+    documents = (
+        d for d in read_files(config.path) if not d.skip and (not config.domains or d.domain in config.domains)
+    )
+    texts = [document.text for document in itertools.islice(documents, config.chunks)]
+    if not texts:
+        raise ConfigError(
+            f"target {config.name!r}: {config.path} has no document of {list(config.domains) or 'any domain'}; name others, or another file"
+        )
+    return batch_of_texts(corpus, texts)
+
+
+def target_digest(batch: Batch) -> str:
+    """sha256 of the target's tokens: equal digests are equal losses."""
+    content = (tensor.numpy().tobytes() for tensor in (batch.tokens, batch.targets))
+    return hashlib.sha256(b"".join(content)).hexdigest()
+
+
 def target_closure(model: LanguageModel, batch: Batch, micro_batch: int, precision: Precision) -> Callable[[], Tensor]:
     """A closure that gives the mean loss per token (nats, 0-dim) of `batch` at the model's present weights, in evaluation mode."""
     total = batch.count()
@@ -112,8 +143,7 @@ def build_targets(
     """Target name -> closure, for the corpus in `folder`."""
     targets = {}
     for target in config.targets:
-        corpus = Corpus.open(folder, target.split)
-        batch = batch_of(corpus, target_ids(corpus, target, seed), separate).to(precision.device)
+        batch = target_batch(folder, target, seed, separate).to(precision.device)
         targets[target.name] = target_closure(model, batch, config.target_micro_batch, precision)
     return targets
 

@@ -4,7 +4,7 @@ The loss of a step is (sum of token losses) / (targets of the whole logical batc
 with fewer targets weighs less, as it should, and 1x8, 2x4 and 8x1 give the same gradient within rounding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -107,3 +107,20 @@ def batch_of(corpus: Corpus, ids: np.ndarray, separate_documents: bool = False) 
         targets.masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED_TARGET),
         documents[:, :-1].contiguous(),
     )
+
+
+def batch_of_texts(corpus: Corpus, texts: Sequence[str]) -> Batch:
+    """Texts as samples, by the corpus' tokenizer: the first block_size + 1 tokens of each, shorter ones filled up with targets that are not predicted.
+
+    A text is followed by <|endoftext|>, as a document of the corpus is. Raises ValueError for a text of no token.
+    """
+    rows = [[*corpus.tokenizer.encode(text), corpus.tokenizer.eot][: corpus.block_size + 1] for text in texts]
+    if empty := [k for k, row in enumerate(rows) if len(row) < 2]:
+        raise ValueError(f"text {empty[0]} ({texts[empty[0]][:40]!r}) has no token to predict")
+    longest = max(map(len, rows)) - 1
+    tokens = torch.full((len(rows), longest), corpus.tokenizer.eot, dtype=torch.int64)
+    targets = torch.full((len(rows), longest), IGNORED_TARGET, dtype=torch.int64)
+    for k, row in enumerate(rows):
+        tokens[k, : len(row) - 1] = torch.tensor(row[:-1])
+        targets[k, : len(row) - 1] = torch.tensor(row[1:])
+    return Batch(tokens, targets)

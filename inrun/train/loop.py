@@ -27,7 +27,7 @@ from inrun.data.sampler import Sampler
 from inrun.evaluate import chunk_batches, evaluate
 from inrun.store import ValueStore
 from inrun.train import checkpoint
-from inrun.train.attribution import build_attributor, build_targets
+from inrun.train.attribution import build_attributor, build_targets, target_batch, target_digest
 from inrun.train.batch import Batch, Precision, batch_of, slices
 from inrun.train.config import RunConfig
 from inrun.train.log import JsonLines, Sink, Terminal, Wandb
@@ -104,6 +104,16 @@ class Run:
                 f"{corpus_folder}). Next: restore that corpus, or start a new run with another name"
             )
         self._evaluation = self._evaluation_set(corpus_folder)
+        self._own_targets = {
+            target.name: target_digest(target_batch(corpus_folder, target, config.seed))
+            for target in config.attribution.targets
+            if config.attribution.on and target.path
+        }
+        if about is not None and about.get("own_targets", {}) != self._own_targets:
+            raise RunFolderError(
+                f"{folder} began with other documents behind the targets {', '.join(sorted(self._own_targets))}. Next: restore the files, "
+                "or start a new run with another name"
+            )
 
         torch.manual_seed(config.seed)
         self.model = models.build_from(model_config).to(self.precision.device)
@@ -294,6 +304,7 @@ class Run:
             "config": self.config.to_mapping(),
             "corpus": str(self.corpus.folder),
             "corpus_digest": self.corpus.digest,
+            "own_targets": self._own_targets,
             "parameters": self.model.num_parameters(),
             "precision": {"device": self.precision.device.type, "autocast": str(self.precision.dtype or "none")},
             "git_revision": git_revision(),
