@@ -1,6 +1,14 @@
 """Every method that values are compared with, one file each, over one contract (`inrun.baselines.contract`)."""
 
-from inrun.baselines import ekfac, simple, text
+from inrun.baselines import (
+    data_shapley,
+    datamodels,
+    ekfac,
+    empirical_influence,
+    leave_one_out,
+    simple,
+    text,
+)
 from inrun.baselines.contract import (
     AdamMoments,
     Adaptive,
@@ -27,7 +35,15 @@ from inrun.baselines.contract import (
 )
 
 #: importing these registers them
-FILES = (ekfac, simple, text)
+FILES = (
+    data_shapley,
+    datamodels,
+    ekfac,
+    empirical_influence,
+    leave_one_out,
+    simple,
+    text,
+)
 
 __all__ = [
     "FILES",

@@ -1,5 +1,11 @@
-"""How good a model is (`loss`), how good values are (`metrics`), and what a real step's coalitions were worth (`step_game`)."""
+"""How good a model is (`loss`), how good values are (`metrics`, `datamodelling`), and what a real step's coalitions were worth (`step_game`)."""
 
+from inrun.evaluate.datamodelling import (
+    agreement,
+    leave_one_out_correlation,
+    linear_datamodelling_interval,
+    linear_datamodelling_score,
+)
 from inrun.evaluate.loss import ChunkSource, EvalBatch, Losses, chunk_batches, evaluate
 from inrun.evaluate.metrics import Interval, auroc, bootstrap, pearson, recall_at_k, relative_rmse, spearman
 from inrun.evaluate.step_game import StepGame
@@ -10,10 +16,14 @@ __all__ = [
     "Interval",
     "Losses",
     "StepGame",
+    "agreement",
     "auroc",
     "bootstrap",
     "chunk_batches",
     "evaluate",
+    "leave_one_out_correlation",
+    "linear_datamodelling_interval",
+    "linear_datamodelling_score",
     "pearson",
     "recall_at_k",
     "relative_rmse",

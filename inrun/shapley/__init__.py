@@ -7,7 +7,8 @@ A game is a utility `U(S)` over coalitions `S` of `n` players. In this project a
 
 from inrun.shapley.exact import Utility, exact, interactions, utilities
 from inrun.shapley.permutation import Estimate, permutation
+from inrun.shapley.truncated import Truncated, truncated
 
-__all__ = ["SIGN", "Estimate", "Utility", "exact", "interactions", "permutation", "utilities"]
+__all__ = ["SIGN", "Estimate", "Truncated", "Utility", "exact", "interactions", "permutation", "truncated", "utilities"]
 
 SIGN = "positive value = lowered the validation loss"

@@ -1,0 +1,39 @@
+"""Leave-one-out: what the model loses when it is trained again without a sample.
+
+    value_i = mean over seeds of U(all) - U(all without i)
+
+n + 1 trainings a seed. Both sides of a difference share the seed. One sample's effect is far smaller than what another order of batches does, so that the values of one
+seed are mostly noise; more seeds average it out as 1 / sqrt(seeds).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from inrun.baselines.contract import Retrainable, TrainedRun, baseline, value_table
+from inrun.baselines.pool import Pool, training_seeds
+
+
+@dataclass(frozen=True)
+class LeaveOneOutOptions:
+    """pool: folder, None: in memory. utility: loss, accuracy or margin. seeds: trainings of every subset. seed: of the first one."""
+
+    pool: str | None = None
+    utility: str = "loss"
+    seeds: int = 1
+    seed: int = 0
+
+
+@baseline("leave_one_out", LeaveOneOutOptions, needs=(Retrainable,))
+def leave_one_out(run: TrainedRun, target: str, options: LeaveOneOutOptions) -> pa.Table:
+    return value_table(run, differences(Pool(run, options.pool), target, options).mean(0))
+
+
+def differences(pool: Pool, target: str, options: LeaveOneOutOptions) -> np.ndarray:
+    """float64 [seeds, n]: U(all) - U(all without i) for each seed."""
+    subsets = np.concatenate([np.ones((1, pool.n), dtype=bool), ~np.eye(pool.n, dtype=bool)])
+    seeds = training_seeds(options.seeds, options.seed)
+    outcomes = pool.outcomes(np.tile(subsets, (options.seeds, 1)), np.repeat(seeds, len(subsets)))
+    utilities = outcomes.utility(target, options.utility).reshape(options.seeds, len(subsets))
+    return utilities[:, :1] - utilities[:, 1:]
