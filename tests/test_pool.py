@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from inrun.baselines import measure
-from inrun.baselines.pool import SAMPLES, Pool, PoolError, random_subsets
+from inrun.baselines.pool import SAMPLES, Pool, PoolError, margins_and_correct, random_subsets
 from tests.retrain_example import digits_run, ridge_run
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,8 @@ def test_outcomes_are_what_each_training_led_to():
         np.testing.assert_array_equal(outcomes.losses["val"][k], run.target_losses(model, "val").detach())
         np.testing.assert_array_equal(outcomes.correct[SAMPLES][k], logits.argmax(1) == run.y)
         np.testing.assert_array_equal(outcomes.correct["val"][k], validation.argmax(1) == run.target_y)
+        p = torch.softmax(logits.double(), 1)[torch.arange(12), run.y].detach()
+        np.testing.assert_allclose(outcomes.margins[SAMPLES][k], (p / (1 - p)).log(), rtol=1e-5, atol=1e-6)
     assert outcomes.utility("val", "accuracy") == pytest.approx(outcomes.correct["val"].mean(1))
 
 
@@ -60,6 +63,7 @@ def test_another_pool_on_the_folder_trains_only_what_is_missing(tmp_path):
     assert (a.trained, b.trained) == (7, 3)
     for key in ("val", SAMPLES):
         np.testing.assert_array_equal(found.losses[key], expected.losses[key])
+        np.testing.assert_array_equal(found.margins[key], expected.margins[key])
         np.testing.assert_array_equal(found.correct[key], expected.correct[key])
     assert {path.suffix for path in (tmp_path / "pool").iterdir()} == {".npz", ".json"}
 
@@ -113,6 +117,14 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
     with pytest.raises(PoolError, match="give it another folder"):
         Pool(other, tmp_path)
     assert json.loads((tmp_path / "pool.json").read_text())["recipe"] == "example"
+
+
+def test_margins_do_not_saturate_and_labels_may_be_anywhere():
+    margins, correct = margins_and_correct(
+        torch.tensor([[60.0, 0.0], [60.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1, 1])
+    )
+    assert margins.tolist() == [60.0, -60.0, 0.0]
+    assert correct.tolist() == [True, False, False]
 
 
 def test_a_damaged_part_is_named(tmp_path):

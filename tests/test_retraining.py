@@ -8,7 +8,7 @@ from inrun.baselines import BaselineError, measure
 from inrun.baselines.data_shapley import DataShapleyOptions, estimate
 from inrun.baselines.datamodels import fit
 from inrun.baselines.empirical_influence import difference
-from inrun.baselines.pool import SAMPLES, Pool, coin_subsets, random_subsets
+from inrun.baselines.pool import Pool, coin_subsets, random_subsets
 from inrun.evaluate import auroc
 from inrun.shapley import exact
 from inrun.shapley.exact import members
@@ -156,14 +156,3 @@ def test_subsets_of_a_longer_list_begin_with_the_shorter_list():
         assert len(np.unique(long, axis=0)) == 9
     assert (random_subsets(20, 50, 0.7)[0].sum(1) == 14).all()
     assert random_subsets(20, 2000, 0.7)[0].mean(0) == pytest.approx(np.full(20, 0.7), abs=4.5 * 0.5 / np.sqrt(2000))
-
-
-def test_margins_are_log_odds_even_where_the_loss_rounds_to_zero():
-    run = digits_run(n=12, m=10)
-    outcomes = Pool(run).outcomes(np.ones((1, 12), bool), [0])
-    p = torch.softmax(run.retrain(run.sample_ids, 0).model()(run.x).double(), 1)[torch.arange(12), run.y]
-    np.testing.assert_allclose(
-        outcomes.outputs(SAMPLES, "margin")[0], (p / (1 - p)).log().detach(), rtol=1e-4, atol=1e-5
-    )
-    outcomes.losses[SAMPLES][:] = 0
-    assert np.isfinite(outcomes.outputs(SAMPLES, "margin")).all()

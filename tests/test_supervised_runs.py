@@ -113,7 +113,7 @@ def test_retraining_on_everything_with_the_runs_seed_gives_the_runs_weights(run)
     again = run.retrain(run.sample_ids, seed=0)
     assert all((w == again.model().state_dict()[name]).all() for name, w in run.model().state_dict().items())
     assert again.quality("test") == run.quality("test")
-    with pytest.raises(ValueError, match="each only once"):
+    with pytest.raises(ValueError, match="each id only once"):
         run.retrain([run.sample_ids[0]] * 2, seed=0)
     with pytest.raises(KeyError, match="no training samples"):
         run.retrain([10**6], seed=0)

@@ -1,7 +1,7 @@
 """One pool of subset trainings, from which every retraining-based method takes what it needs.
 
     request  = (members S of the n training samples, seed)
-    outcome  = loss, and for classification whether it is right, of the model trained on S
+    outcome  = loss, and for classification margin and whether it is right, of the model trained on S
                on every training sample (in S or not) and on every sample of every target
 
 Data Shapley, datamodels, empirical influence, memorization, leave-one-out and the linear datamodelling score are sums over such outcomes and never look
@@ -13,7 +13,6 @@ both train it: give them different requests (`experiments/pool.py` makes share i
 
 import hashlib
 import json
-import math
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -42,13 +41,15 @@ class Outcomes:
 
     Attributes:
         members: bool [k, n], in the order of the run's `sample_ids`. seeds: int64 [k].
-        losses: SAMPLES or target -> float32 [k, n] or [k, m]. correct: the same with bool; empty where the run does not classify.
+        losses: SAMPLES or target -> float32 [k, n] or [k, m].
+        margins, correct: the same in float32 and bool; empty where the run does not classify.
         cpu_seconds: float64 [k], of each training, wherever it was done.
     """
 
     members: np.ndarray
     seeds: np.ndarray
     losses: dict[str, np.ndarray]
+    margins: dict[str, np.ndarray]
     correct: dict[str, np.ndarray]
     cpu_seconds: np.ndarray
 
@@ -56,20 +57,15 @@ class Outcomes:
         return len(self.seeds)
 
     def outputs(self, key: str, utility: str = "loss") -> np.ndarray:
-        """float64 [k, m], higher = better: minus the loss; 1 if right else 0; or log p / (1 - p) of the right class, its margin (loss = -log p)."""
-        if utility == "accuracy":
-            if key not in self.correct:
-                raise PoolError("accuracy is defined for classification; this pool has losses only: utility='loss'")
-            return self.correct[key].astype(np.float64)
-        losses = self.losses[key].astype(np.float64)
+        """float64 [k, m], higher = better: minus the loss; 1 if right, else 0; or the margin log p / (1 - p) of the label."""
+        if utility not in UTILITIES:
+            raise PoolError(f"utility={utility!r}; choose from {', '.join(UTILITIES)}")
         if utility == "loss":
-            return -losses
-        if utility == "margin":
-            if key not in self.correct:
-                raise PoolError("the margin is defined for classification; this pool has losses only: utility='loss'")
-            # float32 losses of 0 stand for p = 1 within rounding: the margin is cut where float32 cannot tell, at log 2^24
-            return np.clip(-np.log(np.expm1(np.maximum(losses, 2.0**-25))), None, 24 * math.log(2))
-        raise PoolError(f"utility={utility!r}; choose from {', '.join(UTILITIES)}")
+            return -self.losses[key].astype(np.float64)
+        found = self.correct if utility == "accuracy" else self.margins
+        if key not in found:
+            raise PoolError(f"{utility} is defined for classification; this pool has losses only: utility='loss'")
+        return found[key].astype(np.float64)
 
     def utility(self, target: str, utility: str = "loss") -> np.ndarray:
         """float64 [k]: U of each training, the mean of `outputs` over the target."""
@@ -80,9 +76,20 @@ class Outcomes:
         return Outcomes(
             self.members[rows],
             self.seeds[rows],
-            {key: array[rows] for key, array in self.losses.items()},
-            {key: array[rows] for key, array in self.correct.items()},
+            *({key: array[rows] for key, array in kind.items()} for kind in (self.losses, self.margins, self.correct)),
             self.cpu_seconds[rows],
+        )
+
+    @classmethod
+    def concatenated(cls, pieces: Sequence["Outcomes"]) -> "Outcomes":
+        return cls(
+            np.concatenate([p.members for p in pieces]),
+            np.concatenate([p.seeds for p in pieces]),
+            *(
+                {key: np.concatenate([getattr(p, kind)[key] for p in pieces]) for key in getattr(pieces[0], kind)}
+                for kind in ("losses", "margins", "correct")
+            ),
+            np.concatenate([p.cpu_seconds for p in pieces]),
         )
 
 
@@ -91,7 +98,7 @@ class SubsetTrainable(Protocol):
     """train_subsets(members, seeds): many trainings at once, where that is faster than `retrain` for one after the other."""
 
     def train_subsets(self, members: np.ndarray, seeds: np.ndarray) -> Outcomes:
-        """The outcomes of `retrain` on each row of members (bool [k, n]) with its seed, up to the rounding of sums in another order."""
+        """The outcomes of `retrain` on each row of members (bool [k, n]) with its seed, up to the rounding of sums in another order. Calls `record_training`."""
 
 
 @runtime_checkable
@@ -176,7 +183,6 @@ class Pool:
     def _train(self, members: np.ndarray, seeds: np.ndarray) -> Outcomes:
         self.trained += len(seeds)
         if isinstance(self.run, SubsetTrainable):
-            record_training(count=len(seeds))
             return self.run.train_subsets(members, seeds)
         return train_one_by_one(self.run, members, seeds)
 
@@ -193,10 +199,10 @@ class Pool:
         parts = np.unique(places[:, 0])
         pieces = [self._parts[p].take(places[places[:, 0] == p, 1]) for p in parts]
         order = np.argsort(np.concatenate([np.flatnonzero(places[:, 0] == p) for p in parts])) if len(parts) else []
-        return _concatenated(pieces).take(order) if pieces else self._nothing()
+        return Outcomes.concatenated(pieces).take(order) if pieces else self._nothing()
 
     def _nothing(self) -> Outcomes:
-        return Outcomes(np.zeros((0, self.n), bool), np.zeros(0, np.int64), {}, {}, np.zeros(0))
+        return Outcomes(np.zeros((0, self.n), bool), np.zeros(0, np.int64), {}, {}, {}, np.zeros(0))
 
     # -- files
 
@@ -249,18 +255,30 @@ def train_one_by_one(run: TrainedRun, members: np.ndarray, seeds: np.ndarray) ->
         began = time.process_time()
         model = run.retrain(ids[row].tolist(), int(seed)).model()
         with torch.no_grad():
-            losses = {SAMPLES: _batched(lambda part: run.losses(model, part), ids)}  # noqa: B023
-            losses |= {target: run.target_losses(model, target).cpu().numpy() for target in run.targets}
-            correct = {}
-            if isinstance(run, Classified):
-                correct[SAMPLES] = _batched(lambda p: run.logits(model, p).argmax(1) == run.labels(p), ids)  # noqa: B023
-                for target in run.targets:
-                    right = run.target_logits(model, target).argmax(1) == run.target_labels(target)
-                    correct[target] = right.cpu().numpy()
-        rows.append((losses, correct, time.process_time() - began))
-    losses, correct = ({key: np.stack([row[part][key] for row in rows]) for key in rows[0][part]} for part in (0, 1))
+            found = _judged(run, model, ids)
+        rows.append((*found, time.process_time() - began))
+    *kinds, seconds = zip(*rows)
+    stacked = ({key: np.stack([row[key] for row in kind]) for key in kind[0]} for kind in kinds)
+    return Outcomes(members, seeds, *stacked, np.array(seconds))
+
+
+def _judged(run: TrainedRun, model: torch.nn.Module, ids: np.ndarray) -> tuple[dict, dict, dict]:
+    losses = {SAMPLES: _batched(lambda part: run.losses(model, part), ids)}
+    losses |= {target: run.target_losses(model, target).cpu().numpy() for target in run.targets}
     losses = {key: array.astype(np.float32) for key, array in losses.items()}
-    return Outcomes(members, seeds, losses, correct, np.array([row[2] for row in rows]))
+    if not isinstance(run, Classified):
+        return losses, {}, {}
+    logits = {SAMPLES: (_batched(lambda part: run.logits(model, part), ids), run.labels(ids.tolist()))}
+    logits |= {t: (run.target_logits(model, t).cpu().numpy(), run.target_labels(t)) for t in run.targets}
+    judged = {key: margins_and_correct(torch.from_numpy(z), y.cpu()) for key, (z, y) in logits.items()}
+    return losses, *({key: pair[k].numpy() for key, pair in judged.items()} for k in (0, 1))
+
+
+def margins_and_correct(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p / (1 - p) of the label, float32, and whether it has the largest logit; logits [..., classes], labels [...]."""
+    at = labels[..., None]
+    others = logits.scatter(-1, at, -torch.inf).logsumexp(-1)
+    return (logits.gather(-1, at)[..., 0] - others).float(), logits.argmax(-1) == labels
 
 
 # -- subsets
@@ -300,16 +318,6 @@ def _batched(function: Callable[[list[int]], torch.Tensor], ids: np.ndarray) -> 
     return np.concatenate(parts)
 
 
-def _concatenated(pieces: list[Outcomes]) -> Outcomes:
-    return Outcomes(
-        np.concatenate([p.members for p in pieces]),
-        np.concatenate([p.seeds for p in pieces]),
-        {key: np.concatenate([p.losses[key] for p in pieces]) for key in pieces[0].losses},
-        {key: np.concatenate([p.correct[key] for p in pieces]) for key in pieces[0].correct},
-        np.concatenate([p.cpu_seconds for p in pieces]),
-    )
-
-
 def _arrays(outcomes: Outcomes) -> dict[str, np.ndarray]:
     arrays = {
         "members": np.packbits(outcomes.members, axis=1),
@@ -317,6 +325,7 @@ def _arrays(outcomes: Outcomes) -> dict[str, np.ndarray]:
         "cpu_seconds": outcomes.cpu_seconds,
     }
     arrays |= {f"losses/{key}": array for key, array in outcomes.losses.items()}
+    arrays |= {f"margins/{key}": array for key, array in outcomes.margins.items()}
     return arrays | {f"correct/{key}": np.packbits(array, axis=1) for key, array in outcomes.correct.items()}
 
 
@@ -328,11 +337,14 @@ def _load(path: Path, n: int) -> Outcomes:
         raise PoolError(
             f"{path} cannot be read ({error}); delete it, its trainings are done again when asked for"
         ) from error
-    losses = {name.removeprefix("losses/"): a for name, a in arrays.items() if name.startswith("losses/")}
+    losses, margins = (
+        {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
+        for kind in ("losses/", "margins/")
+    )
     correct = {
         key: np.unpackbits(arrays[f"correct/{key}"], axis=1, count=losses[key].shape[1]).astype(bool)
         for key in losses
         if f"correct/{key}" in arrays
     }
     members = np.unpackbits(arrays["members"], axis=1, count=n).astype(bool)
-    return Outcomes(members, arrays["seeds"], losses, correct, arrays["cpu_seconds"])
+    return Outcomes(members, arrays["seeds"], losses, margins, correct, arrays["cpu_seconds"])

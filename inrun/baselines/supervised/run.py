@@ -28,7 +28,9 @@ from torch import Tensor, nn
 
 from inrun.attributor import Attributor
 from inrun.baselines.contract import AdamMoments, Checkpoint, record_training
+from inrun.baselines.pool import Outcomes, train_one_by_one
 from inrun.baselines.supervised.recipe import Data, Recipe, fit, network, sample_losses
+from inrun.baselines.supervised.stacked import train_subsets
 from inrun.data.labelled import Problem
 from inrun.directions import Method
 from inrun.store import ValueStore
@@ -122,11 +124,17 @@ class SupervisedRun(Fit):
         )
         self.cache = Path(cache) if cache else None
 
+    @property
+    def digest(self) -> str:
+        """Of what a retraining depends on, but for the samples and the seed."""
+        about = identity(self.problem, self.recipe, 0)
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
     def retrain(self, ids: Sequence[int], seed: int) -> Fit:
-        """Kept in `cache` by content: the problem, the recipe, the ids and the seed."""
+        """Kept in `cache` by content: the problem, the recipe, the ids and the seed. With no ids: the new model as it is."""
         rows = np.sort(self.data.rows(ids))
-        if len(np.unique(rows)) < len(rows) or not len(rows):
-            raise ValueError("retrain needs at least one id, and each only once")
+        if len(np.unique(rows)) < len(rows):
+            raise ValueError("retrain needs each id only once")
         last = [
             Checkpoint(
                 -(-len(rows) // self.recipe.batch) * self.recipe.epochs, self.recipe.lr_of(self.recipe.epochs - 1)
@@ -145,6 +153,12 @@ class SupervisedRun(Fit):
         if path is not None:
             _write(path, state, clock.read())
         return cls(self.data, self.recipe, rows, last, lambda k: state)
+
+    def train_subsets(self, members: np.ndarray, seeds: np.ndarray) -> Outcomes:
+        """Small networks are trained many at once (`stacked`), a large one after the other."""
+        if self.recipe.network.name == "resnet18":
+            return train_one_by_one(self, members, seeds)
+        return train_subsets(self.data, self.recipe, members, seeds)
 
     def values(self, method: str, target: str) -> pa.Table:
         """Books the seconds that measuring took beside training (`METHODS` names what there is)."""
