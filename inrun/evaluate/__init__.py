@@ -1,5 +1,6 @@
-"""How good a model is (`loss`), how good values are (`metrics`, `datamodelling`), and what a real step's coalitions were worth (`step_game`)."""
+"""How good a model is (`loss`, `curves`), how good values are (`metrics`, `datamodelling`), and what a real step's coalitions were worth (`step_game`)."""
 
+from inrun.evaluate.curves import iterations_to
 from inrun.evaluate.datamodelling import (
     agreement,
     leave_one_out_correlation,
@@ -21,6 +22,7 @@ __all__ = [
     "bootstrap",
     "chunk_batches",
     "evaluate",
+    "iterations_to",
     "leave_one_out_correlation",
     "linear_datamodelling_interval",
     "linear_datamodelling_score",

@@ -80,6 +80,37 @@ class ValueStore:
         """The k most harmful samples, worst first, in the columns of `values`; with `by`, k for each of its groups."""
         return self._ranked(k, target, method, by, "ASC")
 
+    def means(
+        self,
+        target: str | None = None,
+        method: str | None = None,
+        first: int = 0,
+        before: int | None = None,
+        unit: str = "loss",
+    ) -> pa.Table:
+        """What a sample was worth each time it was used, over the steps `first` <= step < `before`: sample_id, value, uses, by sample_id.
+
+        A sum over the run counts how often a sample was drawn and is ruled by the steps at which losses fall fast; a mean does not, and with unit="step"
+        each value is first divided by the root mean square of its step's values, so that every step weighs the same. unit="loss": as stored.
+        """
+        if unit not in ("loss", "step"):
+            raise StoreError(f"unit must be 'loss' or 'step', got {unit!r}.")
+        target, method = self._target(target), self._method(method)
+        size = "sqrt(avg(value * value) OVER (PARTITION BY step))" if unit == "step" else "1.0"
+        end = "" if before is None else f"AND step < {int(before)}"
+        # a step whose values are all 0 tells nothing about anybody
+        return self.sql(
+            f"""
+            WITH chosen AS (
+                SELECT step, sample_id, CAST("{method}" AS DOUBLE) AS value FROM terms
+                WHERE target = {text(target)} AND step >= {int(first)} {end}
+            ),
+            sized AS (SELECT step, sample_id, value, {size} AS size FROM chosen)
+            SELECT sample_id, sum(CASE WHEN size > 0 THEN value / size ELSE 0 END ORDER BY step) / count(*) AS value, count(*) AS uses
+            FROM sized GROUP BY sample_id ORDER BY sample_id
+            """
+        )
+
     def by(self, column: str, target: str | None = None, method: str | None = None) -> pa.Table:
         """Groups of a column of `samples`, best total first: the group, chunks, value (total), mean, negative (share)."""
         group = self._column_of_samples(column)

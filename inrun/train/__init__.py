@@ -6,9 +6,12 @@ folder: `run.json` (resolved config, corpus), `log.jsonl`, `checkpoints/`, `valu
 
 from inrun.train.attribution import AttributionConfig, TargetConfig
 from inrun.train.checkpoint import CheckpointError
+from inrun.train.chunks import Chunks, read_chunks, write_chunks
 from inrun.train.config import RunConfig, TrainConfig
-from inrun.train.log import LogConfig
+from inrun.train.log import LogConfig, mean_chunk_losses
 from inrun.train.loop import NonFiniteLossError, Run, RunFolderError
+from inrun.train.once import trained
+from inrun.train.online import OnlineConfig
 from inrun.train.optim import OptimConfig
 from inrun.train.signals import Interrupted
 from inrun.train.strict import ConfigError
@@ -16,14 +19,20 @@ from inrun.train.strict import ConfigError
 __all__ = [
     "AttributionConfig",
     "CheckpointError",
+    "Chunks",
     "ConfigError",
     "Interrupted",
     "LogConfig",
     "NonFiniteLossError",
+    "OnlineConfig",
     "OptimConfig",
     "Run",
     "RunConfig",
     "RunFolderError",
     "TargetConfig",
     "TrainConfig",
+    "mean_chunk_losses",
+    "read_chunks",
+    "trained",
+    "write_chunks",
 ]

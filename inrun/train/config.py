@@ -9,6 +9,7 @@ from inrun import models
 from inrun.data.prepare import DataConfig
 from inrun.train.attribution import AttributionConfig
 from inrun.train.log import LogConfig
+from inrun.train.online import OnlineConfig
 from inrun.train.optim import OptimConfig
 from inrun.train.strict import ConfigError, build
 
@@ -24,7 +25,9 @@ class TrainConfig:
     precision: auto (bf16 on a GPU that has it), fp32, bf16 (autocast; weights stay fp32). compile: torch.compile the model; values then
     need attribution.route=compiled. separate_documents: attention and loss do not cross the borders between packed documents. eval_every: steps between
     evaluations on eval_chunks chunks of each domain of the val split; 0: at the end only. checkpoint_every: steps between checkpoints, of
-    which the last `keep` are kept; 0: at the end only. verify: size or hash of every corpus file, before the first step.
+    which the last `keep` are kept; 0: at the end only. verify: size or hash of every corpus file, before the first step. eval_split,
+    eval_domains (empty: all): what is evaluated on, val or test. chunks: a file that says which chunks may be drawn (`inrun.train.chunks`); "": all of the
+    train split.
     """
 
     steps: int = 1000
@@ -39,6 +42,9 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep: int = 2
     verify: str = "size"
+    eval_split: str = "val"
+    eval_domains: tuple[str, ...] = ()
+    chunks: str = ""
 
     def __post_init__(self):
         demands = [
@@ -53,6 +59,7 @@ class TrainConfig:
             (self.precision in PRECISIONS, f"precision={self.precision!r}: choose one of {', '.join(PRECISIONS)}"),
             (self.device in ("auto", "cpu", "cuda"), f"device={self.device!r}: choose auto, cpu or cuda"),
             (self.verify in ("size", "hash"), f"verify={self.verify!r}: choose size or hash"),
+            (self.eval_split in ("val", "test"), f"eval_split={self.eval_split!r}: choose val or test"),
         ]
         for holds, message in demands:
             if not holds:
@@ -64,7 +71,7 @@ class RunConfig:
     """A run: everything that its result depends on.
 
     name: its folder under `runs`. data_root: where corpora and the cache of archives lie. model: name, preset, and fields of the model's
-    config that replace the preset's.
+    config that replace the preset's. online: draw by the values measured so far.
     """
 
     name: str
@@ -73,6 +80,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     runs: str = "runs"
     data_root: str = "data"
@@ -87,11 +95,21 @@ class RunConfig:
             raise ConfigError(
                 f"data.block_size={self.data.block_size} is more than model.block_size={self.model_config().block_size}; make them equal"
             )
+        if self.online.start:
+            self._check_online()
         if self.train.compile and self.attribution.on and self.attribution.route != "compiled":
             raise ConfigError(
                 f"train.compile=true with attribution.route={self.attribution.route}: what runs inside torch.compile is not seen. Choose "
                 "attribution.route=compiled (first_order along the state before the step), train.compile=false, or attribution=off"
             )
+
+    def _check_online(self) -> None:
+        """The values that are to decide must be measured in this run."""
+        asked = (("target", self.online.target, [target.name for target in self.attribution.targets]),
+                 ("method", self.online.method, [method.name for method in self.attribution.methods]))  # fmt: skip
+        for what, name, known in asked:
+            if (name and name not in known) or (not name and len(known) != 1):
+                raise ConfigError(f"online.{what}={name!r}: this run measures {what}s {known}; choose one of them")
 
     def model_config(self) -> models.Config:
         """The model's own config; ConfigError names what is unknown."""

@@ -4,7 +4,7 @@
 
     train/loss  lr  grad_norm                   of the last step; grad_norm before clipping
     tokens_per_second  mfu                      since the last line; mfu only where the device's peak is known (`numbers.PEAK_FLOPS`)
-    val/loss  val/loss/<domain>                 nats per token on the evaluation chunks (lines of evaluations)
+    val/loss  val/loss/<domain>                 nats per token on the evaluation chunks (lines of evaluations); test/... with eval_split=test
     value/sum/<target>                          sum of the last step's values, by the first method
     value/pos_frac/<target>                     share of its samples with a positive value
     value/entropy/<target>                      entropy of |value| over the samples / log n: 1 = evenly spread, 0 = all in one sample
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -131,7 +133,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _whole_lines(path)]
 
 
-_SHOWN = ("train/loss", "val/loss", "lr", "tokens_per_second")
+def mean_chunk_losses(folder: Path, first: int = 0) -> pa.Table:
+    """What a chunk's loss was each time it was trained on, from step `first` on: sample_id, value (mean, nats per token), uses, by sample_id.
+
+    `folder` is that of a run with `log.chunk_losses`; ConfigError if it was trained without.
+    """
+    path = folder / "chunks.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no chunks.jsonl; train with log.chunk_losses=true")
+    rows = [row for row in read_lines(path) if row["step"] >= first]
+    ids, places = np.unique(np.concatenate([row["ids"] for row in rows]), return_inverse=True)
+    uses = np.bincount(places)
+    sums = np.bincount(places, np.concatenate([row["losses"] for row in rows]))
+    return pa.table({"sample_id": ids, "value": sums / uses, "uses": uses})
+
+
+_SHOWN = ("train/loss", "val/loss", "test/loss", "lr", "tokens_per_second")
 
 
 def _short(value: float) -> str:

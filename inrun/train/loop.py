@@ -29,14 +29,18 @@ from inrun.store import ValueStore
 from inrun.train import checkpoint
 from inrun.train.attribution import build_attributor, build_targets, target_batch, target_digest
 from inrun.train.batch import Batch, Precision, batch_of, slices
+from inrun.train.chunks import Chunks, read_chunks, write_chunks
 from inrun.train.config import RunConfig
 from inrun.train.log import JsonLines, Sink, Terminal, Wandb
 from inrun.train.numbers import Speed, value_row
+from inrun.train.online import decide
 from inrun.train.optim import build_optimizer, clip_gradients, lr_at
 from inrun.train.signals import Interrupted, stop_signal
+from inrun.train.strict import ConfigError
 
 FORMAT = 1
 RUN_FILE = "run.json"
+CHUNKS_FILE = "chunks.parquet"
 
 
 class RunFolderError(RuntimeError):
@@ -118,7 +122,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = models.build_from(model_config).to(self.precision.device)
         self.optimizer = build_optimizer(self.model, config.optim)
-        self.sampler = Sampler(len(self.corpus), config.train.batch_size, config.seed)
+        self.chunks = self._chunks(about)
         self.step = 0
         state = self._load_checkpoint() if about is not None else None
         targets = {}
@@ -146,6 +150,8 @@ class Run:
         if config.train.compile:
             self.model.compile(fullgraph=True)
         self._open_logs()
+        self._decided: int | None = None
+        self.sampler = self._sampler(self.chunks)
 
     def train(self) -> ValueStore | None:
         """Train to the end. Returns the store of values, opened for reading, or None without attribution.
@@ -206,7 +212,7 @@ class Run:
         lr = lr_at(step, train.steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        ids = self.sampler.batch_at(step)
+        ids = self._draw(step)
         batch = batch_of(self.corpus, ids, train.separate_documents)
         total = batch.count()
         parts = [self._backward(ids[rows], batch[rows], total) for rows in slices(len(ids), train.micro_batch)]
@@ -226,6 +232,19 @@ class Run:
         self.step += 1
         self._speed.count(total)
         return {"train/loss": loss, "lr": lr, "grad_norm": numbers[-1]}
+
+    def _draw(self, step: int) -> np.ndarray:
+        """Ids of the step's chunks; at a decision of `config.online`, or after a resume past one, what may be drawn is looked up in the store."""
+        decision = self.config.online.decision(step)
+        if decision != self._decided:
+            self.attributor.flush()
+            with ValueStore(self.folder / "values") as store:
+                chosen = decide(self.config.online, decision, store, self.chunks)
+            self._decided, self.sampler = decision, self._sampler(chosen)
+        return self.sampler.batch_at(step)
+
+    def _sampler(self, chunks: Chunks) -> Sampler:
+        return Sampler(chunks.ids, self.config.train.batch_size, self.config.seed, chunks.weights)
 
     def _backward(self, ids: np.ndarray, part, total: int) -> Tensor:
         """Add the micro-batch's share of the step's gradient; returns the sum of token losses, detached: [1], or of each
@@ -273,20 +292,26 @@ class Run:
         size = self.config.train.micro_batch or self.config.train.batch_size
         batches = chunk_batches(corpus, ids, size)
         losses = evaluate(self.model, batches, autocast=self.precision.dtype)
-        by_domain = {f"val/loss/{domain}": loss for domain, loss in losses.by_domain.items()}
-        self._log({"iter": self.step, "val/loss": losses.mean, **by_domain})
+        split = self.config.train.eval_split
+        by_domain = {f"{split}/loss/{domain}": loss for domain, loss in losses.by_domain.items()}
+        self._log({"iter": self.step, f"{split}/loss": losses.mean, **by_domain})
 
     def _evaluation_set(self, corpus_folder: Path) -> tuple[Corpus, np.ndarray]:
-        """Chunks of the val split, the same ones at every evaluation."""
-        corpus = Corpus.open(corpus_folder, "val")
+        """Chunks of the val (or test) split, the same ones at every evaluation."""
+        train = self.config.train
+        corpus = Corpus.open(corpus_folder, train.eval_split)
+        if unknown := sorted(set(train.eval_domains) - set(corpus.domains)):
+            raise ConfigError(
+                f"train.eval_domains: the {train.eval_split} split has no {unknown}, it has {corpus.domains}"
+            )
         chosen = []
-        for domain in corpus.domains:
+        for domain in train.eval_domains or corpus.domains:
             ids = corpus.ids(domain=domain)
-            count = min(len(ids), self.config.train.eval_chunks)
+            count = min(len(ids), train.eval_chunks)
             chosen.append(Sampler(ids, count, self.config.seed).batch_at(0))
         if not chosen:
             raise RunFolderError(
-                f"the val split of {corpus_folder} is empty. Next: raise data.val_share, or give more text"
+                f"the {train.eval_split} split of {corpus_folder} is empty. Next: raise data.{train.eval_split}_share, or give more text"
             )
         return corpus, np.sort(np.concatenate(chosen))
 
@@ -297,6 +322,17 @@ class Run:
 
     # -- construction
 
+    def _chunks(self, about: dict[str, Any] | None) -> Chunks:
+        """What may be drawn: all of the train split, or what a file says; of a resumed run, the copy of that file in its folder."""
+        if not self.config.train.chunks:
+            return Chunks(np.arange(len(self.corpus), dtype=np.int64))
+        chunks = read_chunks(self.folder / CHUNKS_FILE if about else self.config.train.chunks, len(self.corpus))
+        if about and about["chunks"]["digest"] != chunks.digest:
+            raise RunFolderError(
+                f"{self.folder / CHUNKS_FILE} was altered since the run began. Next: restore it, or start a new run"
+            )
+        return chunks
+
     def _describe(self) -> dict[str, Any]:
         """Make the folder and write run.json, which makes it a run."""
         about = {
@@ -305,6 +341,7 @@ class Run:
             "corpus": str(self.corpus.folder),
             "corpus_digest": self.corpus.digest,
             "own_targets": self._own_targets,
+            "chunks": {"count": len(self.chunks.ids), "digest": self.chunks.digest},
             "parameters": self.model.num_parameters(),
             "precision": {"device": self.precision.device.type, "autocast": str(self.precision.dtype or "none")},
             "git_revision": git_revision(),
@@ -312,6 +349,8 @@ class Run:
         self.folder.mkdir(parents=True)
         partial = self.folder / (RUN_FILE + ".partial")
         partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if self.config.train.chunks:
+            write_chunks(self.folder / CHUNKS_FILE, self.chunks.ids, self.chunks.weights)
         partial.replace(self.folder / RUN_FILE)
         return json.loads(json.dumps(about))
 
