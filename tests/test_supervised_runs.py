@@ -11,6 +11,7 @@ from inrun.baselines import (
     Adaptive,
     Classified,
     Featured,
+    Regressed,
     Retrainable,
     TrainedRun,
     Valued,
@@ -139,6 +140,14 @@ def test_a_training_that_is_cached_is_not_repeated_but_charged(run, folder, monk
         run.retrain(ids, seed=2)
 
 
+def test_retraining_on_nothing_gives_the_untrained_model(run, problem):
+    torch.manual_seed(3)
+    fresh = network(RECIPE.network, problem).state_dict()
+    empty = run.retrain([], seed=3)
+    assert all((w == fresh[name]).all() for name, w in empty.model().state_dict().items())
+    assert empty.sample_ids.shape == (0,)
+
+
 def test_a_folder_of_another_run_is_refused(folder, problem):
     with pytest.raises(ValueError, match="another recipe"):
         train_run(problem, Recipe(epochs=2, moments_every=2), 0, folder / "run")
@@ -159,6 +168,8 @@ def test_a_regression_is_trained_on_squared_errors_and_has_no_classes(tmp_path):
     run = train_run(problem, recipe, 0, tmp_path / "run")
     assert not isinstance(run, Classified)
     assert not isinstance(run, Watched)
+    assert isinstance(run, Regressed)
+    assert isinstance(run.retrain(run.sample_ids[:20], seed=1), Regressed)
     model = run.model()
     out = model(torch.from_numpy(problem.validation.x))[:, 0]
     assert torch.allclose(run.target_losses(model, "val"), (out - torch.from_numpy(problem.validation.y)) ** 2)

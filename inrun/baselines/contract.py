@@ -108,6 +108,23 @@ class Classified(Protocol):
 
 
 @runtime_checkable
+class Regressed(Protocol):
+    """numbers(ids), predictions(model, ids), target_numbers(target), target_predictions(model, target): a regression run on squared errors."""
+
+    def numbers(self, ids: Sequence[int]) -> Tensor:
+        """[len(ids)]: what was trained on, wrong ones included; the training loss is (prediction - number)^2."""
+
+    def predictions(self, model: nn.Module, ids: Sequence[int]) -> Tensor:
+        """[len(ids)]"""
+
+    def target_numbers(self, target: str) -> Tensor:
+        """[m]"""
+
+    def target_predictions(self, model: nn.Module, target: str) -> Tensor:
+        """[m]"""
+
+
+@runtime_checkable
 class Textual(Protocol):
     """texts(ids), target_texts(target): a run on text."""
 
@@ -123,8 +140,8 @@ class Retrainable(Protocol):
     """retrain(ids, seed): the same recipe on other samples."""
 
     def retrain(self, ids: Sequence[int], seed: int) -> TrainedRun:
-        """Train from the start on these of the run's samples, everything else as in the run; `seed` draws the order (and the initial weights, where they are
-        random). Calls `record_training` once."""
+        """Train from the start on these of the run's samples (none: the untrained model), everything else as in the run; `seed` draws the order (and the initial
+        weights, where they are random). Calls `record_training` once."""
 
 
 @runtime_checkable

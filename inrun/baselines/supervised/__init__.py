@@ -6,6 +6,8 @@ from inrun.baselines.supervised.run import (
     ClassificationFit,
     ClassificationRun,
     Fit,
+    RegressionFit,
+    RegressionRun,
     SupervisedRun,
     train_run,
 )
@@ -18,6 +20,8 @@ __all__ = [
     "Fit",
     "NetworkConfig",
     "Recipe",
+    "RegressionFit",
+    "RegressionRun",
     "SupervisedRun",
     "fit",
     "network",

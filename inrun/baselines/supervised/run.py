@@ -107,8 +107,28 @@ class Classes:
         return model(self.data.targets[target][0])
 
 
+class Numbers:
+    """What a regression adds."""
+
+    def numbers(self, ids: Sequence[int]) -> Tensor:
+        return self._train(ids)[1]
+
+    def predictions(self, model: nn.Module, ids: Sequence[int]) -> Tensor:
+        return model(self._train(ids)[0])[:, 0]
+
+    def target_numbers(self, target: str) -> Tensor:
+        return self.data.targets[target][1]
+
+    def target_predictions(self, model: nn.Module, target: str) -> Tensor:
+        return model(self.data.targets[target][0])[:, 0]
+
+
 class ClassificationFit(Classes, Fit):
     """A retrained classifier."""
+
+
+class RegressionFit(Numbers, Fit):
+    """A retrained regression."""
 
 
 class SupervisedRun(Fit):
@@ -140,7 +160,7 @@ class SupervisedRun(Fit):
                 -(-len(rows) // self.recipe.batch) * self.recipe.epochs, self.recipe.lr_of(self.recipe.epochs - 1)
             )
         ]
-        cls = ClassificationFit if self.problem.classes else Fit
+        cls = ClassificationFit if self.problem.classes else RegressionFit
         path = self._cached(rows, seed)
         if path is not None and path.exists():
             state, seconds = _read(path)
@@ -202,6 +222,10 @@ class ClassificationRun(Classes, SupervisedRun):
         return pq.read_table(self.folder / "history.parquet")
 
 
+class RegressionRun(Numbers, SupervisedRun):
+    """A regression run."""
+
+
 def identity(problem: Problem, recipe: Recipe, seed: int) -> dict:
     """What a training depends on, but for the samples."""
     about = asdict(recipe)
@@ -225,7 +249,7 @@ def train_run(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-unfinished-") as unfinished:
             _train_into(Path(unfinished, "run"), data, recipe, seed, methods)
             os.replace(Path(unfinished, "run"), folder)
-    cls = ClassificationRun if problem.classes else SupervisedRun
+    cls = ClassificationRun if problem.classes else RegressionRun
     return cls(data, recipe, seed, folder, cache)
 
 
