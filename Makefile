@@ -13,7 +13,7 @@ LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 # the paper's experiments: a target each, all of them with `make reproduce`, in this order; finished ones have nothing to do
-EXPERIMENTS := fidelity curation
+EXPERIMENTS := fidelity curation dynamics
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
@@ -61,6 +61,9 @@ fidelity: $(STAMP)  ## how close values come to exact Shapley values of real ste
 
 curation: $(STAMP)  ## score, drop what values call harmful, train again, against random, loss, online (ARGS="model=pythia-tiny", "scale=paper")
 	$(RUN) -m experiments.curation $(ARGS)
+
+dynamics: $(STAMP)  ## which domains carry a target's progress, and when; drift and residual beside them (ARGS="seeds=[0,1]", "scale=paper")
+	$(RUN) -m experiments.dynamics $(ARGS)
 
 sweep-lr: $(STAMP)  ## the same, one run for each learning rate (LR=1e-4,1e-3 ARGS=...)
 	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)

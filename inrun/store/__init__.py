@@ -1,8 +1,9 @@
 """The value store: parquet parts on disk, written while a run goes on, read with DuckDB, larger than memory. No torch."""
 
+from inrun.store.dynamics import books, dynamics
 from inrun.store.parts import StoreError
 from inrun.store.reader import LedgerTotals, ValueStore
 from inrun.store.schema import SCHEMA_VERSION
 from inrun.store.writer import ValueWriter
 
-__all__ = ["SCHEMA_VERSION", "LedgerTotals", "StoreError", "ValueStore", "ValueWriter"]
+__all__ = ["SCHEMA_VERSION", "LedgerTotals", "StoreError", "ValueStore", "ValueWriter", "books", "dynamics"]
