@@ -1,0 +1,152 @@
+"""Finding the original of a rewritten text among all training chunks: `python -m experiments.copyright --help`.
+
+Paper: Wang et al. 2025, section 5.3.3 and appendix E.5, table 2. Originals stand in the training set, their rewritten texts are validation targets, one each; the
+rank of the original among all chunks that were trained on says how well a method finds it. One run for each degree of rewriting (the runs are the same but for
+their targets); the values are those measured in the run, summed over it, and the baselines look at its end. Texts: `copyright_texts.py`.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.console import Console
+
+from experiments.command import command, plain
+from experiments.copyright_report import write_report
+from experiments.copyright_texts import Original, Texts, TextsConfig, write_texts
+from experiments.outputs import Outputs
+from experiments.training import finished_run
+from inrun.baselines.ekfac import EKFAC, EKFACOptions
+from inrun.baselines.language import LanguageRun
+from inrun.baselines.text import BM25Index, BM25Options, EmbeddingIndex, EmbeddingOptions
+from inrun.data.errors import DataError
+from inrun.data.prepare import DataConfig
+from inrun.store import ValueStore
+from inrun.train import AttributionConfig, OptimConfig, RunConfig, TargetConfig, TrainConfig
+from inrun.train.strict import build
+
+
+@dataclass(frozen=True)
+class CopyrightConfig:
+    """The study. attribution: its targets are the rewritten texts, whatever stands there."""
+
+    scale: str
+    texts: TextsConfig
+    model: dict[str, Any]
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimConfig
+    attribution: AttributionConfig
+    runs: str
+    data_root: str
+    influence: EKFACOptions = field(default_factory=EKFACOptions)
+    seed: int = 0
+    name: str | None = None
+    record: bool = False
+
+
+def main(config: DictConfig) -> None:
+    console = Console(stderr=True)
+    settings = build(CopyrightConfig, plain(config))
+    out = Outputs.open(settings.runs, dataclasses.asdict(settings), settings.name)
+    if out.finished:
+        console.print("finished before", highlight=False)
+    else:
+        texts = write_texts(settings.texts, settings.data, settings.data_root, out.folder / "texts")
+        console.print(
+            f"{len(texts.originals)} originals; {texts.dropped} documents that share words with one left out, {texts.shared} kept",
+            highlight=False,
+        )
+        rows = []
+        for level in texts.levels:
+            folder = finished_run(run_config(settings, texts, level, out.folder), console)
+            console.print(f"{level}: ranks", highlight=False)
+            rows += [{"scale": settings.scale, **row} for row in ranks(settings, texts, level, folder)]
+        write_report(out, rows)
+        out.finish()
+    if settings.record:
+        out.record("copyright", out.rows("copyright"))
+    print((out.folder / "copyright.md").read_text(encoding="utf-8"))
+    console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
+
+
+def run_config(settings: CopyrightConfig, texts: Texts, level: str, folder: Path) -> RunConfig:
+    """The run of a level: a target for each original that has a text of this level."""
+    targets = tuple(
+        TargetConfig(original.name, domains=(original.name,), chunks=1, path=str(texts.variants(level)))
+        for original in texts.originals
+        if level in original.variants
+    )
+    return RunConfig(
+        name=level,
+        model=settings.model,
+        data=dataclasses.replace(settings.data, path=str(texts.training)),
+        optim=settings.optim,
+        train=settings.train,
+        attribution=dataclasses.replace(settings.attribution, targets=targets),
+        runs=str(folder / "runs"),
+        data_root=settings.data_root,
+        seed=settings.seed,
+    )
+
+
+def ranks(settings: CopyrightConfig, texts: Texts, level: str, folder: Path) -> Iterator[dict]:
+    """For every original and method: the rank of its best chunk among all chunks that were trained on, 1 the best; ties at their mean."""
+    run = LanguageRun(folder)
+    originals = [original for original in texts.originals if level in original.variants]
+    at = {original.name: places(run, original) for original in originals}
+    for method, scores in all_scores(settings, run, originals, level):
+        for original in originals:
+            values = scores[original.name]
+            yield {
+                "level": level,
+                "family": original.family,
+                "original": original.name,
+                "method": method,
+                "rank": min(rank(values, place) for place in at[original.name]),
+                "chunks": len(values),
+            }
+
+
+def all_scores(
+    settings: CopyrightConfig, run: LanguageRun, originals: list[Original], level: str
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """(method, original's name -> score of every chunk [n] in the order of run.sample_ids), method after method."""
+    names = [original.name for original in originals]
+    with ValueStore(run.folder / "values") as store:
+        for method in store.methods:
+            yield method, {name: store.values(name, method)["value"].to_numpy() for name in names}
+    yield "influence", EKFAC(run, settings.influence).values(names)
+    index = BM25Index(run, BM25Options())
+    yield "bm25", {original.name: index.scores([original.variants[level]]) for original in originals}
+    hidden = EmbeddingIndex(run, EmbeddingOptions())
+    yield "embedding", {name: hidden.scores(name) for name in names}
+    dice = np.random.default_rng(settings.seed)
+    yield "random", {name: dice.random(len(run.sample_ids)) for name in names}
+
+
+def places(run: LanguageRun, original: Original) -> list[int]:
+    """Where in run.sample_ids the original's chunks are. Raises DataError: no chunk of it was trained on."""
+    chunks = run.corpus.chunks
+    holding = [k for k, documents in enumerate(chunks["doc_ids"].to_pylist()) if original.doc_id in documents]
+    found = np.flatnonzero(np.isin(run.sample_ids, holding))
+    if not len(found):
+        raise DataError(
+            f"no chunk of {original.doc_id!r} was trained on ({len(holding)} chunks in the training split hold it). Next: more train.steps, a smaller "
+            "data.val_share, or another original"
+        )
+    return found.tolist()
+
+
+def rank(values: np.ndarray, place: int) -> float:
+    """1 + the number of larger values + half the number of other equal ones."""
+    own = values[place]
+    return float(1 + (values > own).sum() + 0.5 * ((values == own).sum() - 1))
+
+
+if __name__ == "__main__":
+    command("copyright", main)
