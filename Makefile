@@ -16,7 +16,7 @@ PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $
 EXPERIMENTS := fidelity curation dynamics
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
+.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ dynamics: $(STAMP)  ## which domains carry a target's progress, and when; drift 
 
 sweep-lr: $(STAMP)  ## the same, one run for each learning rate (LR=1e-4,1e-3 ARGS=...)
 	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)
+
+notebooks: $(STAMP)  ## a small run with values, and the notebooks executed on it (INRUN_RUN=runs/NAME jupyter lab notebooks: on yours)
+	$(RUN) -m experiments.notebooks $(ARGS)
 
 conformance: $(STAMP)  ## judge our engine by the cases in which published implementations went wrong
 	$(RUN) -m inrun.conformance $(ARGS)

@@ -57,7 +57,9 @@ class TextsConfig:
         if self.source not in ("planted", "files"):
             raise ValueError(f"texts.source={self.source!r}: choose planted or files")
         if self.source == "files" and not (self.path and self.variants):
-            raise ValueError("texts.source=files needs texts.path (training documents) and texts.variants (rewritten texts)")
+            raise ValueError(
+                "texts.source=files needs texts.path (training documents) and texts.variants (rewritten texts)"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ class Original:
 
 @dataclass(frozen=True)
 class Texts:
-    """What was written to `folder`: training.jsonl, and for each level a file of its variants, `domain` = the original's name."""
+    """What was written to `folder`: training.jsonl, for each level a file of its variants, `domain` = the original's name, and originals.json, name -> doc_id.
+
+    dropped: documents left out because they share words with an original; shared: documents that do and were kept (of your own).
+    """
 
     folder: Path
     originals: tuple[Original, ...]
@@ -111,6 +116,8 @@ def write_texts(config: TextsConfig, data: DataConfig, root: str | Path, folder:
     for level in levels:
         rows = ({"text": o.variants[level], "domain": o.name} for o in originals if level in o.variants)
         _write(texts.variants(level), rows)
+    names = json.dumps({original.name: original.doc_id for original in originals}, indent=1)
+    whole(folder / "originals.json", lambda beside: beside.write_text(names + "\n", encoding="utf-8"))
     return texts
 
 
@@ -182,13 +189,17 @@ def _own(config: TextsConfig) -> Iterator[Original]:
     """Originals of your own; families are the documents' domains."""
     rows = [json.loads(line) for line in Path(config.variants).read_text(encoding="utf-8").splitlines() if line.strip()]
     if wrong := [k for k, row in enumerate(rows) if not {"original", "level", "text"} <= set(row)]:
-        raise SourceMalformed(f"{config.variants}, row {wrong[0]}: needs original, level and text; it has {sorted(rows[wrong[0]])}")
+        raise SourceMalformed(
+            f"{config.variants}, row {wrong[0]}: needs original, level and text; it has {sorted(rows[wrong[0]])}"
+        )
     texts: dict[str, dict[str, str]] = {}
     for row in rows:
         texts.setdefault(row["original"], {})[row["level"]] = row["text"]
     documents = {d.doc_id: d for d in read_files(config.path) if d.doc_id in texts}
     if missing := sorted(set(texts) - set(documents)):
-        raise SourceMalformed(f"{config.path} has no document {missing[0]!r}, which {config.variants} names as an original")
+        raise SourceMalformed(
+            f"{config.path} has no document {missing[0]!r}, which {config.variants} names as an original"
+        )
     for number, (doc_id, variants) in enumerate(texts.items()):
         document = documents[doc_id]
         yield Original(f"original-{number:02d}", doc_id, document.domain, document.text, variants)
@@ -199,7 +210,9 @@ def _own(config: TextsConfig) -> Iterator[Original]:
 
 def _others(config: TextsConfig, cache: Path, articles: set[str]) -> Iterator[Document]:
     for name in OTHER_DOMAINS:
-        documents = (d for d in read_offline(cache, [name], config.domain_bytes, config.seed) if d.doc_id not in articles)
+        documents = (
+            d for d in read_offline(cache, [name], config.domain_bytes, config.seed) if d.doc_id not in articles
+        )
         yield from _up_to(documents, config.domain_bytes)
 
 
@@ -262,7 +275,9 @@ def _up_to(documents: Iterable[Document], size: int) -> Iterator[Document]:
 
 def _enough(originals: list[Original], wanted: int, family: str) -> None:
     if len(originals) < wanted:
-        raise SourceMalformed(f"only {len(originals)} originals of {family} can be found, {wanted} were asked for. Next: lower texts.{family}, or data.block_size")
+        raise SourceMalformed(
+            f"only {len(originals)} originals of {family} can be found, {wanted} were asked for. Next: lower texts.{family}, or data.block_size"
+        )
 
 
 def _write(path: Path, rows: Iterable[dict]) -> None:

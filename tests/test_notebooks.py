@@ -1,0 +1,53 @@
+"""The notebooks: no outputs in the repository, and every cell runs on a small run."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from experiments.copyright_texts import write_texts
+from experiments.notebooks import NOTEBOOKS, NotebooksConfig, executed, run_config
+from experiments.training import finished_run
+from inrun.train.strict import build
+from tests.train_example import settings, write_documents
+
+SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+def test_notebooks_are_stripped():
+    assert [path.stem for path in SOURCES] == ["01_top_and_bottom_chunks", "02_value_dynamics", "03_copyright"]
+    for path in SOURCES:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            assert cell["metadata"] == {}, path.name
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == [], path.name
+                assert cell["execution_count"] is None, path.name
+
+
+@pytest.mark.slow
+def test_notebooks_run_and_show_what_the_store_holds(tmp_path):
+    write_documents(tmp_path / "raw")
+    documents = [json.loads(line) for line in (tmp_path / "raw" / "documents.jsonl").read_text().splitlines()]
+    rewritten = [
+        {"original": f"documents.jsonl:{k}", "level": "close", "text": documents[k]["text"].replace("the", "this")}
+        for k in (4, 8)
+    ]
+    (tmp_path / "rewritten.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rewritten))
+    small = settings(tmp_path)
+    config = build(
+        NotebooksConfig,
+        {
+            "name": "notebooks", "runs": str(tmp_path / "runs"), "data_root": str(tmp_path / "data"), "level": "close", "domains": ["ArXiv"],
+            "texts": {"source": "files", "path": str(tmp_path / "raw"), "variants": str(tmp_path / "rewritten.jsonl")},
+            "model": small["model"], "data": {**small["data"], "noise": 0.2}, "train": {"steps": 4, "batch_size": 8, "device": "cpu", "eval_chunks": 2},
+            "optim": small["optim"],
+        },
+    )  # fmt: skip
+    folder = tmp_path / "runs" / "notebooks"
+    texts = write_texts(config.texts, config.data, config.data_root, folder / "texts")
+    run = finished_run(run_config(config, texts, folder), Console(quiet=True))
+    shown = {path.stem: path.read_text(encoding="utf-8") for path in executed(run, folder / "executed")}
+    assert len(shown) == 3
+    assert all('"image/png"' in text for text in shown.values())
+    assert "original-01" in shown["03_copyright"]
+    assert "(original)" in shown["03_copyright"] or "rank of the original" in shown["03_copyright"]
