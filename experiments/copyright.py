@@ -19,14 +19,12 @@ from experiments.command import command, plain
 from experiments.copyright_report import write_report
 from experiments.copyright_texts import Original, Texts, TextsConfig, write_texts
 from experiments.outputs import Outputs
-from experiments.training import finished_run
-from inrun.baselines.ekfac import EKFAC, EKFACOptions
+from experiments.scores import all_scores
+from inrun.baselines.ekfac import EKFACOptions
 from inrun.baselines.language import LanguageRun
-from inrun.baselines.text import BM25Index, BM25Options, EmbeddingIndex, EmbeddingOptions
 from inrun.data.errors import DataError
 from inrun.data.prepare import DataConfig
-from inrun.store import ValueStore
-from inrun.train import AttributionConfig, OptimConfig, RunConfig, TargetConfig, TrainConfig
+from inrun.train import AttributionConfig, OptimConfig, RunConfig, TargetConfig, TrainConfig, trained
 from inrun.train.strict import build
 
 
@@ -63,7 +61,7 @@ def main(config: DictConfig) -> None:
         )
         rows = []
         for level in texts.levels:
-            folder = finished_run(run_config(settings, texts, level, out.folder), console)
+            folder = trained(run_config(settings, texts, level, out.folder), console)
             console.print(f"{level}: ranks", highlight=False)
             rows += [{"scale": settings.scale, **row} for row in ranks(settings, texts, level, folder)]
         write_report(out, rows)
@@ -99,7 +97,7 @@ def ranks(settings: CopyrightConfig, texts: Texts, level: str, folder: Path) -> 
     run = LanguageRun(folder)
     originals = [original for original in texts.originals if level in original.variants]
     at = {original.name: places(run, original) for original in originals}
-    for method, scores in all_scores(settings, run, originals, level):
+    for method, scores in all_scores(run, [original.name for original in originals], settings.influence, settings.seed):
         for original in originals:
             values = scores[original.name]
             yield {
@@ -110,23 +108,6 @@ def ranks(settings: CopyrightConfig, texts: Texts, level: str, folder: Path) -> 
                 "rank": min(rank(values, place) for place in at[original.name]),
                 "chunks": len(values),
             }
-
-
-def all_scores(
-    settings: CopyrightConfig, run: LanguageRun, originals: list[Original], level: str
-) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """(method, original's name -> score of every chunk [n] in the order of run.sample_ids), method after method."""
-    names = [original.name for original in originals]
-    with ValueStore(run.folder / "values") as store:
-        for method in store.methods:
-            yield method, {name: store.values(name, method)["value"].to_numpy() for name in names}
-    yield "influence", EKFAC(run, settings.influence).values(names)
-    index = BM25Index(run, BM25Options())
-    yield "bm25", {original.name: index.scores([original.variants[level]]) for original in originals}
-    hidden = EmbeddingIndex(run, EmbeddingOptions())
-    yield "embedding", {name: hidden.scores(name) for name in names}
-    dice = np.random.default_rng(settings.seed)
-    yield "random", {name: dice.random(len(run.sample_ids)) for name in names}
 
 
 def places(run: LanguageRun, original: Original) -> list[int]:

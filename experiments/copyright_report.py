@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.outputs import Outputs, markdown
+from experiments.scores import TITLES
 from inrun.evaluate import bootstrap
 
 #: Wang et al. 2025, table 2: mean rank of 3 originals among about 320,000 chunks; influence function and BM25 as there
@@ -16,16 +17,6 @@ PAPER = {
     "close": {"paper": 1, "second_order": 1, "influence": 1, "bm25": 1},
     "free": {"paper": 32.3, "second_order": 32, "influence": 39.3, "bm25": 1.6},
     "topic": {"paper": 145.6, "second_order": 141.6, "influence": 292, "bm25": 20917.3},
-}
-TITLES = {
-    "paper": "first order, SGD formula (the paper's)",
-    "first_order": "first order, AdamW",
-    "second_order": "second order, AdamW",
-    "path": "path, AdamW",
-    "influence": "influence function (EK-FAC)",
-    "bm25": "BM25",
-    "embedding": "embedding search",
-    "random": "random",
 }
 
 

@@ -12,6 +12,7 @@ itself). With documents of your own (source=files) that is up to you: what is sh
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def _scripture(
 ) -> tuple[list[Original], list[Document]]:
     """Originals of as many chapters, and the passages of other chapters, a document each."""
     passages = list(verse_passages(cache, VERSES))
-    following = {p.name: after for p, after in zip(passages, passages[1:]) if _chapter(p) == _chapter(after)}
+    following = {p.name: after for p, after in itertools.pairwise(passages) if _chapter(p) == _chapter(after)}
     originals: list[Original] = []
     taken: set[tuple[int, int]] = set()
     for passage in _shuffled(passages, config.seed, lambda p: p.name):

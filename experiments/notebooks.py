@@ -17,10 +17,9 @@ from rich.console import Console
 from experiments.command import command, plain
 from experiments.copyright_texts import Texts, TextsConfig, write_texts
 from experiments.outputs import whole
-from experiments.training import finished_run
 from inrun.data.prepare import DataConfig
 from inrun.directions import Method
-from inrun.train import AttributionConfig, ConfigError, OptimConfig, RunConfig, TargetConfig, TrainConfig
+from inrun.train import AttributionConfig, ConfigError, OptimConfig, RunConfig, TargetConfig, TrainConfig, trained
 from inrun.train.strict import build
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -49,7 +48,7 @@ def main(config: DictConfig) -> None:
     settings = build(NotebooksConfig, plain(config))
     folder = Path(settings.runs).resolve() / settings.name
     texts = write_texts(settings.texts, settings.data, settings.data_root, folder / "texts")
-    run = finished_run(run_config(settings, texts, folder), console)
+    run = trained(run_config(settings, texts, folder), console)
     for path in executed(run, folder / "executed"):
         console.print(f"executed: {path}", highlight=False, soft_wrap=True)
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from experiments.copyright_texts import write_texts
 from experiments.notebooks import NOTEBOOKS, NotebooksConfig, executed, run_config
-from experiments.training import finished_run
+from inrun.train import trained
 from inrun.train.strict import build
 from tests.train_example import settings, write_documents
 
@@ -45,7 +45,7 @@ def test_notebooks_run_and_show_what_the_store_holds(tmp_path):
     )  # fmt: skip
     folder = tmp_path / "runs" / "notebooks"
     texts = write_texts(config.texts, config.data, config.data_root, folder / "texts")
-    run = finished_run(run_config(config, texts, folder), Console(quiet=True))
+    run = trained(run_config(config, texts, folder), Console(quiet=True))
     shown = {path.stem: path.read_text(encoding="utf-8") for path in executed(run, folder / "executed")}
     assert len(shown) == 3
     assert all('"image/png"' in text for text in shown.values())

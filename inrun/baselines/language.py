@@ -125,14 +125,14 @@ class LanguageRun:
         return losses.view_as(batch.targets).sum(1) / self.corpus.block_size
 
     def texts(self, ids: Sequence[int]) -> list[str]:
-        return [self.corpus.text(int(i)) for i in ids]
+        return [self._plain(self.corpus.text(int(i))) for i in ids]
 
     def target_texts(self, target: str) -> list[str]:
         batch = self._target(target)
         rows = []
         for tokens, targets in zip(batch.tokens, batch.targets):
             last = int((targets != IGNORED_TARGET).nonzero()[-1])
-            rows.append(self.corpus.tokenizer.decode([*tokens[: last + 1].tolist(), int(targets[last])]))
+            rows.append(self._plain(self.corpus.tokenizer.decode([*tokens[: last + 1].tolist(), int(targets[last])])))
         return rows
 
     def features(self, model: LanguageModel, ids: Sequence[int]) -> Tensor:
@@ -156,7 +156,11 @@ class LanguageRun:
         )
         return AdamMoments(first, second, self.config.optim.betas, ADAM_EPS)
 
-    # -- batches
+    # -- texts and batches
+
+    def _plain(self, text: str) -> str:
+        """Without the mark between documents, which is no word."""
+        return text.replace(self.corpus.tokenizer.decode([self.corpus.tokenizer.eot]), "\n\n")
 
     def _batch(self, ids: Sequence[int]) -> Batch:
         return batch_of(self.corpus, np.asarray(ids), self.config.train.separate_documents).to(self.device)
