@@ -13,7 +13,7 @@ LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 # the paper's experiments: a target each, all of them with `make reproduce`, in this order; finished ones have nothing to do
-EXPERIMENTS := fidelity curation dynamics
+EXPERIMENTS := fidelity curation dynamics copyright retrieval
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
@@ -64,6 +64,12 @@ curation: $(STAMP)  ## score, drop what values call harmful, train again, agains
 
 dynamics: $(STAMP)  ## which domains carry a target's progress, and when; drift and residual beside them (ARGS="seeds=[0,1]", "scale=paper")
 	$(RUN) -m experiments.dynamics $(ARGS)
+
+copyright: $(STAMP)  ## where the original of a rewritten text ranks among all training chunks (ARGS="texts.source=files ...": yours)
+	$(RUN) -m experiments.copyright $(ARGS)
+
+retrieval: $(STAMP)  ## do values find the training chunks of a domain, beside search and influence functions
+	$(RUN) -m experiments.retrieval $(ARGS)
 
 sweep-lr: $(STAMP)  ## the same, one run for each learning rate (LR=1e-4,1e-3 ARGS=...)
 	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)
