@@ -4,7 +4,8 @@ The paper's section 5.3.1 with the controls that it lacks. For every seed (corpu
 
     full      trains on everything, with values towards the target; what the others are measured against
     <method>  trains on the chunks whose value by that method is not negative (a mean over the later part of the run: `since`)
-    loss      trains without as many chunks, those of the highest training loss in the same steps
+    high_loss, low_loss    trains without as many chunks, those of the highest (lowest) training loss in the same steps
+    influence trains without as many chunks, those of the lowest influence on the target at the final weights (EK-FAC)
     random    trains without as many chunks, drawn by chance
     online    one run that stops drawing chunks with negative values on the way (`inrun.train.online`)
     clean     trains without the planted noise and the foreign domains: what perfect knowledge of the labels would give
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -29,6 +31,8 @@ from experiments import outputs
 from experiments.command import command, plain
 from experiments.curation_report import FOREIGN, USEFUL, draw, kind_rows, run_row, score_row, summary, test_curve
 from experiments.outputs import Outputs
+from inrun.baselines import measure
+from inrun.baselines.language import LanguageRun
 from inrun.data.corpus import Corpus
 from inrun.data.prepare import DataConfig
 from inrun.store import ValueStore
@@ -48,7 +52,7 @@ from inrun.train import (
 from inrun.train.online import decide
 from inrun.train.strict import build
 
-CONTROLS = ("loss", "random", "online", "clean")
+CONTROLS = ("high_loss", "low_loss", "influence", "random", "online", "clean")
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class CurationConfig:
     """The study. One target; the first method decides how many chunks the controls leave out.
 
     seeds: of corpus (if `new_corpus`), weights and order. controls: which of `CONTROLS` are trained. retrain: which methods' values are (empty: all). since: share of the run's steps
-    whose values do not count. unit: of `inrun.store.ValueStore.means`. foreign: domains that are fluent text but of no use to the target. steps of `online.start` and
-    `online.since` are given in `online`.
+    whose values do not count. unit: of `inrun.store.ValueStore.means`. foreign: domains that are fluent text but of no use to the target. influence: options of
+    `inrun.baselines.ekfac`. online: when values begin to decide what the control `online` draws.
     """
 
     model: dict[str, Any]
@@ -71,6 +75,7 @@ class CurationConfig:
     controls: tuple[str, ...] = CONTROLS
     retrain: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
+    influence: dict[str, Any] = field(default_factory=dict)
     new_corpus: bool = True
     since: float = 0.5
     unit: str = "step"
@@ -202,11 +207,24 @@ class Study:
         with ValueStore(self.full / "values") as store:
             found = {m: self._by_chunk(store.means(target, m, self.first, unit=settings.unit)) for m in store.methods}
             negative = {m: store.negative_share(target, m) for m in store.methods}
-        if "loss" in settings.controls:
-            found["loss"] = -self._by_chunk(mean_chunk_losses(self.full, self.first))
+        losses = self._by_chunk(mean_chunk_losses(self.full, self.first))
+        found |= {
+            name: score for name, score in (("high_loss", -losses), ("low_loss", losses)) if name in settings.controls
+        }
+        if "influence" in settings.controls:
+            found["influence"] = self._by_chunk(self._influence(target))
         if "random" in settings.controls:
             found["random"] = np.random.default_rng(self.seed).permutation(len(self.corpus)).astype(np.float64)
         return found, negative
+
+    def _influence(self, target: str) -> pa.Table:
+        """sample_id, value; computed once and kept in the study's folder."""
+        kept = self.folder / f"seed-{self.seed}-influence.parquet"
+        if not kept.is_file():
+            self.console.print(f"seed {self.seed}: influence functions", highlight=False)
+            scored = measure(LanguageRun(self.full), target, "influence_ekfac", **self.settings.influence)
+            outputs.whole(kept, lambda path: pq.write_table(scored.table, path))
+        return pq.read_table(kept)
 
     def _arm(self, name: str, dropped: np.ndarray, score: np.ndarray | None = None, found: dict | None = None) -> Arm:
         chunks = self.folder / "chunks" / f"seed-{self.seed}-{name}.parquet"

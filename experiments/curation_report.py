@@ -10,7 +10,7 @@ from inrun.evaluate import auroc, iterations_to
 from inrun.train.log import read_lines
 
 USEFUL, FOREIGN = "useful", "foreign"
-COLOURS = {"full": "black", "random": "tab:gray", "loss": "tab:orange", "clean": "tab:green", "online": "tab:purple", "influence": "tab:brown"}  # fmt: skip
+COLOURS = {"full": "black", "random": "tab:gray", "high_loss": "tab:orange", "low_loss": "tab:olive", "clean": "tab:green", "online": "tab:purple", "influence": "tab:brown"}  # fmt: skip
 
 
 def test_curve(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -20,9 +20,9 @@ SMALL = [
     "data.max_bytes_per_domain=0", "data.name=small", "model.vocab_size=320", "model.block_size=32", "model.n_layer=1", "model.n_head=2",
     "model.d_model=16", "train.steps=8", "train.batch_size=8", "train.eval_every=2", "train.eval_chunks=4", "train.eval_domains=[FreeLaw]",
     "train.checkpoint_every=4", "train.device=cpu", "optim.warmup=2", "optim.lr=0.02", "foreign=[Github]", "seeds=[3]", "online={start: 4, since: 0, every: 2, method: path}",
-    "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 4}]", "since=0.0",
+    "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 4}]", "since=0.0", "influence={samples: 32, max_side: 128}",
 ]  # fmt: skip
-ARMS = ["full", "path", "paper", "loss", "random", "clean", "online"]
+ARMS = ["full", "path", "paper", "high_loss", "low_loss", "influence", "random", "clean", "online"]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,9 @@ def test_study_trains_every_arm_on_what_its_values_kept(study):
             assert kept == sorted(set(range(total)) - negative)
             drawn = set(mean_chunk_losses(study / "trained" / "seed-3-full")["sample_id"].to_pylist())
             assert negative <= drawn
-    assert by_arm["random"]["chunks"] == by_arm["loss"]["chunks"] == by_arm["path"]["chunks"]
+    assert {by_arm[arm]["chunks"] for arm in ("path", "random", "high_loss", "low_loss", "influence")} == {
+        by_arm["path"]["chunks"]
+    }
     for name in ("curation.md", "curation.png", "curation.svg", "kinds.parquet", "finished"):
         assert (study / name).is_file()
 
