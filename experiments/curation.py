@@ -53,6 +53,8 @@ from inrun.train.online import decide
 from inrun.train.strict import build
 
 CONTROLS = ("high_loss", "low_loss", "influence", "random", "online", "clean")
+#: keys of the config that choose among training runs and change none of them
+CHOICES = ("scale", "seeds", "controls", "retrain", *outputs.PLACES)
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ def main(config: DictConfig) -> None:
     given = plain(config)
     settings = build(CurationConfig, given)
     out = Outputs.open(settings.runs, given, settings.name)
+    shared = Path(settings.runs) / "trained" / outputs.digest({key: given[key] for key in given if key not in CHOICES})
     rows, kinds, curves = [], [], {}
     for seed in settings.seeds:
-        for arm in Study(settings, out.folder, seed, console).arms():
+        for arm in Study(settings, shared, seed, console).arms():
             rows.append(arm.row)
             kinds += arm.kinds
             curves[seed, arm.name] = arm.curve
@@ -168,7 +171,7 @@ class Arm:
 
 
 class Study:
-    """All training runs of one seed."""
+    """All training runs of one seed, in `folder`, which studies with the same settings share."""
 
     def __init__(self, settings: CurationConfig, folder: Path, seed: int, console: Console):
         self.settings, self.folder, self.seed, self.console = settings, folder, seed, console
@@ -249,7 +252,7 @@ class Study:
 
     def _train(self, arm: str, chunks: Path | None = None) -> Path:
         self.console.print(f"seed {self.seed}: {arm}", highlight=False)
-        return trained(self.settings.run(self.folder / "trained", self.seed, arm, chunks), self.console)
+        return trained(self.settings.run(self.folder, self.seed, arm, chunks), self.console)
 
     def _by_chunk(self, table: pa.Table) -> np.ndarray:
         """float64 [chunks of the corpus]: the column `value`, nan where there is no row."""

@@ -52,12 +52,19 @@ def study(root, typed):
     return root / "runs" / "study"
 
 
-def test_study_trains_every_arm_on_what_its_values_kept(study):
+@pytest.fixture(scope="module")
+def runs(root, study):
+    """The folder of the training runs."""
+    (found,) = (root / "runs" / "trained").iterdir()
+    return found
+
+
+def test_study_trains_every_arm_on_what_its_values_kept(study, runs):
     rows = pq.read_table(study / "curation.parquet").to_pylist()
     assert [row["arm"] for row in rows] == ARMS
     by_arm = {row["arm"]: row for row in rows}
     total = by_arm["full"]["chunks"]
-    with ValueStore(study / "trained" / "seed-3-full" / "values") as store:
+    with ValueStore(runs / "seed-3-full" / "values") as store:
         for method in ("path", "paper"):
             sums = store.sql(
                 f"SELECT sample_id, avg(v / size) AS value FROM (SELECT sample_id, {method} AS v, sqrt(avg({method} * CAST({method} AS DOUBLE)) OVER "
@@ -66,9 +73,9 @@ def test_study_trains_every_arm_on_what_its_values_kept(study):
             negative = {i for i, value in zip(sums["sample_id"], sums["value"]) if value < 0}
             assert 0 < len(negative) < total or method == "paper"
             assert by_arm[method]["chunks"] == total - len(negative)
-            kept = pq.read_table(study / "trained" / f"seed-3-{method}" / "chunks.parquet")["sample_id"].to_pylist()
+            kept = pq.read_table(runs / f"seed-3-{method}" / "chunks.parquet")["sample_id"].to_pylist()
             assert kept == sorted(set(range(total)) - negative)
-            drawn = set(mean_chunk_losses(study / "trained" / "seed-3-full")["sample_id"].to_pylist())
+            drawn = set(mean_chunk_losses(runs / "seed-3-full")["sample_id"].to_pylist())
             assert negative <= drawn
     assert {by_arm[arm]["chunks"] for arm in ("path", "random", "high_loss", "low_loss", "influence")} == {
         by_arm["path"]["chunks"]
@@ -77,8 +84,8 @@ def test_study_trains_every_arm_on_what_its_values_kept(study):
         assert (study / name).is_file()
 
 
-def test_finished_training_runs_are_not_repeated_and_results_can_be_recorded(root, study, typed, capsys):
-    trained = sorted((study / "trained").glob("*/checkpoints/*/model.safetensors"))
+def test_finished_training_runs_are_not_repeated_and_results_can_be_recorded(root, study, runs, typed, capsys):
+    trained = sorted(runs.glob("*/checkpoints/*/model.safetensors"))
     before = [path.stat().st_mtime_ns for path in trained]
     table = pq.read_table(study / "curation.parquet")
     typed("name=study", "record=true")
@@ -91,8 +98,8 @@ def test_finished_training_runs_are_not_repeated_and_results_can_be_recorded(roo
     assert all(row["config_digest"] and row["revision"] for row in recorded)
 
 
-def test_online_run_draws_nothing_that_its_last_decision_left_out(study):
-    folder = study / "trained" / "seed-3-online"
+def test_online_run_draws_nothing_that_its_last_decision_left_out(runs):
+    folder = runs / "seed-3-online"
     assert json.loads((folder / "run.json").read_text())["config"]["attribution"]["methods"][0]["name"] == "path"
     with ValueStore(folder / "values") as store:
         for decision, last in ((4, 5), (6, 7)):
