@@ -3,11 +3,19 @@
 from inrun.baselines import (
     data_shapley,
     datamodels,
+    difficulty,
     ekfac,
     empirical_influence,
+    in_run,
+    influence,
+    knn_shapley,
     leave_one_out,
+    less,
+    representer,
     simple,
     text,
+    tracin,
+    trak,
 )
 from inrun.baselines.contract import (
     AdamMoments,
@@ -39,11 +47,19 @@ from inrun.baselines.contract import (
 FILES = (
     data_shapley,
     datamodels,
+    difficulty,
     ekfac,
     empirical_influence,
+    in_run,
+    influence,
+    knn_shapley,
     leave_one_out,
+    less,
+    representer,
     simple,
     text,
+    tracin,
+    trak,
 )
 
 __all__ = [
