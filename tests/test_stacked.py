@@ -6,8 +6,7 @@ import torch
 
 from inrun.baselines import measure
 from inrun.baselines.pool import SAMPLES, Pool, random_subsets, train_one_by_one
-from inrun.baselines.supervised import Data, NetworkConfig, Recipe, train_run
-from inrun.baselines.supervised.run import ClassificationRun, SupervisedRun
+from inrun.baselines.supervised import Data, NetworkConfig, Recipe, train_run, untrained
 from inrun.baselines.supervised.stacked import train_subsets
 from inrun.data.labelled import ProblemConfig, draw
 
@@ -30,15 +29,6 @@ def doubled(problem) -> Data:
     return data
 
 
-def unfinished(data: Data, recipe: Recipe):
-    """A run that can only be trained again."""
-    cls = ClassificationRun if data.problem.classes else SupervisedRun
-    run = cls.__new__(cls)
-    run.data, run.problem, run.recipe, run.cache = data, data.problem, recipe, None
-    run.sample_ids = data.problem.train.ids
-    return run
-
-
 @pytest.mark.parametrize(("source", "network"), [("digits", "conv"), ("digits", "mlp"), ("diabetes", "mlp")])
 def test_a_stack_is_trained_as_each_of_its_members_would_be(float64, source, network):
     problem = draw(ProblemConfig(source=source, train=90, validation=20, test=30), seed=0)
@@ -51,7 +41,7 @@ def test_a_stack_is_trained_as_each_of_its_members_would_be(float64, source, net
     seeds = np.append(seeds, [3, 4, 4, 4, 9])
     members[1, np.flatnonzero(members[1])[:3]] = False  # another size, the same number of steps
     together = train_subsets(data, recipe, members, seeds)
-    alone = train_one_by_one(unfinished(data, recipe), members, seeds)
+    alone = train_one_by_one(untrained(problem, recipe, data), members, seeds)
     for key in (SAMPLES, "val", "test"):
         # kept in float32; the trainings themselves differ by float64 rounding, which 18 steps multiply by far less than 1e6
         np.testing.assert_allclose(together.losses[key], alone.losses[key], rtol=1e-6, atol=1e-7)
@@ -75,5 +65,5 @@ def test_a_run_is_trained_in_stacks_kept_in_a_pool_and_scored_from_it(tmp_path):
     assert again.values.tolist() == scored.values.tolist()
     assert again.cost.trainings == scored.cost.trainings
     assert measure(run, "val", "memorization", pool=folder, trainings=30).cost.trainings == 30
-    pool = Pool(run, folder)
+    pool = Pool(untrained(problem, recipe), folder)  # the recipe is enough to open the same pool
     assert not pool.missing(*random_subsets(60, 30, 0.5)).any()

@@ -32,8 +32,12 @@ def leave_one_out(run: TrainedRun, target: str, options: LeaveOneOutOptions) -> 
 
 def differences(pool: Pool, target: str, options: LeaveOneOutOptions) -> np.ndarray:
     """float64 [seeds, n]: U(all) - U(all without i) for each seed."""
-    subsets = np.concatenate([np.ones((1, pool.n), dtype=bool), ~np.eye(pool.n, dtype=bool)])
-    seeds = training_seeds(options.seeds, options.seed)
-    outcomes = pool.outcomes(np.tile(subsets, (options.seeds, 1)), np.repeat(seeds, len(subsets)))
-    utilities = outcomes.utility(target, options.utility).reshape(options.seeds, len(subsets))
+    outcomes = pool.outcomes(*requests(pool.n, options.seeds, options.seed))
+    utilities = outcomes.utility(target, options.utility).reshape(options.seeds, pool.n + 1)
     return utilities[:, :1] - utilities[:, 1:]
+
+
+def requests(n: int, seeds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """bool [seeds (n + 1), n], int64 [seeds (n + 1)]: for each training seed all samples, then all without each."""
+    subsets = np.concatenate([np.ones((1, n), dtype=bool), ~np.eye(n, dtype=bool)])
+    return np.tile(subsets, (seeds, 1)), np.repeat(training_seeds(seeds, seed), n + 1)

@@ -11,6 +11,7 @@ from inrun.baselines.supervised.run import (
     SupervisedRun,
     train_run,
 )
+from inrun.baselines.supervised.untrained import untrained
 
 __all__ = [
     "METHODS",
@@ -26,4 +27,5 @@ __all__ = [
     "fit",
     "network",
     "train_run",
+    "untrained",
 ]
