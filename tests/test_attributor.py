@@ -13,6 +13,7 @@ from inrun.directions import TargetError
 from inrun.ghost import MixedSamplesError, UncoveredUseError
 from inrun.models import build
 from tests import per_sample
+from tests.step_case import regression_case
 
 TOKENS = 13
 
@@ -253,6 +254,30 @@ def test_values_add_over_targets_and_methods_share_a_run():
         assert per_sample.relative_error(values[method, "a"] + values[method, "b"], values[method, "both"]) < 1e-9, (
             method
         )
+
+
+def test_many_targets_are_valued_as_each_alone_where_elements_have_no_state():
+    """Slopes are the same for all targets and made once: at the very first step, for different segments and methods, nothing may be mixed up."""
+    case = regression_case(lambda parameters: torch.optim.AdamW(parameters, lr=1e-2), warm_steps=0)
+    methods = [
+        Method("path", nodes=2),
+        Method("path", nodes=3, name="path_3"),
+        Method("second_order"),
+        Method("second_order", update="sgd", name="sgd"),
+    ]
+    x, y = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(3, 4, 3, dtype=torch.float64)
+
+    def values(chosen):
+        model, optimizer = case.copies()
+        targets = {str(k): lambda k=k: nn.functional.mse_loss(model(x[k]), y[k]) for k in chosen}
+        with Attributor(model, optimizer, targets, methods) as attributor:
+            case.step(model, optimizer, attributor)
+        return attributor.last_step.values
+
+    together = values([0, 1, 2])
+    for k in range(3):
+        for (method, target), alone in values([k]).items():
+            assert torch.allclose(together[method, target], alone, rtol=1e-12, atol=0), (method, target)
 
 
 def test_token_values_add_up_to_the_samples_value_and_agree_with_the_rules():

@@ -37,6 +37,7 @@ class Step:
         self.gradient, self.n, self._squares = gradient, n, squares
         self._square_cache: dict[str, Tensor | None] = {}
         self._masks: dict[str, Tensor | None] = {}
+        self._slopes: dict[tuple, Tensor] = {}
 
     def rules(self, method: Method) -> Mapping[str, Update]:
         return self.plain if method.update == "sgd" else self.updates
@@ -94,9 +95,12 @@ class Step:
         q = self._square_cache[name]
         if q is None:
             return V
-        part = rule.map_tensors(lambda tensor: tensor.expand_as(g)[mask])
+        key = (name, rule is self.updates[name], lo, hi)  # the same for every target
+        if key not in self._slopes:
+            part = rule.map_tensors(lambda tensor: tensor.expand_as(g)[mask])
+            self._slopes[key] = coalition_slope(part, g[mask], q[mask].to(g.dtype), self.n, lo, hi)
         V = V.clone()
-        V[mask] = coalition_slope(part, g[mask], q[mask].to(g.dtype), self.n, lo, hi) * cotangent[mask]
+        V[mask] = self._slopes[key] * cotangent[mask]
         return V
 
     def _stateless(self, name: str) -> Tensor | None:
