@@ -132,6 +132,10 @@ def test_a_tokenizer_can_be_rebuilt_from_its_file(gpt2_8k):
     again = tokenizer_from_file("gpt2-8k", gpt2_8k.file_bytes)
     assert (again.sha256, again.n_vocab) == (gpt2_8k.sha256, 8192)
     assert again.encode("the same ids") == gpt2_8k.encode("the same ids")
+    small = tokenizer_from_file("gpt2-2k", gpt2_8k.file_bytes)
+    assert (small.n_vocab, small.eot) == (2048, 2047)
+    assert gpt2_8k.file_bytes.startswith(small.file_bytes)
+    assert small.decode(small.encode("naïve – tokens")) == "naïve – tokens"
 
 
 def test_bytes_are_the_first_256_ranks_of_gpt2(gpt2):
