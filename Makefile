@@ -13,7 +13,7 @@ LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 # the paper's experiments: a target each, all of them with `make reproduce`, in this order; finished ones have nothing to do
-EXPERIMENTS := fidelity curation dynamics copyright retrieval
+EXPERIMENTS := fidelity curation dynamics copyright retrieval classification
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
@@ -73,6 +73,9 @@ retrieval: $(STAMP)  ## do values find the training chunks of a domain, beside s
 
 sweep-lr: $(STAMP)  ## the same, one run for each learning rate (LR=1e-4,1e-3 ARGS=...)
 	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)
+
+classification: $(STAMP)  ## every method of appendix E.6 on labelled data with wrong labels (DATA="digits" or "cifar10", ARGS=...)
+	@for data in $(or $(DATA),digits mnist-5k diabetes); do $(RUN) -m experiments.classification data=$$data $(ARGS) || exit 1; done
 
 notebooks: $(STAMP)  ## a small run with values, and the notebooks executed on it (INRUN_RUN=runs/NAME jupyter lab notebooks: on yours)
 	$(RUN) -m experiments.notebooks $(ARGS)

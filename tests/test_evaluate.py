@@ -18,6 +18,7 @@ from inrun.evaluate import (
     auroc,
     bootstrap,
     chunk_batches,
+    detection_curve,
     iterations_to,
     pearson,
     recall_at_k,
@@ -262,3 +263,12 @@ def test_iterations_to_a_level_are_linear_between_evaluations():
         iterations_to(1.0, [0, 0], [1.0, 2.0])
     with pytest.raises(ValueError, match="finite"):
         iterations_to(1.0, [0, 1], [1.0, float("nan")])
+
+
+def test_detection_curve_counts_what_is_found_among_the_highest_scores():
+    scores, bad = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0], [1, 0, 1, 0, 0, 0, 0, 0, 1, 0]
+    found = detection_curve(scores, bad, [0.1, 0.3, 0.9, 1.0])
+    assert found.tolist() == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert detection_curve([1] * 10, bad, [0.2, 0.5]).tolist() == pytest.approx([0.2, 0.5])  # all tied: chance
+    with pytest.raises(ValueError, match="shares of samples"):
+        detection_curve(scores, bad, [0.0])

@@ -8,7 +8,16 @@ from inrun.evaluate.datamodelling import (
     linear_datamodelling_score,
 )
 from inrun.evaluate.loss import ChunkSource, EvalBatch, Losses, chunk_batches, evaluate
-from inrun.evaluate.metrics import Interval, auroc, bootstrap, pearson, recall_at_k, relative_rmse, spearman
+from inrun.evaluate.metrics import (
+    Interval,
+    auroc,
+    bootstrap,
+    detection_curve,
+    pearson,
+    recall_at_k,
+    relative_rmse,
+    spearman,
+)
 from inrun.evaluate.step_game import StepGame
 
 __all__ = [
@@ -21,6 +30,7 @@ __all__ = [
     "auroc",
     "bootstrap",
     "chunk_batches",
+    "detection_curve",
     "evaluate",
     "iterations_to",
     "leave_one_out_correlation",

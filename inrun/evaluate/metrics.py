@@ -73,6 +73,19 @@ def recall_at_k(scores: ArrayLike, relevant: ArrayLike, k: int) -> float:
     return float((found / k) / relevant.mean())
 
 
+def detection_curve(scores: ArrayLike, positive: ArrayLike, shares: ArrayLike) -> np.ndarray:
+    """The share of all positives that is found when the highest `shares` of the scores are inspected; float64, one for each share in (0, 1].
+
+    A random order finds `share` of them, a perfect one min(1, share / share of positives). Ties count with the expectation over their order.
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    if shares.ndim != 1 or not ((shares > 0) & (shares <= 1)).all():
+        raise ValueError(f"shares of samples to inspect lie in (0, 1], got {shares}")
+    n = len(np.asarray(scores))
+    counts = np.maximum(1, np.rint(shares * n)).astype(int)
+    return np.array([recall_at_k(scores, positive, int(k)) * k / n for k in counts])
+
+
 def bootstrap(
     statistic: Callable[..., float],
     *samples: ArrayLike,
