@@ -13,10 +13,10 @@ LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 # the paper's experiments: a target each, all of them with `make reproduce`, in this order; finished ones have nothing to do
-EXPERIMENTS := fidelity curation dynamics copyright retrieval classification
+EXPERIMENTS := fidelity curation dynamics copyright retrieval classification stability
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
+.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) pool notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,12 @@ copyright: $(STAMP)  ## where the original of a rewritten text ranks among all t
 
 retrieval: $(STAMP)  ## do values find the training chunks of a domain, beside search and influence functions
 	$(RUN) -m experiments.retrieval $(ARGS)
+
+stability: $(STAMP)  ## how much values depend on the seed: In-Run beside retraining-based ones (about 10 minutes, CPU)
+	$(RUN) -m experiments.stability $(ARGS)
+
+pool: $(STAMP)  ## subset trainings for the retraining-based baselines (ARGS="-m shard=0,1 shards=2 launcher=joblib")
+	$(RUN) -m experiments.pool $(ARGS)
 
 sweep-lr: $(STAMP)  ## the same, one run for each learning rate (LR=1e-4,1e-3 ARGS=...)
 	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)

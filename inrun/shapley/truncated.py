@@ -52,7 +52,7 @@ def truncated(
     Args:
         utilities: asked once for each different coalition of a pair of orders. The number of the pair lets a stochastic utility (a training)
             use one seed within a pair and a new one in the next, so that the standard errors include the training's own noise.
-        budget: no pair of orders is begun once as many evaluations are done; one that is begun is finished, so up to a pair's price more is used.
+        budget: as many pairs of orders are begun as come nearest to it, at the price of those before; at least one, and one that is begun is finished.
         tolerance: of the truncation, in the units of the utility. 0: no truncation.
         patience: how many places in a row must be within the tolerance (a noisy utility touches U(all) by chance).
         side_by_side: most pairs that run at once; None: as many as the budget pays for without truncation.
@@ -64,14 +64,15 @@ def truncated(
     most = max(1, budget // (2 * n)) if side_by_side is None else side_by_side
     rng = np.random.default_rng(seed)
     means, evaluations, skipped = [], 0, 0
-    while evaluations < budget:
-        price = evaluations / len(means) if means else 2 * n
+    price = 2.0 * n
+    while not means or evaluations + price / 2 <= budget:
         count = min(most, max(1, round((budget - evaluations) / price)))
         pairs = np.arange(len(means), len(means) + count)
         block = [rng.permutation(n) for _ in pairs]
         marginals, used, left_out = _pairs(utilities, np.array(block), pairs, tolerance, patience)
         means += list(marginals)
         evaluations += used
+        price = evaluations / len(means)
         skipped += left_out
     samples = np.array(means)
     with np.errstate(invalid="ignore"):
