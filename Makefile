@@ -71,7 +71,7 @@ copyright: $(STAMP)  ## where the original of a rewritten text ranks among all t
 retrieval: $(STAMP)  ## do values find the training chunks of a domain, beside search and influence functions
 	$(RUN) -m experiments.retrieval $(ARGS)
 
-stability: $(STAMP)  ## how much values depend on the seed: In-Run beside retraining-based ones (about 10 minutes, CPU)
+stability: $(STAMP)  ## how much values depend on the seed: In-Run beside retraining-based ones (about 6 minutes, CPU)
 	$(RUN) -m experiments.stability $(ARGS)
 
 pool: $(STAMP)  ## subset trainings for the retraining-based baselines (ARGS="-m shard=0,1 shards=2 launcher=joblib")
