@@ -45,6 +45,7 @@ from inrun.train.strict import build
 
 #: seeds of the held-out subsets begin here, so that no method has trained on them
 HELD_OUT = 1000
+BASELINES = Path(CONFIGS) / "baseline"
 #: `scale=` means these data
 SCALES = {"cpu": "digits", "paper": "cifar10"}
 
@@ -87,7 +88,10 @@ class ClassificationConfig:
                 self.repeats >= 1 and self.held_out >= 0 and self.trainings >= 0,
                 "repeats is 1 or more, held_out and trainings 0 or more",
             ),
-            (not set(self.options) - set(self.methods), "options are for methods that are listed"),
+            (
+                not set(self.options) - baseline_files(),
+                f"options are for methods: {', '.join(sorted(baseline_files()))}",
+            ),
         ]
         for holds, message in demands:
             if not holds:
@@ -95,10 +99,9 @@ class ClassificationConfig:
 
     def baseline(self, method: str, seed: int, pool: Path) -> tuple[str, dict[str, Any]]:
         """Registered name, and the options with which it is asked: seed, budget and pool go where the method has such an option."""
-        path = Path(CONFIGS) / "baseline" / f"{method}.yaml"
-        if not path.is_file():
-            raise ConfigError(f"methods: there is no {path.name} in configs/baseline")
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if method not in baseline_files():
+            raise ConfigError(f"methods: there is no {method}.yaml in configs/baseline")
+        given = yaml.safe_load((BASELINES / f"{method}.yaml").read_text(encoding="utf-8"))
         name = given.pop("name")
         known = {f.name for f in dataclasses.fields(get_baseline(name).options)}
         ours = {"seed": seed, "pool": str(pool), **({"trainings": self.trainings} if self.trainings else {})}
@@ -251,6 +254,10 @@ def stability(settings: ClassificationConfig, console: Console) -> list[dict]:
             row = {"task": "stability", "method": method, "quantity": "spearman", "share": None, "seed": pair}
             rows.append({**row, "value": float(value)})
     return rows
+
+
+def baseline_files() -> set[str]:
+    return {path.stem for path in BASELINES.glob("*.yaml")}
 
 
 def _mask(n: int, rows: np.ndarray) -> np.ndarray:

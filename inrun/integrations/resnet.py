@@ -28,7 +28,7 @@ class ResNet18(nn.Module):
         if pretrained and not Path(pretrained).exists():
             require_hub(
                 f"the weights of {pretrained}",
-                "use model.name=conv with data=digits or data=mnist-5k, which need no hub, or model.pretrained=<a local copy>",
+                "use data=digits or data=mnist-5k with a conv net, which need no hub, or recipe.network.pretrained=<a local copy>",
             )
         if pretrained:
             self.body = ResNetModel.from_pretrained(pretrained)
