@@ -4,12 +4,14 @@ import csv
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
+from transformers import ResNetConfig, ResNetModel
 
 from experiments import classification
 from experiments.classification import ClassificationConfig, by_data
@@ -20,6 +22,7 @@ from inrun.data.labelled import ProblemConfig, draw
 from inrun.store import ValueStore
 from inrun.train import ConfigError
 from inrun.train.strict import build
+from tests.cifar_example import write_cifar10
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "classification"
 SMALL = [
@@ -168,6 +171,28 @@ def test_regressions_are_judged_by_r_squared(root, typed):
     rows = pq.read_table(root / "runs" / "line" / "classification.parquet").to_pylist()
     assert -2 < of(rows, "selection", "everything", "quality", 0, 1.0) < 1
     assert "R^2 on the test part" in (root / "runs" / "line" / "classification.md").read_text()
+
+
+def test_the_papers_setting_runs_from_local_copies_of_data_and_weights(root, typed, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+    write_cifar10(root / "cifar10", 60)
+    small = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")
+    ResNetModel(small).save_pretrained(root / "resnet")
+    places = [f"problem.path={root}/cifar10", f"recipe.network.pretrained={root}/resnet"]
+    methods = "methods=[in_run_second_sgd,in_run_path,knn_shapley,less,trak_5,influence_cg,datamodels]"
+    sizes = [
+        "problem.train=30",
+        "problem.validation=10",
+        "problem.test=20",
+        "recipe.epochs=5",
+        "seeds=[0]",
+        "repeats=1",
+        "held_out=0",
+    ]
+    options = ["trainings=10", "options.less.projection=32", "options.influence_cg.damping=1.0"]
+    typed("name=cifar", "scale=paper", *places, methods, *sizes, *options)
+    text = (root / "runs" / "cifar" / "classification.md").read_text()
+    assert "resnet18, normalisation: BatchNorm, ImageNet statistics frozen" in text
 
 
 def test_every_config_names_baselines_whose_options_exist():

@@ -1,16 +1,14 @@
 """Labelled data: what is drawn, what is made wrong, and what is said where a source cannot be reached."""
 
-import io
-
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits
 
 from inrun.data import packages
 from inrun.data.errors import SourceMalformed, SourceUnreachable
 from inrun.data.labelled import IMAGENET_MEAN, IMAGENET_STD, ProblemConfig, draw
+from tests.cifar_example import write_cifar10
 
 
 def test_parts_are_disjoint_rows_of_the_source_and_only_training_labels_are_wrong():
@@ -74,17 +72,7 @@ def test_cifar10_offline_says_what_to_use_instead(monkeypatch):
 
 def test_cifar10_is_read_from_a_local_copy_in_the_hubs_layout(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
-    rows = {"img": [], "label": [k % 10 for k in range(12)]}
-    for image in pixels:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "PNG")
-        rows["img"].append({"bytes": file.getvalue(), "path": None})
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
-    (tmp_path / "copy" / "plain_text").mkdir(parents=True)
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(
-        tmp_path / "copy" / "plain_text" / "train-00000-of-00001.parquet"
-    )
+    pixels = write_cifar10(tmp_path / "copy", 12)
     problem = draw(
         ProblemConfig(source="cifar10", path=str(tmp_path / "copy"), train=8, validation=2, test=2, flipped=0.0), 0
     )
