@@ -203,3 +203,46 @@ def test_run_that_cannot_draw_labels_is_told_what_to_do():
 
     with pytest.raises(BaselineError, match=r"Next: fisher='empirical'"):
         EKFAC(Plain(), EKFACOptions())
+
+
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_values_are_those_of_kronfluence(tmp_path):
+    """Another implementation (Grosse et al.'s group), where it is installed: it is no dependency, because it wants torchvision and accelerate.
+
+    Version 1.0.1 agreed to 5e-15 of the largest value.
+    """
+    pytest.importorskip("kronfluence")
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.task import Task
+
+    draw = torch.Generator().manual_seed(5)
+    x, x_val = (torch.randn(n, 6, 5, generator=draw, dtype=torch.float64) for n in (40, 4))
+    y, y_val = (torch.randint(4, (n, 6), generator=draw) for n in (40, 4))
+    net = nn.Sequential(nn.Linear(5, 7, bias=False), nn.Tanh(), nn.Linear(7, 4, bias=False))
+    run = Classifier(net, x, y, x_val, y_val)
+    ours = EKFAC(run, EKFACOptions(fisher="empirical", damping=0.1)).values(["val"])["val"]
+
+    class Sums(Task):
+        def compute_train_loss(self, batch, model, sample=False):
+            return F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(), reduction="sum")
+
+        def compute_measurement(self, batch, model):
+            return self.compute_train_loss(batch, model)
+
+    analyzer = Analyzer(
+        "test", prepare_model(net, Sums()), Sums(), cpu=True, output_dir=str(tmp_path), disable_tqdm=True
+    )
+    factors, scores = FactorArguments(strategy="ekfac", use_empirical_fisher=True), ScoreArguments(damping_factor=None)
+    for arguments in (factors, scores):
+        for name in vars(arguments):
+            if name.endswith("_dtype"):
+                setattr(arguments, name, torch.float64)
+    data, query = torch.utils.data.TensorDataset(x, y), torch.utils.data.TensorDataset(x_val, y_val)
+    analyzer.fit_all_factors("f", data, per_device_batch_size=8, factor_args=factors)
+    analyzer.compute_pairwise_scores(
+        "s", "f", query, data, per_device_query_batch_size=2, per_device_train_batch_size=8, score_args=scores
+    )
+    theirs = analyzer.load_pairwise_scores("s")["all_modules"].numpy()
+    # the target is the mean over two samples of the mean over six tokens; there it is each sample's sum
+    assert ours == pytest.approx(theirs[:2].mean(0) / 6, rel=1e-9, abs=1e-12 * np.abs(ours).max())

@@ -13,6 +13,7 @@ from experiments import outputs, retrieval
 from experiments.command import command
 from experiments.copyright import places, rank
 from experiments.copyright_report import report, summary
+from experiments.scores import in_step
 from inrun.baselines.language import LanguageRun
 from inrun.data.build import split_of
 from inrun.data.errors import DataError
@@ -62,8 +63,9 @@ def test_ranks_are_those_of_the_store_and_a_second_call_trains_nothing(root, mon
     assert "Claim: the original ranks first" in capsys.readouterr().out
     out = outputs.Outputs(root / "runs" / "small", {})
     rows = out.rows("copyright-ranks")
-    assert {row["method"] for row in rows} == {"path", "paper", "influence", "bm25", "embedding", "random"}
-    assert len(rows) == 2 * 2 * 6
+    methods = {"path", "paper", "path_in_step", "paper_in_step", "influence", "bm25", "embedding", "random"}
+    assert {row["method"] for row in rows} == methods
+    assert len(rows) == 2 * 2 * len(methods)
     for row in rows:
         if row["method"] not in ("path", "paper"):
             continue
@@ -108,6 +110,20 @@ def test_recall_is_counted_from_the_store(root, monkeypatch, capsys):
             assert row["largest"] == pytest.approx(1 / share)
             # its own words tell a domain from the others here
             assert rows[domain, "bm25"]["recall"] == pytest.approx(row["largest"])
+
+
+def test_values_in_step_know_nothing_of_other_steps(root):
+    run = root / "runs" / "small" / "runs" / "exact" / "values"
+    with ValueStore(run) as store:
+        found = in_step(store, "original-01", "path")
+        rows = store.sql("SELECT step, sample_id, path FROM terms WHERE target = 'original-01'").to_pylist()
+    expected: dict[int, float] = {}
+    for step in {row["step"] for row in rows}:
+        own = {row["sample_id"]: row["path"] for row in rows if row["step"] == step}
+        values = np.array(list(own.values()), dtype=np.float64)
+        for i, value in own.items():
+            expected[i] = expected.get(i, 0.0) + (value - values.mean()) / values.std()
+    assert found == pytest.approx(np.array([expected[i] for i in sorted(expected)]))
 
 
 def test_rank_counts_what_is_larger_and_half_of_what_is_equal():
