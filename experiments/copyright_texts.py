@@ -219,8 +219,8 @@ def _others(config: TextsConfig, cache: Path, articles: set[str]) -> Iterator[Do
 
 def _unlike(documents: Iterable[Document], originals: list[Original]) -> Iterator[Document]:
     """The documents that share no run of words with an original."""
-    known = set().union(*(runs(original.text) for original in originals)) if originals else set()
-    return (document for document in documents if not known & runs(document.text))
+    known = set().union(*(word_runs(original.text) for original in originals)) if originals else set()
+    return (document for document in documents if not known & word_runs(document.text))
 
 
 def _sharing(documents: list[Document], originals: list[Original]) -> int:
@@ -230,7 +230,7 @@ def _sharing(documents: list[Document], originals: list[Original]) -> int:
     return len(others) - sum(1 for _ in _unlike(others, originals))
 
 
-def runs(text: str) -> set[tuple[str, ...]]:
+def word_runs(text: str) -> set[tuple[str, ...]]:
     """Every run of SHARED_WORDS words."""
     found = words(text)
     return {tuple(found[k : k + SHARED_WORDS]) for k in range(len(found) - SHARED_WORDS + 1)}

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments.copyright_texts import LEVELS, SHARED_WORDS, TextsConfig, runs, write_texts
+from experiments.copyright_texts import LEVELS, SHARED_WORDS, TextsConfig, word_runs, write_texts
 from inrun.data import packages
 from inrun.data.build import split_of
 from inrun.data.corpus import Corpus
@@ -82,12 +82,12 @@ def test_an_original_fills_its_chunk_and_stands_nowhere_else(cache, tmp_path):
         (chunk,) = [k for k, ids in enumerate(corpus.chunks["doc_ids"].to_pylist()) if original.doc_id in ids]
         assert corpus.text(chunk) == original.text + "<|endoftext|>"
         others = [d["text"] for d in documents if d["doc_id"] != original.doc_id]
-        assert not any(runs(original.text) & runs(text) for text in others)
-        assert len(runs(original.text)) > 10
+        assert not any(word_runs(original.text) & word_runs(text) for text in others)
+        assert len(word_runs(original.text)) > 10
         for level, text in original.variants.items():
-            shared = len(runs(original.text) & runs(text))
-            assert shared == len(runs(text)) if level == "exact" else shared < len(runs(original.text))
-        assert not runs(original.text) & runs(original.variants["topic"])
+            shared = len(word_runs(original.text) & word_runs(text))
+            assert shared == len(word_runs(text)) if level == "exact" else shared < len(word_runs(original.text))
+        assert not word_runs(original.text) & word_runs(original.variants["topic"])
     chapters = {o.doc_id.rsplit(":", 1)[0].removeprefix("planted/") for o in texts.originals if o.family == "scripture"}
     assert len(chapters) == 4
     assert not any(d["doc_id"].startswith(tuple(f"{chapter}:" for chapter in chapters)) for d in documents)
@@ -95,9 +95,9 @@ def test_an_original_fills_its_chunk_and_stands_nowhere_else(cache, tmp_path):
 
 def test_runs_are_what_two_texts_must_not_share():
     text = "one two three four five six seven eight nine"
-    assert len(runs(text)) == 9 - SHARED_WORDS + 1
-    assert runs("One, two; three four five SIX seven eight?") < runs(text)
-    assert runs("too short") == set()
+    assert len(word_runs(text)) == 9 - SHARED_WORDS + 1
+    assert word_runs("One, two; three four five SIX seven eight?") < word_runs(text)
+    assert word_runs("too short") == set()
 
 
 def test_own_texts_name_their_original_or_are_refused(tmp_path):
