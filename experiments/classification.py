@@ -6,7 +6,7 @@
     stability    rank correlation of the values of two trainings of the same data that differ in their seed
     cost         CPU and wall seconds beside the run itself, trainings, memory
 
-A seed draws the samples, the wrong labels, the weights, the order and whatever a method draws. Values are towards the validation loss; selection is judged on the test part.
+Values that are all equal (a lasso that kept no sample) order nothing: their correlations are 0 here. A seed draws the samples, the wrong labels, the weights, the order and whatever a method draws. Values are towards the validation loss; selection is judged on the test part.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -215,13 +216,13 @@ class Study:
             outcomes = self.pool.outcomes(*subsets)
             self._say(f"held-out subsets: {len(outcomes)} trainings", began)
             for method, v in values.items():
-                if np.ptp(subsets[0] @ v) > 0:
-                    score = linear_datamodelling_score(v, outcomes.members, outcomes.utility("val"))
-                    rows.append(self._row("lds", method, "spearman", score))
+                score = linear_datamodelling_score(v, outcomes.members, outcomes.utility("val")) if np.ptp(v) else 0.0
+                rows.append(self._row("lds", method, "spearman", score))
         if "leave_one_out" in values:
             for method, v in values.items():
                 if method != "leave_one_out":
-                    found = leave_one_out_correlation(v, values["leave_one_out"])
+                    nothing = {"pearson": 0.0, "spearman": 0.0}
+                    found = leave_one_out_correlation(v, values["leave_one_out"]) if np.ptp(v) else nothing
                     rows += [self._row("loo", method, quantity, value) for quantity, value in found.items()]
         return rows
 
@@ -244,15 +245,14 @@ class Study:
 def stability(settings: ClassificationConfig, console: Console) -> list[dict]:
     """Rank correlations between the values of trainings that differ in their seed only."""
     first = settings.seeds[0]
-    repeats = [
-        dict((m, v) for m, v, _ in Study(settings, first, s, console).scores())
-        for s in range(first, first + settings.repeats)
-    ]
+    seeds = range(first, first + settings.repeats)
+    repeats = [{m: v for m, v, _ in Study(settings, first, seed, console).scores()} for seed in seeds]
     rows = []
     for method in settings.methods:
-        for pair, value in enumerate(agreement(np.stack([values[method] for values in repeats]))):
+        for pair, both in enumerate(combinations([values[method] for values in repeats], 2)):
+            value = float(agreement(np.stack(both))[0]) if all(np.ptp(v) for v in both) else 0.0
             row = {"task": "stability", "method": method, "quantity": "spearman", "share": None, "seed": pair}
-            rows.append({**row, "value": float(value)})
+            rows.append({**row, "value": value})
     return rows
 
 

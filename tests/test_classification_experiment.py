@@ -1,6 +1,7 @@
 """The classification study as a user types it, in seconds, and its rows against figures computed from the runs it left."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from experiments import classification
 from experiments.classification import ClassificationConfig, by_data
 from experiments.classification_report import NAMES, PAPER_AUROC, PAPER_SELECTION, report
 from experiments.command import command
-from inrun.baselines import get_baseline
+from inrun.baselines import get_baseline, measure
 from inrun.data.labelled import ProblemConfig, draw
 from inrun.store import ValueStore
 from inrun.train import ConfigError
@@ -152,6 +153,22 @@ def test_a_second_call_trains_and_scores_nothing(study, typed, monkeypatch, rows
         monkeypatch.setattr(name, never)
     typed("name=study", "data=digits")
     assert pq.read_table(study / "classification.parquet").to_pylist() == rows
+
+
+def test_values_that_are_all_equal_correlate_with_nothing(root, typed, monkeypatch):
+    def constant(run, target, name, **options):
+        scored = measure(run, target, "random", seed=options.get("seed", 0))
+        flat = scored.table.set_column(1, "value", [np.zeros(len(scored.table))])
+        return dataclasses.replace(scored, table=flat if name == "trak" else scored.table)
+
+    monkeypatch.setattr("experiments.classification.measure", constant)
+    only = ["methods=[trak_1,leave_one_out,random]", "recipe.epochs=1", "seeds=[0]", "recipe.network.width=8"]
+    typed("name=flat", "data=diabetes", *only)
+    rows = pq.read_table(root / "runs" / "flat" / "classification.parquet").to_pylist()
+    for task in ("lds", "loo", "stability"):
+        assert of(rows, task, "trak_1", "spearman", 0) == 0
+        assert task == "loo" or of(rows, task, "random", "spearman", 0) != 0
+    assert of(rows, "detection", "trak_1", "auroc", 0) == 0.5
 
 
 def test_regressions_are_judged_by_r_squared(root, typed):

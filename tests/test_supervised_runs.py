@@ -157,7 +157,7 @@ def test_a_folder_that_was_not_finished_is_trained_again(problem, tmp_path):
     recipe = Recipe(network=NetworkConfig(width=4), epochs=1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "weights-000.safetensors").write_bytes(b"half")
-    run = train_run(problem, recipe, 0, tmp_path / "run")
+    run = train_run(problem, recipe, 0, tmp_path / "run", methods=())
     assert json.loads((run.folder / "run.json").read_text())["identity"]["seed"] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -165,7 +165,7 @@ def test_a_folder_that_was_not_finished_is_trained_again(problem, tmp_path):
 def test_a_regression_is_trained_on_squared_errors_and_has_no_classes(tmp_path):
     problem = draw(ProblemConfig(source="diabetes", train=250, validation=92, test=100), seed=0)
     recipe = Recipe(network=NetworkConfig(name="mlp"), epochs=4, batch=16, drop_every=2, moments_every=2)
-    run = train_run(problem, recipe, 0, tmp_path / "run")
+    run = train_run(problem, recipe, 0, tmp_path / "run", methods=())
     assert not isinstance(run, Classified)
     assert not isinstance(run, Watched)
     assert isinstance(run, Regressed)
