@@ -79,7 +79,7 @@ def test_banzhaf_values_over_all_subsets_are_the_enumerated_ones():
     outcomes = Pool(run).outcomes(np.array([members(k, n) for k in coalitions]), np.zeros(2**n))
     np.testing.assert_allclose(difference(outcomes.members, outcomes.utility("val")), truth, rtol=1e-5)
     # drawn by a coin: the estimate's error is that of a mean over `count` draws
-    count = 4000
+    count = 2000
     sampled = measure(run, "val", "data_banzhaf", trainings=count).values
     assert np.abs(sampled - truth).max() < 4 * 2 * table.std() / np.sqrt(count)
 
