@@ -3,10 +3,11 @@
 The paper's section 5.3.1 with the controls that it lacks. For every seed (corpus, initial weights and order of chunks all follow from it):
 
     full      trains on everything, with values towards the target; what the others are measured against
-    <method>  trains on the chunks whose value by that method is not negative (a mean over the later part of the run: `since`)
+    <method>  trains on the chunks whose value by that method is not negative
     high_loss, low_loss    trains without as many chunks, those of the highest (lowest) training loss in the same steps
     influence trains without as many chunks, those of the lowest influence on the target at the final weights (EK-FAC)
     random    trains without as many chunks, drawn by chance
+    <method>-50, random-50    train without this share of the measured chunks (`shares`), the lowest valued or drawn by chance
     online    one run that stops drawing chunks with negative values on the way (`inrun.train.online`)
     clean     trains without the planted noise and the foreign domains: what perfect knowledge of the labels would give
 
@@ -54,16 +55,17 @@ from inrun.train.strict import build
 
 CONTROLS = ("high_loss", "low_loss", "influence", "random", "online", "clean")
 #: keys of the config that choose among training runs and change none of them
-CHOICES = ("scale", "seeds", "controls", "retrain", *outputs.PLACES)
+CHOICES = ("scale", "seeds", "controls", "retrain", "shares", *outputs.PLACES)
 
 
 @dataclass(frozen=True)
 class CurationConfig:
     """The study. One target; the first method decides how many chunks the controls leave out.
 
-    seeds: of corpus (if `new_corpus`), weights and order. controls: which of `CONTROLS` are trained. retrain: which methods' values are (empty: all). since: share of the run's steps
-    whose values do not count. unit: of `inrun.store.ValueStore.means`. foreign: domains that are fluent text but of no use to the target. influence: options of
-    `inrun.baselines.ekfac`. online: when values begin to decide what the control `online` draws.
+    seeds: of corpus (if `new_corpus`), weights and order. controls: which of `CONTROLS` are trained. retrain: which methods' values are (empty: all). shares: what the
+    first method's values also leave out, beside the negative ones. since: share of the run's steps whose values do not count. unit: of
+    `inrun.store.ValueStore.means`. foreign: domains that are fluent text but of no use to the target. influence: options of `inrun.baselines.ekfac`. online: when values
+    begin to decide what the control `online` draws.
     """
 
     model: dict[str, Any]
@@ -76,10 +78,11 @@ class CurationConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     controls: tuple[str, ...] = CONTROLS
     retrain: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
     foreign: tuple[str, ...] = ()
     influence: dict[str, Any] = field(default_factory=dict)
     new_corpus: bool = True
-    since: float = 0.5
+    since: float = 0.0
     unit: str = "step"
     log_every: int = 50
     runs: str = "runs/curation"
@@ -95,6 +98,7 @@ class CurationConfig:
             (len(self.attribution.targets) == 1, "curation is for one target; make another study for another one"),
             (bool(methods), "values are needed: attribution=off makes no sense here"),
             (not set(self.retrain) - set(methods), f"retrain must be among the methods {methods}, got {self.retrain}"),
+            (all(0 < share < 1 for share in self.shares), f"shares={list(self.shares)}: each between 0 and 1"),
             (0 <= self.since < 1, f"since={self.since} is a share of the run, 0 to below 1"),
             ("online" not in self.controls or self.online.start > 0, "the control online needs online.start"),
         ]
@@ -192,13 +196,17 @@ class Study:
         nobody = np.array([], dtype=np.int64)
         yield Arm("full", full, run_row(self.seed, "full", full, full, nobody, len(self.corpus)), [])
         for name, score in scores.items():
-            dropped = (
-                np.flatnonzero(score < 0) if name in negative else np.sort(np.argsort(score, kind="stable")[:size])
-            )
+            dropped = np.flatnonzero(score < 0) if name in negative else _lowest(score, size)
             if name in negative and settings.retrain and name not in settings.retrain:
                 continue
             found = {**score_row(score, dropped, self.labels), "negative_share": negative.get(name)}
             yield self._arm(name, dropped, score, found)
+        measured = int((~np.isnan(scores[settings.attribution.methods[0].name])).sum())
+        for share in settings.shares:
+            for name in (settings.attribution.methods[0].name, *({"random"} & set(settings.controls))):
+                dropped = _lowest(scores[name], round(share * measured))
+                found = score_row(scores[name], dropped, self.labels)
+                yield self._arm(f"{name}-{share:.0%}".rstrip("%"), dropped, scores[name], found)
         if "clean" in settings.controls:
             yield self._arm("clean", np.flatnonzero(self.labels != USEFUL))
         if "online" in settings.controls:
@@ -259,6 +267,11 @@ class Study:
         found = np.full(len(self.corpus), np.nan)
         found[table["sample_id"].to_numpy()] = table["value"].to_numpy()
         return found
+
+
+def _lowest(score: np.ndarray, count: int) -> np.ndarray:
+    """Ids of the `count` lowest scores, ascending; what was never measured (nan) comes last."""
+    return np.sort(np.argsort(score, kind="stable")[:count])
 
 
 if __name__ == "__main__":

@@ -20,9 +20,21 @@ SMALL = [
     "data.max_bytes_per_domain=0", "data.name=small", "model.vocab_size=320", "model.block_size=32", "model.n_layer=1", "model.n_head=2",
     "model.d_model=16", "train.steps=8", "train.batch_size=8", "train.eval_every=2", "train.eval_chunks=4", "train.eval_domains=[FreeLaw]",
     "train.checkpoint_every=4", "train.device=cpu", "optim.warmup=2", "optim.lr=0.02", "foreign=[Github]", "seeds=[3]", "online={start: 4, since: 0, every: 2, method: path}",
-    "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 4}]", "since=0.0", "influence={samples: 32, max_side: 128}",
+    "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 4}]", "since=0.0", "attribution.methods=[{kind: path}, {kind: first_order, update: sgd, name: paper}]", "shares=[0.5]", "influence={samples: 32, max_side: 128}",
 ]  # fmt: skip
-ARMS = ["full", "path", "paper", "high_loss", "low_loss", "influence", "random", "clean", "online"]
+ARMS = [
+    "full",
+    "path",
+    "paper",
+    "high_loss",
+    "low_loss",
+    "influence",
+    "random",
+    "path-50",
+    "random-50",
+    "clean",
+    "online",
+]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +82,8 @@ def test_study_trains_every_arm_on_what_its_values_kept(study, runs):
                 f"SELECT sample_id, avg(v / size) AS value FROM (SELECT sample_id, {method} AS v, sqrt(avg({method} * CAST({method} AS DOUBLE)) OVER "
                 "(PARTITION BY step)) AS size FROM terms) GROUP BY sample_id"
             ).to_pydict()
+            if method == "path":
+                path_means = sums
             negative = {i for i, value in zip(sums["sample_id"], sums["value"]) if value < 0}
             assert 0 < len(negative) < total or method == "paper"
             assert by_arm[method]["chunks"] == total - len(negative)
@@ -80,6 +94,11 @@ def test_study_trains_every_arm_on_what_its_values_kept(study, runs):
     assert {by_arm[arm]["chunks"] for arm in ("path", "random", "high_loss", "low_loss", "influence")} == {
         by_arm["path"]["chunks"]
     }
+    # every second one of those that were measured
+    assert {by_arm[arm]["chunks"] for arm in ("path-50", "random-50")} == {total - round(len(drawn) / 2)}
+    half = pq.read_table(runs / "seed-3-path-50" / "chunks.parquet")["sample_id"].to_pylist()
+    values = {i: value for i, value in zip(*(path_means[key] for key in ("sample_id", "value")))}
+    assert max(values[i] for i in drawn - set(half)) <= min(values[i] for i in drawn & set(half))
     for name in ("curation.md", "curation.png", "curation.svg", "kinds.parquet", "finished"):
         assert (study / name).is_file()
 
@@ -158,6 +177,7 @@ def test_iterations_are_counted_to_the_full_runs_last_loss():
         ({"attribution": {"methods": []}}, "values are needed"),
         ({"controls": ["online"]}, "online needs online.start"),
         ({"since": 1.0}, "share of the run"),
+        ({"shares": [50.0]}, "each between 0 and 1"),
     ],
 )
 def test_studies_that_cannot_be_meant_are_refused(change, message):
