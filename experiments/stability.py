@@ -7,12 +7,15 @@ runs, stand beside retraining-based values from budgets of subset trainings, eac
     auroc        wrong labels found by the lowest values
     lds          Spearman correlation of summed values with the validation loss of held-out trainings on random halves, that no method has seen
     trainings    what a repeat cost; an In-Run run counts as one training plus its measuring, in units of a training's CPU time
+
+Values that are all equal (a lasso that kept no sample) order nothing: their correlations are 0 here, and the column order_nothing counts them.
 """
 
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -166,9 +169,14 @@ def retrained(settings: StabilityConfig, pool: Pool, console: Console) -> Iterat
 
 def judged(valuation: Valuation, problem: Problem, subsets: np.ndarray, truth: np.ndarray) -> dict:
     """A row of the table."""
-    pairs = agreement(valuation.values)
+    orders = np.ptp(valuation.values, axis=1) > 0
+    both = list(combinations(range(len(orders)), 2))
+    pairs = np.array([agreement(valuation.values[[i, j]])[0] if orders[i] and orders[j] else 0.0 for i, j in both])
     found = [auroc(-values, problem.wrong) for values in valuation.values]
-    predicted = [linear_datamodelling_score(values, subsets, truth) for values in valuation.values]
+    predicted = [
+        linear_datamodelling_score(values, subsets, truth) if some else 0.0
+        for values, some in zip(valuation.values, orders)
+    ]
     return {
         "method": valuation.method,
         "budget": valuation.budget,
@@ -182,6 +190,7 @@ def judged(valuation: Valuation, problem: Problem, subsets: np.ndarray, truth: n
         "lds": float(np.mean(predicted)),
         "lds_sd": float(np.std(predicted, ddof=1)),
         "repeats": len(valuation.values),
+        "order_nothing": int((~orders).sum()),
     }
 
 

@@ -31,7 +31,9 @@ def root(tmp_path_factory) -> Path:
     rows = []
     data = DataConfig(val_share=0.2, test_share=0.0)
     trained_on = [
-        k for k in range(4, 90, 3) if split_of(f"documents.jsonl:{k}", data) == "train" and len(documents[k]["text"]) > 60
+        k
+        for k in range(4, 90, 3)
+        if split_of(f"documents.jsonl:{k}", data) == "train" and len(documents[k]["text"]) > 60
     ]
     for k in trained_on[:2]:
         words = documents[k]["text"].split()

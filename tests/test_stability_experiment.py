@@ -57,7 +57,12 @@ def test_equal_repeats_agree_and_perfect_values_find_everything():
     row = judged(Valuation("perfect", 1, np.stack([values, values]), 1.0, 0.0), problem, subsets, subsets @ values)
     assert (row["agreement"], row["auroc"], row["lds"], row["auroc_sd"]) == pytest.approx((1, 1, 1, 0))
     row = judged(Valuation("opposite", 1, np.stack([values, -values]), 1.0, 0.0), problem, subsets, subsets @ values)
-    assert (row["agreement"], row["auroc"], row["lds"]) == pytest.approx((-1, 0.5, 0))
+    assert (row["agreement"], row["auroc"], row["lds"], row["order_nothing"]) == pytest.approx((-1, 0.5, 0, 0))
+    nothing = Valuation("nothing", 1, np.stack([values, np.zeros(40), values]), 1.0, 0.0)
+    row = judged(nothing, problem, subsets, subsets @ values)
+    assert (row["agreement"], row["auroc"], row["lds"], row["order_nothing"]) == pytest.approx(
+        (1 / 3, 2.5 / 3, 2 / 3, 1)
+    )
 
 
 @pytest.mark.parametrize(
