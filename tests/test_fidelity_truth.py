@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from inrun.attributor import Attributor
 from inrun.directions import Method
 from inrun.evaluate import pearson, relative_rmse
+from inrun.ghost import Tape
 from inrun.shapley import exact, interactions
-from inrun.updates import Lion, LionUpdate, snapshot
+from inrun.updates import Adam, Lion, LionUpdate, snapshot
 from tests.step_case import StepCase, gpt2_case, regression_case
 
 PATH3 = Method("path", nodes=3, name="path3")
@@ -179,6 +180,34 @@ def test_at_the_very_first_adamw_step_path_averages_the_slope_over_coalitions(se
     assert result.stateless == 1.0
     assert pearson(result.values["path", "val"].numpy(), truth) > 0.98
     assert not result.values["previous", "val"].any(), "1/eps is not a slope: no state, no value"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("warm_steps", [1, 2])
+def test_in_the_first_adamw_steps_the_slope_is_averaged_where_the_batch_outweighs_the_state(
+    warm_steps, seed, monkeypatch
+):
+    case = adamw_case(warm_steps=warm_steps, seed=seed)
+    truth = truth_of(case)
+    averaged = case.values("path")["path"]
+    monkeypatch.setattr(Adam, "young", False)
+    secants = case.values("path")["path"]
+    assert pearson(averaged, truth) > 0.98
+    assert relative_rmse(averaged, truth) < relative_rmse(secants, truth)
+
+
+def test_later_steps_ask_for_no_squares(monkeypatch):
+    asked = []
+    squares = Tape.squares
+    monkeypatch.setattr(Tape, "squares", lambda tape, name: asked.append(name) or squares(tape, name))
+    for warm_steps, expected in ((1, True), (2, True), (3, False)):
+        asked.clear()
+        adamw_regression(warm_steps).values("path")
+        assert bool(asked) == expected, warm_steps
+
+
+def adamw_regression(warm_steps: int) -> StepCase:
+    return regression_case(lambda p: torch.optim.AdamW(p, lr=1e-3, betas=(0.9, 0.95)), warm_steps)
 
 
 def test_for_lion_the_slope_averaged_over_coalitions_orders_samples_better_than_the_secant(monkeypatch):

@@ -623,7 +623,7 @@ class Attributor:
         if not self._said_coarse:
             self._said_coarse = True
             log.warning(
-                "step %d: the optimizer has no state yet for some elements; route='forward' cannot average their slope over coalitions and takes the "
+                "step %d: the optimizer has no state yet for some elements, or one of its first steps; route='forward' cannot average their slope over coalitions and takes the "
                 "secant, so the values of the first steps are coarse. route='rules' has no such limit.",
                 self.step,
             )

@@ -21,7 +21,7 @@ class Step:
         weights: name -> parameter, not yet moved.
         gradient: name -> G, what the optimizer gets (after clipping, unscaling, averaging); parameters without a gradient are left out, as the optimizer does.
         n: samples in the step.
-        squares: name -> ``sum_i g_i^2`` elementwise, in G's scale; asked for only where an element has no state.
+        squares: name -> ``sum_i g_i^2`` elementwise, in G's scale; asked for only where an element has no state, or a young one.
     """
 
     def __init__(
@@ -82,19 +82,24 @@ class Step:
         )
 
     def _smooth(self, V: Tensor, rule: Update, name: str, cotangent: Tensor, lo: float, hi: float) -> Tensor:
-        """V with the slope of elements without state averaged over coalitions."""
+        """V with the slope of elements without state, or with one that this batch outweighs, averaged over coalitions."""
         mask = self._stateless(name) if rule is self.updates[name] else rule.stateless()
-        if mask is None or self._squares is None:
+        if (mask is None and not rule.young) or self._squares is None:
             return V
         g = self.gradient[name]
-        mask = mask & (g != 0) if not rule.rough_everywhere else mask
-        if not bool(mask.any()):
+        if mask is not None and not rule.rough_everywhere:
+            mask = mask & (g != 0)
+        if not rule.young and not bool(mask.any()):
             return V
         if name not in self._square_cache:
             self._square_cache[name] = self._squares(name)
         q = self._square_cache[name]
         if q is None:
             return V
+        if rule.young:
+            mask = rule.unsettled(q) & (g != 0)
+            if not bool(mask.any()):
+                return V
         key = (name, rule is self.updates[name], lo, hi)  # the same for every target
         if key not in self._slopes:
             part = rule.map_tensors(lambda tensor: tensor.expand_as(g)[mask])

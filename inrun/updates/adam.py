@@ -5,6 +5,10 @@ from torch import Tensor
 
 from inrun.updates.base import Update, register
 
+#: from the fourth step on secants are as good as slopes averaged over coalitions (experiments/README.md), and need no squares
+YOUNG_STEPS = 3
+OUTWEIGHS = 3.0
+
 
 @register(torch.optim.Adam)
 class Adam(Update):
@@ -80,6 +84,14 @@ class Adam(Update):
         if int(torch.count_nonzero(self.second)) == self.second.numel():
             return None
         return self.second == 0
+
+    @property
+    def young(self) -> bool:
+        return 1 < self.t <= YOUNG_STEPS
+
+    def unsettled(self, q: Tensor) -> Tensor:
+        """Where a coalition's own square, (1 - b2) q, is more than OUTWEIGHS times what b2 v keeps of earlier ones: there the root bends within the batch."""
+        return (1.0 - self.b2) * q > (OUTWEIGHS * self.b2) * self.second
 
     def frozen_slope(self) -> Tensor:
         """lr (1 - b1) / (1 - b1^t) / (sqrt(vhat_{t-1}) + eps); elements without state are left out (0), 1/eps is not a slope."""

@@ -79,6 +79,15 @@ class Update:
         """Boolean mask of the elements whose update is a kink or a jump at this step (no second moment yet), or None if there are none."""
         return None
 
+    @property
+    def young(self) -> bool:
+        """The state has seen so few gradients that elements of it may not outweigh the noise of one batch: `unsettled` tells which."""
+        return False
+
+    def unsettled(self, q: Tensor) -> Tensor:
+        """Boolean mask of the elements where the batch's own noise, q = sum over samples of the squared per-sample gradient, outweighs the state."""
+        return torch.zeros_like(q, dtype=torch.bool)
+
     def frozen_slope(self) -> Tensor:
         """du/dG with the state frozen as it was before the step; 0 at elements without state. Broadcastable to the weight."""
         raise NoFrozenSlopeError(
