@@ -169,6 +169,8 @@ def _utility(coalitions: Sequence[dict]) -> plt.Figure:
         axis.axline((actual[0], actual[0]), slope=1, color="black", linewidth=0.7)
         axis.set_title(f"{optimizer}, lr {lr:g}", fontsize=8)
         axis.tick_params(labelsize=6)
+        axis.locator_params(nbins=4)
+        axis.ticklabel_format(style="sci", scilimits=(-2, 2), useMathText=True)
         axis.legend(fontsize=6, title="Spearman", title_fontsize=6)
     figure.supxlabel(f"U(S), seed {seed}, after {step} steps", fontsize=9)
     figure.supylabel("predicted", fontsize=9)

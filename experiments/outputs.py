@@ -95,10 +95,11 @@ class Outputs:
     def record(self, name: str, rows: Sequence[Mapping], results: Path = RESULTS) -> Path:
         """results/NAME.csv with `rows` in the place of those of the same config, and the config in results/NAME-configs.json. One process at a time.
 
-        Rows that come with a `revision` or a `config_digest` of their own keep it.
+        The revision is that of the process that finished. Rows that come with a `revision` or a `config_digest` of their own keep it.
         """
         path, about = results / f"{name}.csv", results / f"{name}-configs.json"
-        own = {"config_digest": digest(self.config), "revision": revision()}
+        obtained = (self.folder / "finished").read_text(encoding="utf-8").strip() if self.finished else revision()
+        own = {"config_digest": digest(self.config), "revision": obtained}
         kept: list[Mapping] = []
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:

@@ -92,6 +92,12 @@ def test_recording_replaces_rows_of_the_same_config_only(tmp_path):
     assert configs[digest(CONFIG)] == {"seeds": [0, 1], "lr": 1e-3}
 
 
+def test_results_recorded_later_have_the_revision_that_obtained_them(tmp_path):
+    out = Outputs.open(tmp_path, CONFIG)
+    (out.folder / "finished").write_text("of old\n")
+    assert [row["revision"] for row in read(out.record("r", [{"seed": 0}], tmp_path))] == ["of old"]
+
+
 def test_a_kill_while_writing_leaves_the_former_file(tmp_path):
     path = tmp_path / "x"
     whole(path, lambda p: p.write_text("first"))

@@ -7,7 +7,7 @@ from inrun.updates.base import Update, register
 
 #: from the fourth step on secants are as good as slopes averaged over coalitions (experiments/README.md), and need no squares
 YOUNG_STEPS = 3
-OUTWEIGHS = 3.0
+OUTWEIGHS = 10.0
 
 
 @register(torch.optim.Adam)
