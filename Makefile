@@ -13,7 +13,7 @@ LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 # the paper's experiments: a target each, all of them with `make reproduce`, in this order; finished ones have nothing to do
-EXPERIMENTS := fidelity curation dynamics copyright retrieval classification stability
+EXPERIMENTS := fidelity fidelity-pythia curation dynamics copyright retrieval classification stability
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) pool notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
@@ -56,10 +56,10 @@ pretrain-pythia: $(STAMP)  ## Pythia 410M with the paper's settings, on the Pile
 reproduce: $(STAMP)  ## every experiment of the paper at CPU scale, one after the other; what is finished is not repeated
 	@for experiment in $(EXPERIMENTS); do echo "== $$experiment"; $(MAKE) --no-print-directory $$experiment || exit 1; done
 
-fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS="model=pythia-tiny", "scale=paper")
+fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS=scale=paper, ...)
 	$(RUN) -m experiments.fidelity $(ARGS)
 
-curation: $(STAMP)  ## score, drop what values call harmful, train again, against random, loss, online (ARGS="model=pythia-tiny", "scale=paper")
+curation: $(STAMP)  ## score, drop what values call harmful, train again, against random, loss, online (ARGS=scale=paper, ...)
 	$(RUN) -m experiments.curation $(ARGS)
 
 dynamics: $(STAMP)  ## which domains carry a target's progress, and when; drift and residual beside them (ARGS="seeds=[0,1]", "scale=paper")
@@ -77,7 +77,10 @@ stability: $(STAMP)  ## how much values depend on the seed: In-Run beside retrai
 pool: $(STAMP)  ## subset trainings for the retraining-based baselines (ARGS="-m shard=0,1 shards=2 launcher=joblib")
 	$(RUN) -m experiments.pool $(ARGS)
 
-sweep-lr: $(STAMP)  ## the same, one run for each learning rate (LR=1e-4,1e-3 ARGS=...)
+fidelity-pythia: $(STAMP)  ## the same with Pythia, fewer steps
+	$(RUN) -m experiments.fidelity model=pythia-tiny "seeds=[0,1]" "steps=[600]" "optim.lr=[3e-4,1.5e-3,5e-3,5e-2]" $(ARGS)
+
+sweep-lr: $(STAMP)  ## fidelity, one run for each learning rate (LR=1e-4,1e-3 ARGS=...; ARGS=hydra/launcher=joblib: at once, extra `sweep`)
 	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)
 
 classification: $(STAMP)  ## every method of appendix E.6 on labelled data with wrong labels (DATA="digits" or "cifar10", ARGS=...)
