@@ -59,6 +59,12 @@ reproduce: $(STAMP)  ## every experiment of the paper at CPU scale, one after th
 fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS=scale=paper, ...)
 	$(RUN) -m experiments.fidelity $(ARGS)
 
+fidelity-pythia: $(STAMP)  ## the same with Pythia, fewer steps
+	$(RUN) -m experiments.fidelity model=pythia-tiny "seeds=[0,1]" "steps=[600]" "optim.lr=[3e-4,1.5e-3,5e-3,5e-2]" $(ARGS)
+
+sweep-lr: $(STAMP)  ## fidelity, one run for each learning rate (LR=1e-4,1e-3 ARGS=...; ARGS=hydra/launcher=joblib: at once, extra `sweep`)
+	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)
+
 curation: $(STAMP)  ## score, drop what values call harmful, train again, against random, loss, online (ARGS=scale=paper, ...)
 	$(RUN) -m experiments.curation $(ARGS)
 
@@ -76,12 +82,6 @@ stability: $(STAMP)  ## how much values depend on the seed: In-Run beside retrai
 
 pool: $(STAMP)  ## subset trainings for the retraining-based baselines (ARGS="-m shard=0,1 shards=2 launcher=joblib")
 	$(RUN) -m experiments.pool $(ARGS)
-
-fidelity-pythia: $(STAMP)  ## the same with Pythia, fewer steps
-	$(RUN) -m experiments.fidelity model=pythia-tiny "seeds=[0,1]" "steps=[600]" "optim.lr=[3e-4,1.5e-3,5e-3,5e-2]" $(ARGS)
-
-sweep-lr: $(STAMP)  ## fidelity, one run for each learning rate (LR=1e-4,1e-3 ARGS=...; ARGS=hydra/launcher=joblib: at once, extra `sweep`)
-	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)
 
 classification: $(STAMP)  ## every method of appendix E.6 on labelled data with wrong labels (DATA="digits" or "cifar10", ARGS=...)
 	@for data in $(or $(DATA),digits mnist-5k diabetes); do $(RUN) -m experiments.classification data=$$data $(ARGS) || exit 1; done
