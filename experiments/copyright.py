@@ -1,8 +1,8 @@
 """Finding the original of a rewritten text among all training chunks: `python -m experiments.copyright --help`.
 
 Paper: Wang et al. 2025, section 5.3.3 and appendix E.5, table 2. Originals stand in the training set, their rewritten texts are validation targets, one each; the
-rank of the original among all chunks that were trained on says how well a method finds it. One run for each degree of rewriting (the runs are the same but for
-their targets); the values are those measured in the run, summed over it, and the baselines look at its end. Texts: `copyright_texts.py`.
+rank of the original among all chunks that were trained on says how well a method finds it. One run has all of them as targets; the values are those measured in the
+run, summed over it, and the baselines look at its end. Texts: `copyright_texts.py`.
 """
 
 import dataclasses
@@ -59,11 +59,9 @@ def main(config: DictConfig) -> None:
             f"{len(texts.originals)} originals; {texts.dropped} documents that share words with one left out, {texts.shared} kept",
             highlight=False,
         )
-        rows = []
-        for level in texts.levels:
-            folder = trained(run_config(settings, texts, level, out.folder), console)
-            console.print(f"{level}: ranks", highlight=False)
-            rows += [{"scale": settings.scale, **row} for row in ranks(settings, texts, level, folder)]
+        folder = trained(run_config(settings, texts, out.folder), console)
+        console.print("ranks", highlight=False)
+        rows = [{"scale": settings.scale, **row} for row in ranks(settings, texts, folder)]
         write_report(out, rows)
         out.finish()
     if settings.record:
@@ -72,42 +70,50 @@ def main(config: DictConfig) -> None:
     console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
 
 
-def run_config(settings: CopyrightConfig, texts: Texts, level: str, folder: Path) -> RunConfig:
-    """The run of a level: a target for each original that has a text of this level."""
+def run_config(settings: CopyrightConfig, texts: Texts, folder: Path) -> RunConfig:
+    """The run: a target for each rewritten text."""
     targets = tuple(
-        TargetConfig(original.name, domains=(original.name,), chunks=1, path=str(texts.variants(level)))
+        TargetConfig(target(original, level), domains=(original.name,), chunks=1, path=str(texts.variants(level)))
+        for level in texts.levels
         for original in texts.originals
         if level in original.variants
     )
     return RunConfig(
-        name=level,
+        name="run",
         model=settings.model,
         data=dataclasses.replace(settings.data, path=str(texts.training)),
         optim=settings.optim,
         train=settings.train,
         attribution=dataclasses.replace(settings.attribution, targets=targets),
-        runs=str(folder / "runs"),
+        runs=str(folder),
         data_root=settings.data_root,
         seed=settings.seed,
     )
 
 
-def ranks(settings: CopyrightConfig, texts: Texts, level: str, folder: Path) -> Iterator[dict]:
-    """For every original and method: the rank of its best chunk among all chunks that were trained on, 1 the best; ties at their mean."""
+def target(original: Original, level: str) -> str:
+    """Name of the target that a rewritten text is."""
+    return f"{original.name}/{level}"
+
+
+def ranks(settings: CopyrightConfig, texts: Texts, folder: Path) -> Iterator[dict]:
+    """For every rewritten text and method: the rank of the original's best chunk among all chunks that were trained on, 1 the best; ties at their mean."""
     run = LanguageRun(folder)
-    originals = [original for original in texts.originals if level in original.variants]
-    at = {original.name: places(run, original) for original in originals}
-    for method, scores in all_scores(run, [original.name for original in originals], settings.influence, settings.seed):
-        for original in originals:
-            values = scores[original.name]
-            yield {
-                "level": level,
-                "family": original.family,
-                "original": original.name,
-                "method": method,
-                "rank": min(rank(values, place) for place in at[original.name]),
-                "chunks": len(values),
-            }
+    at = {original.name: places(run, original) for original in texts.originals}
+    for method, scores in all_scores(run, run.targets, settings.influence, settings.seed):
+        for level in texts.levels:
+            for original in texts.originals:
+                if level not in original.variants:
+                    continue
+                values = scores[target(original, level)]
+                yield {
+                    "level": level,
+                    "family": original.family,
+                    "original": original.name,
+                    "method": method,
+                    "rank": min(rank(values, place) for place in at[original.name]),
+                    "chunks": len(values),
+                }
 
 
 def places(run: LanguageRun, original: Original) -> list[int]:

@@ -71,11 +71,11 @@ def test_ranks_are_those_of_the_store_and_a_second_call_trains_nothing(root, mon
     for row in rows:
         if row["method"] not in ("path", "paper"):
             continue
-        run = LanguageRun(out.folder / "runs" / row["level"])
+        run = LanguageRun(out.folder / "run")
         doc_id = json.loads((out.folder / "texts" / "originals.json").read_text())[row["original"]]
         holding = {k for k, ids in enumerate(run.corpus.chunks["doc_ids"].to_pylist()) if doc_id in ids}
         with ValueStore(run.folder / "values") as store:
-            order = store.top(10**6, row["original"], row["method"])["sample_id"].to_pylist()
+            order = store.top(10**6, f"{row['original']}/{row['level']}", row["method"])["sample_id"].to_pylist()
         assert row["rank"] == min(k for k, i in enumerate(order, start=1) if i in holding)
         assert row["chunks"] == len(order)
     for kind in ("svg", "png"):
@@ -84,11 +84,11 @@ def test_ranks_are_those_of_the_store_and_a_second_call_trains_nothing(root, mon
         recorded = list(csv.DictReader(file))
     assert {(r["level"], r["family"]) for r in recorded} >= {("exact", "all"), ("close", "all")}
 
-    before = {path: path.stat().st_mtime_ns for path in out.folder.glob("runs/*/log.jsonl")}
+    before = {path: path.stat().st_mtime_ns for path in out.folder.glob("run/log.jsonl")}
     (out.folder / "finished").unlink()
     (out.folder / "copyright-ranks.parquet").unlink()
     typed(monkeypatch, "copyright", copyright_experiment.main, *arguments)
-    assert {path: path.stat().st_mtime_ns for path in out.folder.glob("runs/*/log.jsonl")} == before
+    assert {path: path.stat().st_mtime_ns for path in out.folder.glob("run/log.jsonl")} == before
     assert out.rows("copyright-ranks") == rows
 
 
@@ -115,10 +115,10 @@ def test_recall_is_counted_from_the_store(root, monkeypatch, capsys):
 
 
 def test_values_in_step_know_nothing_of_other_steps(root):
-    run = root / "runs" / "small" / "runs" / "exact" / "values"
+    run = root / "runs" / "small" / "run" / "values"
     with ValueStore(run) as store:
-        found = in_step(store, "original-01", "path")
-        rows = store.sql("SELECT step, sample_id, path FROM terms WHERE target = 'original-01'").to_pylist()
+        found = in_step(store, "original-01/exact", "path")
+        rows = store.sql("SELECT step, sample_id, path FROM terms WHERE target = 'original-01/exact'").to_pylist()
     expected: dict[int, float] = {}
     for step in {row["step"] for row in rows}:
         own = {row["sample_id"]: row["path"] for row in rows if row["step"] == step}
@@ -137,9 +137,8 @@ def test_original_that_was_not_trained_on_is_an_error(root):
     class Original:
         doc_id = "documents.jsonl:no"
 
-    runs = sorted((root / "runs" / "small" / "runs").glob("*"))
     with pytest.raises(DataError, match=r"no chunk of .documents\.jsonl:no. was trained on"):
-        places(LanguageRun(runs[0]), Original())
+        places(LanguageRun(root / "runs" / "small" / "run"), Original())
 
 
 def test_summary_gives_median_mean_share_and_the_verdict():
