@@ -196,17 +196,22 @@ def test_the_papers_setting_runs_from_local_copies_of_data_and_weights(root, typ
     small = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")
     ResNetModel(small).save_pretrained(root / "resnet")
     places = [f"problem.path={root}/cifar10", f"recipe.network.pretrained={root}/resnet"]
-    methods = "methods=[in_run_second_sgd,in_run_path,knn_shapley,less,trak_5,influence_cg,datamodels]"
+    methods = "methods=[in_run_second_sgd,in_run_path,knn_shapley,less,trak_1,influence_cg,datamodels]"
     sizes = [
         "problem.train=30",
         "problem.validation=10",
         "problem.test=20",
-        "recipe.epochs=5",
+        "recipe.epochs=1",
         "seeds=[0]",
         "repeats=1",
         "held_out=0",
     ]
-    options = ["trainings=10", "options.less.projection=32", "options.influence_cg.damping=1.0"]
+    options = [
+        "trainings=10",
+        "options.less.projection=32",
+        "options.less.checkpoints=1",
+        "options.influence_cg.damping=1.0",
+    ]
     typed("name=cifar", "scale=paper", *places, methods, *sizes, *options)
     text = (root / "runs" / "cifar" / "classification.md").read_text()
     assert "resnet18, normalisation: BatchNorm, ImageNet statistics frozen" in text
