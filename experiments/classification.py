@@ -2,6 +2,7 @@
 
     detection    are the wrong labels the lowest values? area under the ROC curve, and the share found among the lowest ones
     selection    train again on the highest values only: accuracy on clean test samples (a regression: R^2), one training per cell
+    within       both once more with values ranked among the samples of the same label: what a label has in common is taken out
     lds          linear datamodelling score on held-out subset trainings; loo: correlation with leave-one-out differences, where those are among the methods
     stability    rank correlation of the values of two trainings of the same data that differ in their seed
     cost         CPU and wall seconds beside the run itself, trainings, memory
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 import yaml
 from omegaconf import DictConfig
 from rich.console import Console
+from scipy.stats import rankdata
 
 from experiments import outputs
 from experiments.classification_report import INSPECTED, draw, report
@@ -177,7 +179,13 @@ class Study:
             found += self._detection(method, values)
             found += [self._row("cost", method, k, v) for k, v in dataclasses.asdict(cost).items() if v is not None]
             chosen[method] = values
-        return found + self._selection(chosen) + self._predictions(chosen)
+        found += self._selection(chosen, "selection") + self._predictions(chosen)
+        if self.problem.classes:
+            ranks = {method: within(values, self.problem.train.y) for method, values in chosen.items()}
+            auc = {method: auroc(-r, self.problem.wrong) for method, r in ranks.items()}
+            found += [self._row("detection within labels", method, "auroc", value) for method, value in auc.items()]
+            found += self._selection(ranks, "selection within labels")
+        return found
 
     def _detection(self, method: str, values: np.ndarray) -> list[dict]:
         curve = detection_curve(-values, self.problem.wrong, INSPECTED)
@@ -186,7 +194,7 @@ class Study:
             *(self._row("detection", method, "found", float(f), s) for s, f in zip(INSPECTED, curve)),
         ]
 
-    def _selection(self, values: dict[str, np.ndarray]) -> list[dict]:
+    def _selection(self, values: dict[str, np.ndarray], task: str) -> list[dict]:
         n = len(self.problem.train)
         cells, members = [], []
         for method, v in values.items():
@@ -196,8 +204,8 @@ class Study:
                 members.append(_mask(n, order[: round(share * n)]))
         cells += [("everything", 1.0), ("only right labels", 1 - self.settings.problem.flipped)]
         members += [np.ones(n, bool), ~self.problem.wrong]
-        qualities = self._qualities(np.array(members), "selection")
-        return [self._row("selection", method, "quality", q, share) for (method, share), q in zip(cells, qualities)]
+        qualities = self._qualities(np.array(members), task)
+        return [self._row(task, method, "quality", q, share) for (method, share), q in zip(cells, qualities)]
 
     def _qualities(self, members: np.ndarray, what: str) -> np.ndarray:
         """Accuracy on the test part, or R^2, of a training on each row of members with the study's seed."""
@@ -258,6 +266,15 @@ def stability(settings: ClassificationConfig, console: Console) -> list[dict]:
 
 def baseline_files() -> set[str]:
     return {path.stem for path in BASELINES.glob("*.yaml")}
+
+
+def within(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Rank of each value among the samples of the same label, as a share in (0, 1), highest value highest."""
+    ranks = np.empty(len(values))
+    for label in np.unique(labels):
+        own = labels == label
+        ranks[own] = (rankdata(values[own]) - 0.5) / own.sum()
+    return ranks
 
 
 def _mask(n: int, rows: np.ndarray) -> np.ndarray:

@@ -98,6 +98,26 @@ def test_detection_is_the_auroc_of_minus_the_values_of_the_run(root, rows):
         )
 
 
+def test_ranks_within_labels_know_nothing_of_what_a_label_has_in_common(root, rows):
+    values, labels = np.array([5.0, 7.0, 6.0, 105.0, 106.0, 105.0]), np.array([0, 0, 0, 1, 1, 1])
+    assert classification.within(values, labels) == pytest.approx([1 / 6, 5 / 6, 3 / 6, 2 / 6, 5 / 6, 2 / 6])
+    problem, folder = problem_and_run(root, 3)
+    pairs = []  # a wrong and a right sample: how often has the wrong one the lower rank among its label's samples
+    ranks = values_by_label(problem, folder)
+    for bad in ranks[problem.wrong]:
+        pairs += [(bad < good) + 0.5 * (bad == good) for good in ranks[~problem.wrong]]
+    assert of(rows, "detection within labels", "in_run_path", "auroc", 3) == pytest.approx(np.mean(pairs))
+
+
+def values_by_label(problem, folder):
+    path = values(folder, "path")
+    below = [
+        sum(path[problem.train.y == y] < v) + 0.5 * sum(path[problem.train.y == y] == v)
+        for v, y in zip(path, problem.train.y)
+    ]
+    return np.array(below) / np.bincount(problem.train.y)[problem.train.y]
+
+
 def test_selection_is_the_accuracy_of_a_training_on_the_best_half(root, rows):
     from inrun.baselines.supervised import train_run
 
