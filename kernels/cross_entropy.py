@@ -9,7 +9,7 @@ fair baseline of the fused dots: what they cost is measured against a regular st
 import torch
 from torch import Tensor
 
-from kernels import shapes
+from kernels import recycle, shapes
 from kernels.backend import accumulation_dtype, backend_for, operator
 from kernels.linear import autocast
 from kernels.linear_cross_entropy import _check, _chunk_tokens, _loss, _softmax_gradient, _tokens
@@ -52,7 +52,7 @@ def cross_entropy_sum_per_sample(
     x: Tensor, w: Tensor, targets: Tensor, *, ignore_index: int = -100, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, input gradient [n,t,i], the head's per-sample gradients [n,v,i] in the dtype of x) of `cross_entropy_sum`."""
-    g = torch.empty(targets.shape[0], *w.shape, dtype=x.dtype, device=x.device) if out is None else out
+    g = recycle.empty((targets.shape[0], *w.shape), x.dtype, x.device) if out is None else out
     dx = torch.empty_like(x)
     loss = torch.zeros((), dtype=accumulation_dtype(x), device=x.device)
     for sample, piece, a, b, losses in _samples(x, w, targets, ignore_index):
@@ -70,7 +70,7 @@ def _samples(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
     compute = w.to(x.dtype)
     t = targets.shape[1]
     step = min(t, _chunk_tokens(x, w))
-    buffer = torch.empty(step, w.shape[0], dtype=x.dtype, device=x.device)
+    buffer = recycle.empty((step, w.shape[0]), x.dtype, x.device)
     for sample in range(targets.shape[0]):
         for start in range(0, t, step):
             piece = slice(start, min(start + step, t))
@@ -90,10 +90,10 @@ def _cross_entropy_sum(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int)
     flat, compute = shapes.pack(x), w.to(x.dtype)
     losses = torch.empty(flat.shape[0], dtype=factors.dtype, device=x.device)
     dx = torch.empty_like(flat)
-    wgrad = torch.zeros(w.shape, dtype=accumulation_dtype(x, w), device=x.device)
+    wgrad = recycle.empty(w.shape, accumulation_dtype(x, w), x.device).zero_()
     rows = min(flat.shape[0], _chunk_tokens(x, w))
     width = -(-w.shape[0] // 64) * 64 if backend == "triton" else w.shape[0]
-    logits = torch.empty(rows, width, dtype=x.dtype, device=x.device)[:, : w.shape[0]]
+    logits = recycle.empty((rows, width), x.dtype, x.device)[:, : w.shape[0]]
     for start in range(0, flat.shape[0], rows):
         chunk = slice(start, min(start + rows, flat.shape[0]))
         b = torch.mm(flat[chunk], compute.t(), out=logits[: chunk.stop - start])
@@ -121,7 +121,7 @@ def _save(ctx, inputs, output):
 def _backward(ctx, gradient, *_):
     to_x, to_w, _, _ = ctx.needs_input_grad
     dx, wgrad = (
-        (saved * gradient.to(saved.dtype)) if wanted else None for saved, wanted in zip(ctx.saved_tensors, (to_x, to_w))
+        recycle.scaled(saved, gradient) if wanted else None for saved, wanted in zip(ctx.saved_tensors, (to_x, to_w))
     )
     return dx, wgrad, None, None
 

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import reference, shapes
+from kernels import recycle, reference, shapes
 from kernels.backend import accumulation_dtype, backend_for, operator
 from kernels.linear import autocast
 from kernels.wgrad_dots import packed_wgrad_dots
 
-# One chunk's logits. Every chunk streams w, V and the total once, so that fewer tokens pay more for them; 128 MB are 667
-# tokens of GPT-2's vocabulary in float32, where a CPU's products run at full speed. The GPU's size is a guess.
-LOGITS_BYTES = 128 * 1024 * 1024
+# One chunk's logits. Every chunk streams w, V and the total once, so that fewer tokens pay more for them; 160 MB are 833
+# tokens of GPT-2's vocabulary in float32. Two cores, d=256: b w runs at 173 GFLOP/s with 512 tokens, 188 with 667. The GPU's size is a guess.
+LOGITS_BYTES = 160 * 1024 * 1024
 GPU_LOGITS_BYTES = 512 * 1024 * 1024
 # Rows of logits whose softmax is taken at a time on a CPU: 8 rows of 50257 float32 are 1.6 MB and stay in L2.
 SOFTMAX_BYTES = 1536 * 1024
@@ -141,12 +141,12 @@ def _head(
     wide = accumulation_dtype(x, w, V)
     losses = torch.empty(n * t, dtype=factors.dtype, device=x.device)
     dx = torch.empty_like(flat)
-    wgrad = torch.zeros(w.shape, dtype=wide, device=x.device)
+    wgrad = None
     dots = torch.zeros(V.shape[0], n, dtype=wide, device=x.device)
     chunks = _chunks(n, t, _chunk_tokens(x, w))
     # Kernels read rows 16 bytes at a time, if rows start on such a boundary: 50257 columns are kept in rows of 50304.
     width = -(-w.shape[0] // 64) * 64 if backend == "triton" else w.shape[0]
-    logits = torch.empty(max(c[-1][1] - c[0][0] for c in chunks), width, dtype=x.dtype, device=x.device)
+    logits = recycle.empty((max(c[-1][1] - c[0][0] for c in chunks), width), x.dtype, x.device)
     logits[:, w.shape[0] :] = 0
     logits = logits[:, : w.shape[0]]
     for spans in chunks:
@@ -156,7 +156,7 @@ def _head(
         _softmax_gradient(b, labels[chunk], factors[chunk], losses[chunk], backend)
         torch.mm(b, compute, out=dx[chunk])
         local = [(s - first, e - first) for s, e in spans]
-        _, part = packed_wgrad_dots(flat[chunk], b, V, local, wgrad, backend)
+        wgrad, part = packed_wgrad_dots(flat[chunk], b, V, local, wgrad, backend)
         sample = first // t
         dots[:, sample : sample + len(spans)] += part
     losses.mul_(counted)
@@ -247,7 +247,7 @@ def _backward(ctx, gradient, *_):
     to_x, to_w, _, _, to_probe, _, _ = ctx.needs_input_grad
     saved = ctx.saved_tensors
     if not _is_one(gradient):
-        saved = [(x * gradient).to(x.dtype) for x in saved]
+        saved = [recycle.scaled(x, gradient) for x in saved]
     dx, wgrad, dots = (x if wanted else None for x, wanted in zip(saved, (to_x, to_w, to_probe)))
     return dx, wgrad, None, None, dots, None, None
 

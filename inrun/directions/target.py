@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.ghost.backward import grad
 from inrun.ghost.expand import Expand
+from inrun.ghost.fused import TiedTables
 from inrun.ghost.substitute import Substitute
 
 
@@ -26,10 +27,18 @@ class Target:
         closure: evaluates the loss with the model as it is; whatever reduction it uses is the target.
         parameters: name -> tracked parameter.
         model: whose buffers are restored after each evaluation.
+        fused: gradients may be summed in another order than torch's own (inrun.ghost.fused), which saves passes over tied tables.
     """
 
-    def __init__(self, name: str, closure: Callable[[], Tensor], parameters: Mapping[str, Tensor], model: nn.Module):
-        self.name, self.closure, self.parameters = name, closure, dict(parameters)
+    def __init__(
+        self,
+        name: str,
+        closure: Callable[[], Tensor],
+        parameters: Mapping[str, Tensor],
+        model: nn.Module,
+        fused: bool = False,
+    ):
+        self.name, self.closure, self.parameters, self.fused = name, closure, dict(parameters), fused
         self._buffers = dict(model.named_buffers())
         self._volatile: set[str] | None = None  # buffers that the closure writes, learnt at the first evaluation
         self._here: dict[str, Tensor] | None = None
@@ -119,6 +128,7 @@ class Target:
         with (
             torch.random.fork_rng(devices=devices),
             torch.autograd.set_multithreading_enabled(False),
+            TiedTables() if self.fused and differentiate is not None and not expand else nullcontext(),
             Substitute(substitution) if substitution else nullcontext(),
             Expand() if expand else nullcontext(),
         ):

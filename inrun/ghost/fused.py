@@ -1,4 +1,4 @@
-"""Operations whose own backward takes the dots: a linear layer, and the language-model head with its loss.
+"""Operations whose own backward takes the dots: a linear layer, the language-model head with its loss, and the look-up in a table that is tied to the head.
 
 A tap beside torch's backward costs one more product of weight-gradient size. Here the weight gradient itself is taken sample by sample, and each sample's part is
 dotted (or kept) on its way into the sum. The sum over samples is then associated in another order than torch's single product, within the rounding that
@@ -8,8 +8,11 @@ kernels.wgrad_dots states; this is the one place where attribution may change th
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import kernels
+from kernels import recycle
+from kernels.cross_entropy import CROSS_ENTROPY_SUM
 from inrun.ghost.origin import Origin
 from inrun.rules.factors import Dense, Factor, token_rows, wide
 
@@ -63,7 +66,58 @@ class FusedHead(torch.autograd.Function):
         dx, wgrad = ctx.saved_tensors
         with torch._C.DisableTorchFunction(), torch.no_grad():
             ctx.recorder.head_part(ctx.origin, ctx.part, gradient)
-            return dx * gradient.to(dx.dtype), wgrad * gradient.to(wgrad.dtype), None, None, None, None
+            scaled = [recycle.scaled(saved, gradient) for saved in (dx, wgrad)]
+            return *scaled, None, None, None, None
+
+
+class FusedTable(torch.autograd.Function):
+    """Rows of a table w [v,i] by ids [n,...]. Where a head has used the same table, the gradient is sparse: autograd adds its few rows into the head's dense gradient in
+    place, which saves a zeroed table and two passes over it.
+
+    `heads` holds the ids of the tables that a head was given; it is read in the backward, when the head's forward has long run. `sink` gets (b, ids) or is None.
+    """
+
+    @staticmethod
+    def forward(ctx, ids, w, heads: set[int], sink):
+        ctx.save_for_backward(ids)
+        ctx.key, ctx.shape, ctx.dtype, ctx.heads, ctx.sink = id(w), w.shape, w.dtype, heads, sink
+        return F.embedding(ids, w)
+
+    @staticmethod
+    def backward(ctx, b):
+        (ids,) = ctx.saved_tensors
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            if ctx.sink is not None:
+                ctx.sink(b.detach(), ids)
+            rows, at = b.detach().reshape(-1, ctx.shape[1]).to(ctx.dtype), ids.reshape(1, -1)
+            if ctx.key in ctx.heads:
+                gradient = torch.sparse_coo_tensor(at, rows, ctx.shape, check_invariants=False)
+            else:
+                gradient = rows.new_zeros(ctx.shape).index_add_(0, at[0], rows)
+        return None, gradient, None, None
+
+
+class TiedTables(TorchFunctionMode):
+    """Inside this context look-ups take `FusedTable`, for evaluations that nobody records (targets). Not for derivatives beyond the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads: set[int] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is CROSS_ENTROPY_SUM:
+            self.heads.add(id(args[1]))
+        elif func is F.embedding and (plain := plain_lookup(*args, **(kwargs or {}))):
+            return FusedTable.apply(*plain, self.heads, None)
+        return func(*args, **(kwargs or {}))
+
+
+def plain_lookup(
+    input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
+) -> tuple[Tensor, Tensor] | None:
+    """(ids, table) of a call of F.embedding without options that change the gradient, else None."""
+    plain = padding_idx is None and max_norm is None and not scale_grad_by_freq and not sparse
+    return (input, weight) if plain and torch.is_grad_enabled() and weight.requires_grad else None
 
 
 class HeadFactor(Factor):

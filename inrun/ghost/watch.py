@@ -16,11 +16,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import kernels
 from inrun.ghost.backward import BACKWARDS, backward
-from inrun.ghost.fused import FusedHead, FusedLinear
+from inrun.ghost.fused import FusedHead, FusedLinear, FusedTable, plain_lookup
 from inrun.ghost.leaves import rebuilder, tensors_of
 from inrun.ghost.origin import Derived, Origin, Parameter
 from inrun.ghost.tape import Recorder
 from inrun.rules import Factor, find, refusal
+from inrun.rules.embedding import embedding_weight
 from inrun.rules.registry import Call, NoRule
 from kernels.cross_entropy import CROSS_ENTROPY_SUM
 
@@ -109,6 +110,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.recorder = recorder
         self.origins: dict[int, Origin] = {id(p): Parameter(name, p) for name, p in parameters.items()}
+        self.heads: set[int] = set()  # parameters that a fused head was given
         self.alive: list[Tensor] = []  # derived tensors, kept so that their ids stay theirs
         self.constants = WeakIdKeyDictionary()
         for tensor in constants:
@@ -140,6 +142,9 @@ class Watch(TorchFunctionMode):
             return self._head(*args)
         if func is F.linear and self.recorder.fused and isinstance(origins[1], Parameter) and 0 not in shared:
             return self._linear(*args, **kwargs)
+        if func is F.embedding and self.recorder.fused and 0 not in shared and isinstance(origins[1], Parameter):
+            if plain := plain_lookup(*args, **kwargs):
+                return self._lookup(*plain)
         uses = self._uses(func, args, kwargs, leaves, origins, shared)
         version = leaves[0]._version
         out = func(*args, **kwargs)
@@ -169,9 +174,18 @@ class Watch(TorchFunctionMode):
         origins = [self.origins.get(id(t)) for t in given]
         return FusedLinear.apply(input, weight, bias, self.recorder, *origins)
 
+    def _lookup(self, ids: Tensor, w: Tensor) -> Tensor:
+        origin, recorder = self.origins[id(w)], self.recorder
+
+        def on_gradient(b: Tensor, ids: Tensor) -> None:
+            recorder.sink("embedding", origin, embedding_weight(recorder.n, b, ids, w.detach()))
+
+        return FusedTable.apply(ids, w, self.heads, on_gradient)
+
     def _head(self, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor]:
         origin = self.origins[id(w)]
         if isinstance(origin, Parameter) and x.shape[0] == self.recorder.n:
+            self.heads.add(id(w))
             return (FusedHead.apply(x, w, targets, ignore_index, self.recorder, origin),)
         with self:  # a head made of other parameters: its operations are seen one by one
             return (kernels.cross_entropy_sum_composite(x, w, targets, ignore_index),)

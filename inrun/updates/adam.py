@@ -1,5 +1,7 @@
 """Adam and AdamW (decoupled decay), with a closed-form secant that is exact where differences would cancel."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -98,6 +100,7 @@ class Adam(Update):
         if self.t == 1:
             return torch.zeros_like(self.weight)
         second = self.max_second if self.amsgrad else self.second
-        root = (second / (1.0 - self.b2 ** (self.t - 1))).sqrt()
-        slope = (self.sign * self.lr * (1.0 - self.b1) / self.bias1) / (root + self.eps)
-        return torch.where(self.second == 0, 0.0, slope)
+        # c / (sqrt(v) / r + eps) = c r / (sqrt(v) + eps r), r^2 the bias correction: one pass over memory less
+        r = math.sqrt(1.0 - self.b2 ** (self.t - 1))
+        root = torch.threshold_(second.sqrt(), 0.0, math.inf).add_(self.eps * r)  # 1 / inf = 0
+        return root.reciprocal_().mul_(self.sign * self.lr * (1.0 - self.b1) / self.bias1 * r)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inrun.updates.base import Update
+from kernels import recycle
 
 #: elements of a piece: its float32 temporaries stay in the last-level cache, and a piece is long enough for several threads
 PIECE = 1 << 18
@@ -27,7 +28,7 @@ def in_pieces(function: Callable[..., Tensor], rule: Update, *tensors: Tensor) -
     if first.is_cuda or first.numel() <= PIECE or not all(t.is_contiguous() and t.shape == first.shape for t in whole):
         return function(rule, *tensors).expand_as(first)
     flat_rule, flat = rule.map_tensors(torch.Tensor.flatten), [tensor.flatten() for tensor in tensors]
-    out = torch.empty_like(flat[0])
+    out = recycle.empty(flat[0].shape, flat[0].dtype, flat[0].device)
     for start in range(0, out.numel(), PIECE):
         piece = slice(start, start + PIECE)
         out[piece] = function(flat_rule.map_tensors(lambda t: t[piece]), *(t[piece] for t in flat))  # noqa: B023
