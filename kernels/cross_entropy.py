@@ -56,7 +56,7 @@ def cross_entropy_sum_per_sample(
     dx = torch.empty_like(x)
     loss = torch.zeros((), dtype=accumulation_dtype(x), device=x.device)
     for sample, piece, a, b, losses in _samples(x, w, targets, ignore_index):
-        torch.mm(b, w.to(x.dtype), out=dx[sample, piece])
+        torch.mm(b, recycle.cast(w, x.dtype), out=dx[sample, piece])
         torch.mm(b.t(), a, out=g[sample]) if piece.start == 0 else g[sample].addmm_(b.t(), a)
         loss += losses
     return loss, dx, g
@@ -67,7 +67,7 @@ def _samples(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
     backend = backend_for(x, w)
     wide = accumulation_dtype(x)
     counted, labels, factors = _tokens(x, targets, torch.ones_like(targets, dtype=wide), ignore_index)
-    compute = w.to(x.dtype)
+    compute = recycle.cast(w, x.dtype)
     t = targets.shape[1]
     step = min(t, _chunk_tokens(x, w))
     buffer = recycle.empty((step, w.shape[0]), x.dtype, x.device)
@@ -87,7 +87,7 @@ def _cross_entropy_sum(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int)
     """(loss, dx, wgrad) at an incoming gradient of 1."""
     backend = backend_for(x, w)
     counted, labels, factors = _tokens(x, targets, torch.ones_like(targets, dtype=accumulation_dtype(x)), ignore_index)
-    flat, compute = shapes.pack(x), w.to(x.dtype)
+    flat, compute = shapes.pack(x), recycle.cast(w, x.dtype)
     losses = torch.empty(flat.shape[0], dtype=factors.dtype, device=x.device)
     dx = torch.empty_like(flat)
     wgrad = recycle.empty(w.shape, accumulation_dtype(x, w), x.device).zero_()

@@ -137,7 +137,7 @@ def _head(
         losses, dx, wgrad, dots = reference.linear_cross_entropy_dots(x, w, labels.view(shape), V, factors.view(shape))
         losses = losses * counted.view(shape)
         return (losses.flatten() @ factors), losses, dx.to(x.dtype), wgrad, dots
-    flat, compute = shapes.pack(x), w.to(x.dtype)
+    flat, compute = shapes.pack(x), recycle.cast(w, x.dtype)
     wide = accumulation_dtype(x, w, V)
     losses = torch.empty(n * t, dtype=factors.dtype, device=x.device)
     dx = torch.empty_like(flat)
@@ -209,7 +209,7 @@ def _softmax_losses(z: Tensor, label: Tensor) -> Tensor:
 def _loss(x: Tensor, w: Tensor, targets: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
     """The loss alone, without gradients."""
     counted, labels, factors = _tokens(x, targets, weights, ignore_index)
-    flat, compute = shapes.pack(x), w.to(x.dtype)
+    flat, compute = shapes.pack(x), recycle.cast(w, x.dtype)
     losses = torch.empty(flat.shape[0], dtype=factors.dtype, device=x.device)
     step = _chunk_tokens(x, w)
     for start in range(0, flat.shape[0], step):

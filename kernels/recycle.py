@@ -74,6 +74,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     return torch.empty(0, dtype=dtype).set_(memory, 0, tuple(shape))
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in another dtype; x itself where it has it already."""
+    return x if x.dtype == dtype else empty(x.shape, dtype, x.device).copy_(x)
+
+
 def scaled(x: Tensor, factor: Tensor) -> Tensor:
     """x times a number, in the dtype of x."""
     return torch.mul(x, factor.to(x.dtype), out=empty(x.shape, x.dtype, x.device))

@@ -150,14 +150,18 @@ def accumulate(
         total = None if wgrad is None else wgrad[tile]
         for s, (first, last) in enumerate(spans):
             left, right = b[first:last, tile].t(), a[first:last]
-            place = slice(s % together * size, (s % together + 1) * size)
-            if fresh and s == 0 and k == 1 and total is not None and widened is products:
+            first_one = fresh and s == 0 and total is not None and together == 1
+            if first_one and a.dtype == wide:
                 g = torch.mm(left, right, out=total)  # the first sample's product is the total so far
             else:
+                place = slice(s % together * size, (s % together + 1) * size)
                 g = torch.mm(left, right, out=products[place].view(-1, i))
-                g = g if widened is products else widened[place].view(-1, i).copy_(g)
-                if total is not None:
-                    total.copy_(g) if fresh and s == 0 else total.add_(g)
+                if first_one:
+                    g = total.copy_(g)
+                else:
+                    g = g if a.dtype == wide else widened[place].view(-1, i).copy_(g)
+                    if total is not None:
+                        total.copy_(g) if fresh and s == 0 else total.add_(g)
             if k == 1:  # a matrix of one row times a vector takes 1.7 times as long
                 torch.dot(direction[0], g.view(-1), out=part[0, s])
             elif together == 1:

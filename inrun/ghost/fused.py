@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 import kernels
 from kernels import recycle
 from kernels.cross_entropy import CROSS_ENTROPY_SUM
+from kernels.linear import autocast
 from inrun.ghost.origin import Origin
 from inrun.rules.factors import Dense, Factor, token_rows, wide
 
@@ -22,9 +23,10 @@ class FusedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w, bias, recorder, w_origin: Origin | None, bias_origin: Origin | None):
-        ctx.save_for_backward(x, w)
         ctx.recorder, ctx.w_origin, ctx.bias_origin = recorder, w_origin, bias_origin
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.x_dtype, ctx.w_dtype, ctx.bias_dtype = x.dtype, w.dtype, None if bias is None else bias.dtype
+        x, w = autocast(x), autocast(w)  # once, for both directions
+        ctx.save_for_backward(x, w)
         return F.linear(x, w, bias)
 
     @staticmethod
@@ -34,7 +36,7 @@ class FusedLinear(torch.autograd.Function):
         to_x, to_w, to_bias = ctx.needs_input_grad[:3]
         n = ctx.recorder.n
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            dx = (b @ w.to(b.dtype)).to(x.dtype) if to_x else None
+            dx = (b @ w.to(b.dtype)).to(ctx.x_dtype) if to_x else None
             wgrad = bias_grad = None
             if to_w:
                 a, rows = token_rows(x, n).to(b.dtype), token_rows(b, n)
@@ -42,7 +44,7 @@ class FusedLinear(torch.autograd.Function):
                     wgrad = ctx.recorder.outer(ctx.w_origin, a, rows, tuple(w.shape))
                 if wgrad is None:
                     wgrad = rows.flatten(0, 1).t() @ a.flatten(0, 1)
-                wgrad = wgrad.to(w.dtype)
+                wgrad = wgrad.to(ctx.w_dtype)
             if to_bias:
                 sums = wide(token_rows(b, n)).sum(1)
                 bias_grad = sums.sum(0).to(ctx.bias_dtype)

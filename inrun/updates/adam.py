@@ -103,4 +103,5 @@ class Adam(Update):
         # c / (sqrt(v) / r + eps) = c r / (sqrt(v) + eps r), r^2 the bias correction: one pass over memory less
         r = math.sqrt(1.0 - self.b2 ** (self.t - 1))
         root = torch.threshold_(second.sqrt(), 0.0, math.inf).add_(self.eps * r)  # 1 / inf = 0
-        return root.reciprocal_().mul_(self.sign * self.lr * (1.0 - self.b1) / self.bias1 * r)
+        slope = root.reciprocal_().mul_(self.sign * self.lr * (1.0 - self.b1) / self.bias1 * r)
+        return slope.masked_fill_(self.second == 0, 0.0) if self.amsgrad else slope
