@@ -13,6 +13,7 @@ from kernels.cross_entropy import (
     cross_entropy_sum_dots,
     cross_entropy_sum_per_sample,
 )
+from kernels.cross_entropy_twice import cross_entropy_sum_twice
 from kernels.embedding_dots import embedding, embedding_dots
 from kernels.ghost_hvp import ghost_hvp
 from kernels.linear import linear
@@ -32,6 +33,7 @@ __all__ = [
     "cross_entropy_sum_composite",
     "cross_entropy_sum_dots",
     "cross_entropy_sum_per_sample",
+    "cross_entropy_sum_twice",
     "embedding",
     "embedding_dots",
     "ghost_hvp",

@@ -127,9 +127,7 @@ class Attributor:
         self.parameters = self._track(model, params)
         tracked = {id(p) for p in self.parameters.values()}
         self._constants = [*model.buffers(), *(p for p in model.parameters() if id(p) not in tracked)]
-        self.targets = {
-            name: Target(name, closure, self.parameters, model, fused) for name, closure in targets.items()
-        }
+        self.targets = {name: Target(name, closure, self.parameters, model, fused) for name, closure in targets.items()}
         self.keys: list[Key] = [(m.name, target) for m in self.methods for target in self.targets]
         self._known = [(m, t) for m in self.methods if m.known_before for t in self.targets]
         self._later = [(m, t) for m in self.methods if not m.known_before for t in self.targets]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import kernels
 from inrun.ghost.backward import grad
 from inrun.ghost.expand import Expand
 from inrun.ghost.fused import TiedTables
@@ -96,7 +97,7 @@ class Target:
             )
             return [(None if g is None else g.detach(), h) for g, h in zip(first, second)]
 
-        # fused attention and fused heads cannot be differentiated twice
+        # fused attention cannot be differentiated twice
         with sdpa_kernel(SDPBackend.MATH):
             both = self._differentiate(leaves, twice, here=True, expand=True)
         gradient = {name: g for name, (g, _) in zip(leaves, both) if g is not None}
@@ -130,7 +131,7 @@ class Target:
             torch.autograd.set_multithreading_enabled(False),
             TiedTables() if self.fused and differentiate is not None and not expand else nullcontext(),
             Substitute(substitution) if substitution else nullcontext(),
-            Expand() if expand else nullcontext(),
+            Expand(kernels.cross_entropy_sum_twice) if expand else nullcontext(),
         ):
             loss = self.closure()
             self._check(loss, needs_grad=differentiate is not None)
