@@ -1,18 +1,18 @@
 """Large buffers on a CPU, used again.
 
-The C library maps a buffer of more than 32 MB anew at each allocation, and the system zeroes its pages one by one as they are first touched: 1.8 us for 4 KiB, as much as
-reading it twice more from memory. One step of GPT-2 asks for a gigabyte of such buffers (logits, weight gradients of the token table, directions). `empty` gives a buffer out
-again as soon as the last tensor in it is gone. A GPU's allocator does this by itself; there, and for small buffers, `empty` is `torch.empty`.
+The C library maps a buffer of more than 32 MB anew at each allocation, and the system zeroes its pages one by one as they are first touched: 1.8 us for 4 KiB, more than
+reading them twice. One step of GPT-2 asks for a gigabyte of such buffers (logits, weight gradients of the token table, directions). `empty` gives a buffer out again as soon
+as the last tensor in it is gone. A GPU's allocator does this by itself; there, and for small buffers, `empty` is `torch.empty`.
 
 A tensor made here owns its storage like any other, and is safe to return from an operation: what is recycled is the memory below, when nobody can see it any more.
 """
 
 import math
+import mmap
 import sys
 import threading
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +20,6 @@ from torch import Tensor
 SMALLEST = 8 << 20
 #: a buffer that nobody asked for during as many requests is given back to the system
 PATIENCE = 256
-#: a cache line, so that vector instructions never straddle two
-ALIGNMENT = 64
 
 
 class Recycler:
@@ -29,36 +27,40 @@ class Recycler:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._buffers: list[np.ndarray] = []
+        self._buffers: list[mmap.mmap] = []
         self._last_use: list[int] = []
         self._requests = 0
 
-    def take(self, size: int) -> np.ndarray:
-        """At least `size` uninitialised bytes, uint8; busy for as long as a view of them lives."""
+    def take(self, size: int) -> mmap.mmap:
+        """At least `size` uninitialised bytes; busy for as long as a tensor refers to them."""
         with self._lock:
             self._requests += 1
-            free = [at for at in range(len(self._buffers)) if _idle(self._buffers, at)]
+            # only the list and getrefcount's argument refer to an idle buffer
+            idle = [at for at in range(len(self._buffers)) if sys.getrefcount(self._buffers[at]) == 2]
             # not more than twice as large: a small request must not hold a large buffer
-            fitting = [at for at in free if size <= self._buffers[at].nbytes - ALIGNMENT <= 2 * size]
-            if fitting:
-                at = min(fitting, key=lambda at: self._buffers[at].nbytes)
-            else:
-                self._give_back([at for at in free if self._requests - self._last_use[at] > PATIENCE])
-                self._buffers.append(np.empty(size + ALIGNMENT, dtype=np.uint8))
+            fitting = [at for at in idle if size <= len(self._buffers[at]) <= 2 * size]
+            if not fitting:
+                self._give_back([at for at in idle if self._requests - self._last_use[at] > PATIENCE])
+                self._buffers.append(_mapped(size))
                 self._last_use.append(0)
-                at = len(self._buffers) - 1
+                fitting = [len(self._buffers) - 1]
+            at = min(fitting, key=lambda at: len(self._buffers[at]))
             self._last_use[at] = self._requests
-            start = -self._buffers[at].ctypes.data % ALIGNMENT
-            return self._buffers[at][start : start + size]
+            return self._buffers[at]
 
     def _give_back(self, indices: list[int]) -> None:
         for at in reversed(indices):
             del self._buffers[at], self._last_use[at]
 
 
-def _idle(buffers: list[np.ndarray], at: int) -> bool:
-    """Whether only the list refers to the buffer; a view counts as long as it lives."""
-    return sys.getrefcount(buffers[at]) == 2
+def _mapped(size: int) -> mmap.mmap:
+    """Private memory, in large pages where the system has them."""
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 _RECYCLER = Recycler()
@@ -69,8 +71,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or size < SMALLEST:
         return torch.empty(shape, dtype=dtype, device=device)
-    # not a view of another tensor: autograd adds into a gradient in place only if nothing else refers to its storage
-    memory = torch.from_numpy(_RECYCLER.take(size)).untyped_storage()
+    memory = torch.frombuffer(_RECYCLER.take(size), dtype=torch.uint8).untyped_storage()
     return torch.empty(0, dtype=dtype).set_(memory, 0, tuple(shape))
 
 

@@ -694,3 +694,58 @@ def test_a_compiled_model_is_traced_without_a_break_and_not_again_for_new_direct
         assert (
             per_sample.relative_error(traced, plain) < 2e-5
         )  # float32: two steps of training apart in their last bits
+
+
+@pytest.mark.parametrize("method", ["first_order", "path"])
+def test_a_stale_direction_is_the_targets_gradient_at_the_last_refresh(method):
+    """SGD, so that V = lr g: between refreshes a sample's value is its gradient's dot with the older g."""
+    model, batches, val = small("gpt2"), [rows(3, seed) for seed in range(4)], rows(2, 9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attr = Attributor(model, optimizer, {"val": lambda: loss_of(model, val, 0.1)}, method, refresh=2, ledger=0)
+    kept, got, expected = None, [], []
+    for number, batch in enumerate(batches):
+        own = [per_sample.gradients(model, loss_of(model, batch[i : i + 1], 0.01)) for i in range(3)]
+        if number % 2 == 0:
+            at = copy.deepcopy(model)
+            with torch.no_grad():
+                for name, p in at.named_parameters():
+                    p.sub_(0.0 if method == "first_order" else 0.5 * 0.1 * sum(g[name] for g in own))
+            kept = per_sample.gradients(at, loss_of(at, val, 0.1))
+        expected.append([0.1 * per_sample.dot(g, kept) for g in own])
+        with attr.batch(range(3)):
+            loss_of(model, batch, 0.01).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        got.append(attr.last["val"])
+    torch.testing.assert_close(torch.stack(got), torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-14)
+
+
+def test_a_checkpoint_refreshes_the_direction_so_that_a_resumed_run_gives_the_same_values():
+    model, val = small("gpt2"), rows(2, 9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def attributor(**more):
+        return Attributor(model, optimizer, {"val": lambda: loss_of(model, val, 0.1)}, refresh=3, ledger=0, **more)
+
+    def step(attr, seed):
+        with attr.batch(range(3)):
+            loss_of(model, rows(3, seed), 0.01).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return attr.last["val"]
+
+    attr = attributor()
+    step(attr, 0)
+    state, weights = attr.state_dict(), copy.deepcopy(model.state_dict())
+    uninterrupted = [step(attr, 1), step(attr, 2)]
+    attr.close()
+    model.load_state_dict(weights)
+    resumed = attributor(resume=state)
+    assert torch.equal(torch.stack(uninterrupted), torch.stack([step(resumed, 1), step(resumed, 2)]))
+
+
+def test_second_order_refuses_a_stale_direction():
+    model = small("gpt2")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="second_order needs 1"):
+        Attributor(model, optimizer, {"val": lambda: loss_of(model, rows(2, 9), 0.1)}, "second_order", refresh=2)

@@ -66,6 +66,9 @@ class Attributor:
         store: folder for the values, or None to keep only `last`.
         params: regular expression; only parameters whose name it finds are valued.
         every: value every k-th step only.
+        refresh: evaluate the targets' gradients on every k-th valued step only and use them for the steps between (first_order, path).
+            The optimizer's slopes are always those of the step. `docs/performance.md` has what it costs in fidelity. The ledger
+            still evaluates the targets' losses at each step: see `ledger`.
         per_token: also value every predicted token; needs ``batch(ids, forward=...)``.
         fused: linear layers and the language-model head take dots in their own backward: faster; the weight gradient is
             summed sample by sample, so that the trained weights differ from unattributed training by rounding. False
@@ -104,6 +107,7 @@ class Attributor:
         store: str | Path | None = None,
         params: str | None = None,
         every: int = 1,
+        refresh: int = 1,
         per_token: bool = False,
         fused: bool = False,
         replay: bool = False,
@@ -118,7 +122,7 @@ class Attributor:
         given = [method] if isinstance(method, (str, Method)) else list(method)
         options = {"update": update, "state": state, "nodes": nodes, "quadrature": quadrature, "credit": credit}
         self.methods = [m if isinstance(m, Method) else Method(m, **options) for m in given]
-        self._check_arguments(targets, route, every)
+        self._check_arguments(targets, route, every, refresh)
         self.model, self.route, self.every, self.per_token = model, route, every, per_token
         self._ledger_every, self._check_every = ledger, check
         self.fused, self.replay = fused, replay
@@ -127,7 +131,9 @@ class Attributor:
         self.parameters = self._track(model, params)
         tracked = {id(p) for p in self.parameters.values()}
         self._constants = [*model.buffers(), *(p for p in model.parameters() if id(p) not in tracked)]
-        self.targets = {name: Target(name, closure, self.parameters, model, fused) for name, closure in targets.items()}
+        self.targets = {
+            name: Target(name, closure, self.parameters, model, fused, refresh > 1) for name, closure in targets.items()
+        }
         self.keys: list[Key] = [(m.name, target) for m in self.methods for target in self.targets]
         self._known = [(m, t) for m in self.methods if m.known_before for t in self.targets]
         self._later = [(m, t) for m in self.methods if not m.known_before for t in self.targets]
@@ -138,6 +144,7 @@ class Attributor:
         self._kept = KeptMemory(memory_budget if fused and self._later else 0)
         self.step = int(resume["step"]) if resume else 0
         self.last_step: StepResult | None = None
+        self._refresh_every, self._valued_since_refresh = refresh, 0
         self._all_have_state = False
         self._said_coarse = False
         self.ledger = Ledger()
@@ -277,6 +284,7 @@ class Attributor:
                 "state_dict() is called between optimizer steps, not after a backward whose step has not been taken"
             )
         self.flush()
+        self._valued_since_refresh = 0  # a resumed run has no gradient to reuse, so this one must not have one either
         return {"step": self.step}
 
     def close(self) -> ValueStore | None:
@@ -307,7 +315,7 @@ class Attributor:
 
     # -- construction
 
-    def _check_arguments(self, targets, route, every) -> None:
+    def _check_arguments(self, targets, route, every, refresh) -> None:
         names = [m.name for m in self.methods]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"methods need distinct names, got {names}; give Method(..., name=...)")
@@ -323,6 +331,10 @@ class Attributor:
             )
         if every < 1:
             raise ValueError(f"every must be 1 or more, not {every}")
+        second = [m.name for m in self.methods if m.kind == "second_order"]
+        if refresh < 1 or (refresh > 1 and second):
+            why = f"; {', '.join(second)} needs 1, since its Hessian-vector product is along the step's own gradient"
+            raise ValueError(f"refresh={refresh}: choose 1 or more{why if second else ''}")
 
     def _find_owners(self) -> dict[int, tuple[torch.optim.Optimizer, dict]]:
         return {id(p): (o, group) for o in self.optimizers for group in o.param_groups for p in group["params"]}
@@ -349,6 +361,7 @@ class Attributor:
             "attribution": {
                 "methods": {m.name: {k: v for k, v in vars(m).items() if k != "name"} for m in self.methods},
                 "every": self.every,
+                "refresh": self._refresh_every,
             },
             **(run or {}),
         }
@@ -387,6 +400,10 @@ class Attributor:
         if not self._scored:
             self._close_ledger()
             return
+        if self._valued_since_refresh % self._refresh_every == 0:
+            for target in self.targets.values():
+                target.refresh()
+        self._valued_since_refresh += 1
         if self._known or any(m.kind == "first_order" for m in self.methods):
             for target in self.targets.values():
                 target.gradient()  # also gives the loss that completes the last step's books

@@ -15,7 +15,7 @@ from inrun.directions.target import Target
 def path(what: Method, step: Step, target: Target) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for node, lo, hi in segments(what.nodes, what.quadrature):
-        gradient = target.gradient(at=step.moved(what, node))
+        gradient = target.gradient(at=lambda node=node: step.moved(what, node), key=(what.name, node))
         for name, g in gradient.items():
             if name in step.gradient:
                 part = step.pull_back(what, name, g, lo, hi, at=node)

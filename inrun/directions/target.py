@@ -1,6 +1,6 @@
 """A validation loss as a function of the weights: its value, gradient and Hessian-vector product, here or at moved weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -29,6 +29,7 @@ class Target:
         parameters: name -> tracked parameter.
         model: whose buffers are restored after each evaluation.
         fused: gradients may be summed in another order than torch's own (inrun.ghost.fused), which saves passes over tied tables.
+        reuse: keep each gradient until `refresh`, and give it again at later weights.
     """
 
     def __init__(
@@ -38,16 +39,22 @@ class Target:
         parameters: Mapping[str, Tensor],
         model: nn.Module,
         fused: bool = False,
+        reuse: bool = False,
     ):
         self.name, self.closure, self.parameters, self.fused = name, closure, dict(parameters), fused
         self._buffers = dict(model.named_buffers())
         self._volatile: set[str] | None = None  # buffers that the closure writes, learnt at the first evaluation
+        self._reuse, self._kept = reuse, {}
         self._here: dict[str, Tensor] | None = None
         self._loss_here: float | None = None
 
     def forget(self) -> None:
         """The weights have moved: drop what was cached for the old ones."""
         self._here, self._loss_here = None, None
+
+    def refresh(self) -> None:
+        """Drop the gradients that were kept for later weights."""
+        self._kept = {}
 
     def loss(self, at: Mapping[str, Tensor] | None = None) -> float:
         """L(w), or the loss at the weights given by name (the others stay)."""
@@ -60,11 +67,16 @@ class Target:
             self._loss_here = loss
         return loss
 
-    def gradient(self, at: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """grad L by parameter name, for the parameters that the loss depends on; cached at the current weights until `forget`."""
+    def gradient(self, at: Callable[[], Mapping[str, Tensor]] | None = None, key: Hashable = None) -> dict[str, Tensor]:
+        """grad L by parameter name, for the parameters that the loss depends on.
+
+        At the current weights, cached until `forget`, or at those that `at` gives by name. With `reuse`, what was found under the same key since the last `refresh`.
+        """
+        if key in self._kept:
+            return self._kept[key]
         if at is None and self._here is not None:
             return self._here
-        moved = at or {}
+        moved = {} if at is None else at()
         leaves = {
             name: moved[name].detach().requires_grad_() if name in moved else p for name, p in self.parameters.items()
         }
@@ -77,6 +89,8 @@ class Target:
             )
         if at is None:
             self._here = gradients
+        if self._reuse:
+            self._kept[key] = gradients
         return gradients
 
     def gradient_and_hvp(self, direction: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

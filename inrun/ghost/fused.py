@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import kernels
+from inrun.ghost.origin import Origin
+from inrun.rules.factors import Dense, Factor, token_rows, wide
 from kernels import recycle
 from kernels.cross_entropy import CROSS_ENTROPY_SUM
 from kernels.linear import autocast
-from inrun.ghost.origin import Origin
-from inrun.rules.factors import Dense, Factor, token_rows, wide
 
 
 class FusedLinear(torch.autograd.Function):

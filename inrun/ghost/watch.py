@@ -142,8 +142,9 @@ class Watch(TorchFunctionMode):
             return self._head(*args)
         if func is F.linear and self.recorder.fused and isinstance(origins[1], Parameter) and 0 not in shared:
             return self._linear(*args, **kwargs)
-        if func is F.embedding and self.recorder.fused and 0 not in shared and isinstance(origins[1], Parameter):
-            if plain := plain_lookup(*args, **kwargs):
+        if func is F.embedding and self.recorder.fused and isinstance(origins[1], Parameter) and 0 not in shared:
+            plain = plain_lookup(*args, **kwargs)
+            if plain is not None:
                 return self._lookup(*plain)
         uses = self._uses(func, args, kwargs, leaves, origins, shared)
         version = leaves[0]._version

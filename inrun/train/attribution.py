@@ -58,6 +58,7 @@ class AttributionConfig:
     memory_budget: int | None = None
     params: str | None = None
     every: int = 1
+    refresh: int = 1
     per_token: bool = False
     ledger: int = 1
     check: int = 1
@@ -176,6 +177,7 @@ def build_attributor(
         store=store,
         params=config.params,
         every=config.every,
+        refresh=config.refresh,
         per_token=config.per_token,
         ledger=config.ledger,
         check=config.check,
