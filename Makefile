@@ -13,7 +13,7 @@ LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 # the paper's experiments: a target each, all of them with `make reproduce`, in this order; finished ones have nothing to do
-EXPERIMENTS := fidelity fidelity-pythia curation dynamics copyright retrieval classification stability
+EXPERIMENTS := throughput fidelity fidelity-pythia curation dynamics copyright retrieval classification stability
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) pool notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
@@ -56,6 +56,9 @@ pretrain-pythia: $(STAMP)  ## Pythia 410M with the paper's settings, on the Pile
 reproduce: $(STAMP)  ## every experiment of the paper at CPU scale, one after the other; what is finished is not repeated
 	@for experiment in $(EXPERIMENTS); do echo "== $$experiment"; $(MAKE) --no-print-directory $$experiment || exit 1; done
 
+throughput: $(STAMP)  ## the paper's table 1 over widths and lengths, with peak memory (ARGS="scale=paper")
+	$(RUN) -m experiments.throughput $(ARGS)
+
 fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS=scale=paper, ...)
 	$(RUN) -m experiments.fidelity $(ARGS)
 
@@ -95,7 +98,7 @@ conformance: $(STAMP)  ## judge our engine by the cases in which published imple
 kernels-aot: $(STAMP)  ## compile every kernel for sm_80 and sm_90, without a GPU; check spills, registers, tensor cores
 	$(RUN) -m kernels.aot
 
-bench: $(STAMP)  ## what values cost beside plain training, on this machine
+bench: $(STAMP)  ## what values cost beside plain training, on this idle machine (ARGS="scale=full")
 	$(RUN) -m experiments.bench $(ARGS)
 
 bench-kernels: $(STAMP)  ## time the kernels' routes on this machine, into kernels/bench.csv (ARGS=--quick)

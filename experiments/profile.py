@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.bench import CASES, SIZES, Bench
+from experiments.bench_cases import Bench
 from experiments.command import command, plain
 
 #: operations by what they do; the first whose part of the name is found
@@ -35,8 +35,7 @@ def kind_of(name: str) -> str:
 
 def milliseconds(size: str, precision: str, name: str) -> dict[str, float]:
     """Self time on the CPU by kind of operation, of one step after a warm-up."""
-    bench = Bench(SIZES[size], precision)
-    step = CASES[name](bench)
+    step = Bench(size, precision).step(name)
     step()
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         step()
@@ -51,7 +50,7 @@ def main(config: DictConfig) -> None:
     lines = []
     for size in options["sizes"]:
         for precision in options["precisions"]:
-            times = {name: milliseconds(size, precision, name) for name in options["profile_cases"]}
+            times = {name: milliseconds(size, precision, name) for name in options["cases"]}
             lines += [
                 f"\n{size} {precision}, ms of self time\n",
                 "| kind | " + " | ".join(times) + " |",
@@ -68,4 +67,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command("bench", main)
+    command("profile", main)

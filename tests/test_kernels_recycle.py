@@ -27,7 +27,9 @@ def test_memory_is_used_again_when_its_last_tensor_is_gone(recycler):
     del view
     again = recycle.empty((2, NUMBERS), torch.bfloat16, CPU)
     assert again.data_ptr() == place
-    assert again.shape == (2, NUMBERS) and again.is_contiguous() and again._base is None
+    assert again.shape == (2, NUMBERS)
+    assert again.is_contiguous()
+    assert again._base is None
 
 
 def test_tensors_that_live_together_never_share_memory(recycler):
