@@ -195,7 +195,7 @@ def judged(valuation: Valuation, problem: Problem, subsets: np.ndarray, truth: n
 
 
 def figure(rows: list[dict]) -> Figure:
-    fig, axes = plt.subplots(1, 3, figsize=(12, 3.6))
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     panels = (
         ("agreement", "Spearman between repeats"),
         ("auroc", "AUROC of wrong labels"),
@@ -226,8 +226,7 @@ def figure(rows: list[dict]) -> Figure:
             )
         axis.axhline(0.5 if key == "auroc" else 0, color="grey", lw=0.6)
         axis.set(xscale="log", xlabel="model trainings, or their cost", ylabel=label)
-    axes[0].legend(fontsize=6)
-    fig.tight_layout()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return fig
 
 
