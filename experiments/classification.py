@@ -28,7 +28,7 @@ from rich.console import Console
 from scipy.stats import rankdata
 
 from experiments import outputs
-from experiments.classification_report import INSPECTED, draw, report
+from experiments.classification_report import INSPECTED, draw, report, summarised
 from experiments.command import CONFIGS, command, plain
 from experiments.outputs import Outputs
 from inrun.baselines import Cost, get_baseline, measure
@@ -132,7 +132,7 @@ def main(config: DictConfig) -> None:
     out.finish()
     if settings.record:
         where = {"data": settings.problem.source, "normalisation": settings.recipe.network.normalisation}
-        out.record("classification", [{**where, **row} for row in rows], outputs.RESULTS)
+        out.record("classification", [{**where, **row} for row in summarised(rows)], outputs.RESULTS)
     print(text)
     console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
 
@@ -184,7 +184,8 @@ class Study:
             ranks = {method: within(values, self.problem.train.y) for method, values in chosen.items()}
             auc = {method: auroc(-r, self.problem.wrong) for method, r in ranks.items()}
             found += [self._row("detection within labels", method, "auroc", value) for method, value in auc.items()]
-            found += self._selection(ranks, "selection within labels")
+            untied = {method: within(values, self.problem.train.y, "ordinal") for method, values in chosen.items()}
+            found += self._selection(untied, "selection within labels")
         return found
 
     def _detection(self, method: str, values: np.ndarray) -> list[dict]:
@@ -268,12 +269,12 @@ def baseline_files() -> set[str]:
     return {path.stem for path in BASELINES.glob("*.yaml")}
 
 
-def within(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Rank of each value among the samples of the same label, as a share in (0, 1), highest value highest."""
+def within(values: np.ndarray, labels: np.ndarray, ties: str = "average") -> np.ndarray:
+    """Rank of each value among the samples of the same label, as a share in (0, 1), highest value highest; `ties` as in scipy's rankdata."""
     ranks = np.empty(len(values))
     for label in np.unique(labels):
         own = labels == label
-        ranks[own] = (rankdata(values[own]) - 0.5) / own.sum()
+        ranks[own] = (rankdata(values[own], ties) - 0.5) / own.sum()
     return ranks
 
 

@@ -184,6 +184,22 @@ SHOWN = (
 )
 
 
+def summarised(rows: Rows) -> list[dict]:
+    """One row for the seeds of each task, method, quantity and share: mean, std (divisor n - 1, None for one seed), seeds."""
+    groups: dict[tuple, list[float]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["method"], row["quantity"], row["share"]), []).append(row["value"])
+    return [
+        {
+            **dict(zip(("task", "method", "quantity", "share"), key)),
+            "mean": float(np.mean(values)),
+            "std": _std(values) if len(values) > 1 else None,
+            "seeds": len(values),
+        }
+        for key, values in groups.items()
+    ]
+
+
 def name(method: str) -> str:
     return NAMES.get(method, method)
 
@@ -204,7 +220,9 @@ def _values(rows: Rows, task: str, method: str, quantity: str, share: float | No
 
 def _cell(rows: Rows, task: str, method: str, quantity: str, share: float | None = None) -> str:
     values = _values(rows, task, method, quantity, share)
-    return f"{np.mean(values):.3f} ({_std(values):.3f})" if values else ""
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if values else ""
+    return f"{np.mean(values):.3f} ({_std(values):.3f})"
 
 
 def _std(values: Sequence[float]) -> float:

@@ -101,6 +101,8 @@ def test_detection_is_the_auroc_of_minus_the_values_of_the_run(root, rows):
 def test_ranks_within_labels_know_nothing_of_what_a_label_has_in_common(root, rows):
     values, labels = np.array([5.0, 7.0, 6.0, 105.0, 106.0, 105.0]), np.array([0, 0, 0, 1, 1, 1])
     assert classification.within(values, labels) == pytest.approx([1 / 6, 5 / 6, 3 / 6, 2 / 6, 5 / 6, 2 / 6])
+    untied = classification.within(np.zeros(4), np.array([0, 1, 0, 1]), "ordinal")
+    assert sorted(untied[[0, 2]]) == sorted(untied[[1, 3]]) == [1 / 4, 3 / 4]  # half of them are half of each label
     problem, folder = problem_and_run(root, 3)
     pairs = []  # a wrong and a right sample: how often has the wrong one the lower rank among its label's samples
     ranks = values_by_label(problem, folder)
@@ -148,7 +150,7 @@ def test_every_method_has_its_costs_and_retraining_methods_their_trainings(rows)
         assert of(rows, "cost", "less", "cpu_seconds", seed) > 0
 
 
-def test_report_has_a_table_per_task_with_the_papers_numbers_and_results_are_recorded(root, study):
+def test_report_has_a_table_per_task_with_the_papers_numbers_and_results_are_recorded(root, study, rows):
     text = (study / "classification.md").read_text()
     assert "| KNN-Shapley | 0.76 (0.018) |" in text
     assert "0.342 / 0.465 / 0.534 / 0.559" in text  # datamodels, table 5
@@ -158,6 +160,12 @@ def test_report_has_a_table_per_task_with_the_papers_numbers_and_results_are_rec
     with (root / "results" / "classification.csv").open() as file:
         recorded = list(csv.DictReader(file))
     assert {row["data"] for row in recorded} == {"digits"}
+    (found,) = [
+        row for row in recorded if (row["task"], row["method"], row["quantity"]) == ("detection", "less", "auroc")
+    ]
+    both = [of(rows, "detection", "less", "auroc", seed) for seed in (3, 4)]
+    assert float(found["mean"]) == pytest.approx(np.mean(both))
+    assert float(found["std"]) == pytest.approx(abs(both[0] - both[1]) / 2**0.5)
     assert all(row["revision"] and row["config_digest"] for row in recorded)
 
 
@@ -271,4 +279,4 @@ def test_report_of_one_seed_has_no_spread():
         {"task": "cost", "method": "loss", "quantity": "cpu_seconds", "share": None, "seed": 0, "value": 0.5},
         {"task": "cost", "method": "loss", "quantity": "trainings", "share": None, "seed": 0, "value": 0},
     ]
-    assert "| own loss, keep low |  | 0.750 (0.000) |" in report(rows, "about")
+    assert "| own loss, keep low |  | 0.750 |" in report(rows, "about")
