@@ -67,6 +67,11 @@ class BenchConfig:
     name: str | None = None
     record: bool = False
 
+    def __post_init__(self):
+        keys = [plan.key for plan in self.plans]
+        if not keys or len(set(keys)) < len(keys):
+            raise ConfigError(f"plans: one or more, each with a size and precision of its own; got {', '.join(keys)}")
+
 
 def measure(plan: Plan) -> dict[str, list[float]]:
     """Seconds of each case's step, by round; the order is reversed every second round."""

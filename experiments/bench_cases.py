@@ -45,6 +45,7 @@ def _gpt2(n: int, m: int, t: int) -> Size:
 
 SIZES = {
     "tiny": _small(4, 2, 16, d_model=32, n_layer=1, vocab_size=256),
+    "tiny-4+16": _small(4, 16, 16, d_model=32, n_layer=1, vocab_size=256),
     "small": _small(),
     "small-16+1": _small(16, 1),
     "small-4+16": _small(4, 16),

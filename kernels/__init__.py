@@ -21,7 +21,7 @@ from kernels.linear_cross_entropy import HeadDots, linear_cross_entropy, linear_
 from kernels.norm import layer_norm, rms_norm
 from kernels.norm_dots import NormDots, norm_dots
 from kernels.pairwise_dots import pairwise_dots
-from kernels.sum_dots import sum_dots
+from kernels.sum_dots import sample_dots, sample_sum, sum_dots
 from kernels.wgrad_dots import outer_dots, wgrad_dots
 
 __all__ = [
@@ -45,6 +45,8 @@ __all__ = [
     "outer_dots",
     "pairwise_dots",
     "rms_norm",
+    "sample_dots",
+    "sample_sum",
     "sum_dots",
     "use",
     "wgrad_dots",

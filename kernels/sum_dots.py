@@ -4,16 +4,18 @@ The second half of the library route of `wgrad_dots`: a batched product writes p
 once. On a GPU it rivals the fused kernel (a vendor's batched product is fast); on a CPU it never pays.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from kernels import reference, shapes
+from kernels import recycle, reference, shapes
 from kernels.backend import accumulation_dtype, backend_for, operator
 
 # Memory that per-sample gradients of the library route may take at once; larger weights go through in tiles of rows.
 SCRATCH_BYTES = 256 * 1024 * 1024
-# Elements of a gradient per pass of the plain route: 1 MB of float32 stays in a core's L2 for all samples and directions.
-CHUNK = 256 * 1024
+# Elements of all samples' gradients in a pass of the plain route: 4 MB of float32 stay in the last-level cache.
+CHUNK = 1 << 20
 
 
 def sum_dots(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,17 +53,50 @@ def _(g, V):
 
 
 def _stream(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """g [n,w], V [k,w] in chunks of columns: each chunk is read once from memory, then summed and dotted in cache."""
+    """g [n,w], V [k,w]: each chunk is read once from memory, then summed and dotted in cache."""
     wide = accumulation_dtype(g, V)
-    total = torch.empty(g.shape[1], dtype=wide, device=g.device)
+    total = recycle.empty(g.shape[1:], wide, g.device)
     dots = torch.zeros(V.shape[0], g.shape[0], dtype=torch.float64, device=g.device)
-    columns = max(1, CHUNK // max(1, g.shape[0]))
-    for start in range(0, g.shape[1], columns):
-        chunk = slice(start, start + columns)
-        part = g[:, chunk].to(wide)
+    for chunk, part in _chunks(g, wide):
         torch.sum(part, 0, out=total[chunk])
         dots += torch.mm(V[:, chunk].to(wide), part.t())
     return total, dots.to(wide)
+
+
+def _chunks(g: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Columns of g [n,w] in the accumulation dtype, a piece that stays in cache at a time; the piece is overwritten by the next."""
+    columns = max(1, CHUNK // max(1, g.shape[0]))
+    buffer = (
+        None if g.dtype == wide else torch.empty(g.shape[0] * min(columns, g.shape[1]), dtype=wide, device=g.device)
+    )
+    for start in range(0, g.shape[1], columns):
+        part = g[:, start : start + columns]
+        yield (
+            slice(start, start + columns),
+            part if buffer is None else buffer[: part.numel()].view(part.shape).copy_(part),
+        )
+
+
+def sample_sum(g: Tensor) -> Tensor:
+    """sum_n g_n of per-sample gradients g [n, ...], in float32 (float64 for float64). torch's own sum of a bfloat16 tensor over its first axis takes eight times as long."""
+    wide = accumulation_dtype(g)
+    flat = g.reshape(g.shape[0], -1)
+    total = recycle.empty(flat.shape[1:], wide, g.device)
+    for chunk, part in _chunks(flat, wide):
+        torch.sum(part, 0, out=total[chunk])
+    return total.view(g.shape[1:])
+
+
+def sample_dots(g: Tensor, V: Tensor) -> Tensor:
+    """<g_n, V_k> [k,n] of per-sample gradients g [n, ...] and V [k, ...], in float32 (float64 if one is)."""
+    wide = accumulation_dtype(g, V)
+    flat, directions = g.reshape(g.shape[0], -1), V.reshape(V.shape[0], -1)
+    if g.dtype == wide:
+        return directions.to(wide) @ flat.t()
+    dots = torch.zeros(V.shape[0], g.shape[0], dtype=torch.float64, device=g.device)
+    for chunk, part in _chunks(flat, wide):
+        dots += torch.mm(directions[:, chunk].to(wide), part.t())
+    return dots.to(wide)
 
 
 def materialise(a: Tensor, b: Tensor, V: Tensor, spans: list[tuple[int, int]], wgrad: Tensor) -> Tensor:

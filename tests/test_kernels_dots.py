@@ -238,3 +238,15 @@ def test_shapes_that_do_not_fit_raise_and_say_how_they_should_be(call, kind, mes
 def test_an_id_outside_the_table_raises():
     with pytest.raises(IndexError), kernels.use("torch"):
         kernels.embedding_dots(torch.tensor([[7]]), torch.randn(1, 1, 3), torch.randn(1, 7, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sums_and_dots_of_kept_gradients_are_their_formulas(monkeypatch, dtype):
+    monkeypatch.setattr(importlib.import_module("kernels.sum_dots"), "CHUNK", 40)
+    g, V = torch.randn(3, 5, 7, dtype=torch.float64).to(dtype), torch.randn(2, 5, 7, dtype=torch.float64)
+    V = V if dtype == torch.float64 else V.float()
+    exact = g.double()
+    accurate = dict(rtol=1e-12, atol=1e-12) if dtype == torch.float64 else dict(rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kernels.sample_sum(g).double(), exact.sum(0), **accurate)
+    expected = torch.einsum("nij,kij->kn", exact, V.double())
+    torch.testing.assert_close(kernels.sample_dots(g, V).double(), expected, **accurate)

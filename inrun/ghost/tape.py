@@ -157,14 +157,14 @@ class Tape(Recorder):
             return None
         torch.bmm(b.mT, a, out=g)
         self.sink("linear", origin, Dense(g))
-        return g.sum(0, dtype=None if g.dtype == torch.float64 else torch.float32)
+        return kernels.sample_sum(g)
 
     def head(self, origin: Origin, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
         g = self.memory.take((self.n, *w.shape), x) if self.fused else None
         if g is None:
             return *CROSS_ENTROPY_SUM(x, w, targets, ignore_index), (x, w, targets, ignore_index)
         loss, dx, g = kernels.cross_entropy_sum_per_sample(x, w, targets, ignore_index=ignore_index, out=g)
-        return loss, dx, g.sum(0, dtype=None if g.dtype == torch.float64 else torch.float32).to(w.dtype), g
+        return loss, dx, kernels.sample_sum(g).to(w.dtype), g
 
     def head_part(self, origin: Origin, part, gradient: Tensor) -> None:
         self.sink(

@@ -118,11 +118,7 @@ class Dense(Factor):
     g: Tensor
 
     def dots(self, V: Tensor) -> Tensor:
-        directions = V.reshape(V.shape[0], -1)
-        if self.g.dtype not in (torch.float16, torch.bfloat16):
-            return directions.to(self.g.dtype) @ self.g.reshape(self.g.shape[0], -1).T
-        # one sample at a time: widening all of them would take more memory than they do
-        return torch.stack([directions @ wide(g).flatten() for g in self.g], dim=1)
+        return kernels.sample_dots(self.g, V)
 
     def dense(self, i: int) -> Tensor:
         return wide(self.g[i])
