@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from inrun.ghost import Dots, KeptMemory, Probes, Tape, Watch, token_dots
 from inrun.ghost.backward import grad
 from inrun.store import ValueStore, ValueWriter
 from inrun.updates import PlainSGD, UnknownOptimizerError, snapshot
+from kernels import recycle
 
 log = logging.getLogger(__name__)
 
@@ -411,8 +413,8 @@ class Attributor:
         if self._known:
             with torch.no_grad():
                 step = self._step_view(None, 1.0)
-                found = [directions(method, step, self.targets[target]) for method, target in self._known]
-                self._directions = self._stack(found)
+                step.keep_slopes = len(self._known) > 1
+                self._directions = self._stack(self._made(step, self._known), len(self._known))
             self._lr_then = {name: self._lr(name) for name in self.parameters}
 
     @torch.no_grad()
@@ -433,8 +435,7 @@ class Attributor:
         step = self._step_view(gradients, c)
         V = self._directions
         if self._later:
-            found = [directions(method, step, self.targets[target]) for method, target in self._later]
-            V = self._stack_with(V, found)
+            V = self._stack_with(V, self._made(step, self._later))
         keys = [(m.name, t) for m, t in [*self._known, *self._later]]
         self._finish(step, gradients, c, V, keys)
 
@@ -645,19 +646,27 @@ class Attributor:
                 self.step,
             )
 
-    def _stack(self, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """[{name: V}] over k -> {name: V [k, *shape]}; a target that does not depend on a parameter has direction 0 there."""
-        if len(found) == 1:  # a view: a copy would be as large as the model
-            return {name: V[None] for name, V in found[0].items()}
-        names = [name for name in self.parameters if any(name in V for V in found)]
-        return {
-            name: torch.stack([V[name] if name in V else torch.zeros_like(self.parameters[name]) for V in found])
-            for name in names
-        }
+    def _made(self, step: Step, pairs: list[tuple[Method, str]]) -> Iterator[dict[str, Tensor]]:
+        return (directions(method, step, self.targets[target]) for method, target in pairs)
 
-    def _stack_with(self, known: dict[str, Tensor], found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        ahead = [{name: V[k] for name, V in known.items()} for k in range(len(self._known))]
-        return self._stack([*ahead, *found])
+    def _stack(self, found: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+        """`count` dicts {name: V} as one {name: V [count, *shape]}, made one after the other; a target that does not depend on a parameter has direction 0 there."""
+        if count == 1:  # a view: a copy would be as large as the model
+            return {name: V[None] for name, V in next(found).items()}
+        stacked: dict[str, Tensor] = {}
+        for k, directions_k in enumerate(found):
+            for name, V in directions_k.items():
+                if name not in stacked:
+                    stacked[name] = recycle.empty((count, *V.shape), V.dtype, V.device)
+                    stacked[name][:k] = 0.0
+                stacked[name][k] = V
+            for name in stacked.keys() - directions_k.keys():
+                stacked[name][k] = 0.0
+        return {name: stacked[name] for name in self.parameters if name in stacked}
+
+    def _stack_with(self, known: dict[str, Tensor], found: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+        ahead = ({name: V[k] for name, V in known.items()} for k in range(len(self._known)))
+        return self._stack(chain(ahead, found), len(self._known) + len(self._later))
 
     def _lr(self, name: str) -> float:
         return float(self._owners[id(self.parameters[name])][1]["lr"])

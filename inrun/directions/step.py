@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from inrun.directions.method import Method
 from inrun.updates import Update, coalition_slope, in_pieces
+from kernels import recycle
 
 #: Gauss-Legendre nodes for the mean Jacobian of rules that mix elements
 _JACOBIAN_NODES = 3
@@ -37,6 +39,9 @@ class Step:
         self.gradient, self.n, self._squares = gradient, n, squares
         self._square_cache: dict[str, Tensor | None] = {}
         self._masks: dict[str, Tensor | None] = {}
+        #: frozen slopes are used for several targets: find them once, at the price of as much memory as the weights
+        self.keep_slopes = False
+        self._slopes: dict[tuple[str, str], Tensor] = {}
         self._slopes: dict[tuple, Tensor] = {}
 
     def rules(self, method: Method) -> Mapping[str, Update]:
@@ -59,7 +64,15 @@ class Step:
 
     def frozen(self, method: Method, name: str, cotangent: Tensor) -> Tensor:
         """The direction in gradient space with the optimizer's state frozen before the step: known without the gradient."""
-        return in_pieces(lambda rule, v: rule.frozen_slope() * v, self.rules(method)[name], cotangent)
+        rule = self.rules(method)[name]
+        if not self.keep_slopes:
+            return in_pieces(lambda rule, v: rule.frozen_slope() * v, rule, cotangent)
+        key = method.update, name
+        if key not in self._slopes:
+            self._slopes[key] = in_pieces(lambda rule, _: rule.frozen_slope(), rule, rule.weight)
+        return torch.mul(
+            self._slopes[key], cotangent, out=recycle.empty(cotangent.shape, cotangent.dtype, cotangent.device)
+        )
 
     def pull_back(
         self, method: Method, name: str, cotangent: Tensor, lo: float = 0.0, hi: float = 1.0, at: float | None = None
