@@ -90,7 +90,7 @@ def _cross_entropy_sum(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int)
     flat, compute = shapes.pack(x), recycle.cast(w, x.dtype)
     losses = torch.empty(flat.shape[0], dtype=factors.dtype, device=x.device)
     dx = torch.empty_like(flat)
-    wgrad = recycle.empty(w.shape, accumulation_dtype(x, w), x.device).zero_()
+    wgrad = recycle.empty(w.shape, accumulation_dtype(x, w), x.device)
     rows = min(flat.shape[0], _chunk_tokens(x, w))
     width = -(-w.shape[0] // 64) * 64 if backend == "triton" else w.shape[0]
     logits = recycle.empty((rows, width), x.dtype, x.device)[:, : w.shape[0]]
@@ -101,12 +101,20 @@ def _cross_entropy_sum(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int)
             b, labels[chunk], factors[chunk], losses[chunk], "torch" if backend == "reference" else backend
         )
         torch.mm(b, compute, out=dx[chunk])
-        if wgrad.dtype == b.dtype:
-            wgrad.addmm_(b.t(), flat[chunk])
-        else:
-            wgrad.add_(torch.mm(b.t(), flat[chunk]))
+        add_product(wgrad, b, flat[chunk], fresh=start == 0)
     losses.mul_(counted)
     return losses.sum(), dx.view(x.shape), wgrad.to(w.dtype)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, fresh: bool) -> None:
+    """total += left^T right, or = if it is `fresh`; products of half precision are rounded once, then added in the total's dtype."""
+    if total.dtype != left.dtype:
+        product = torch.mm(left.t(), right)
+        total.copy_(product) if fresh else total.add_(product)
+    elif fresh:
+        torch.mm(left.t(), right, out=total)
+    else:
+        total.addmm_(left.t(), right)
 
 
 @_cross_entropy_sum.register_fake

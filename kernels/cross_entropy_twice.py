@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels import recycle
 from kernels.backend import accumulation_dtype
+from kernels.cross_entropy import add_product
 from kernels.linear import autocast
 from kernels.linear_cross_entropy import SOFTMAX_BYTES, _check, _chunk_tokens, _softmax_gradient, _tokens
 
@@ -49,22 +50,15 @@ class _Chunks:
             self.kept = z
         return z
 
-    def add(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        """total += left^T right"""
-        if total.dtype == left.dtype:
-            total.addmm_(left.t(), right)
-        else:
-            total.add_(torch.mm(left.t(), right))
-
     def first(self) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, b w [p,i], b^T x [v,i])."""
         losses = self.factors.new_empty(len(self.x))
         dx = torch.empty_like(self.x)
-        dw = recycle.empty(self.w.shape, accumulation_dtype(self.x), self.x.device).zero_()
+        dw = recycle.empty(self.w.shape, accumulation_dtype(self.x), self.x.device)
         for chunk in self:
             b = self.b(chunk, losses)
             torch.mm(b, self.w, out=dx[chunk])
-            self.add(dw, b, self.x[chunk])
+            add_product(dw, b, self.x[chunk], fresh=chunk.start == 0)
         return losses.mul_(self.counted).sum(), dx, dw
 
     def second(self, vx: Tensor, vw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +66,7 @@ class _Chunks:
         wide = accumulation_dtype(self.x)
         losses = self.factors.new_empty(len(self.x))
         hx = torch.empty_like(self.x)
-        hw = recycle.empty(self.w.shape, wide, self.x.device).zero_()
+        hw = recycle.empty(self.w.shape, wide, self.x.device)
         inner = self.factors.new_zeros(())
         for chunk in self:
             b = self.b(chunk, losses)
@@ -82,8 +76,8 @@ class _Chunks:
             inner += _softmax_tangent(b, tangent, self.labels[chunk], self.counted[chunk], wide)
             torch.mm(tangent, self.w, out=hx[chunk])
             hx[chunk].addmm_(b, vw)
-            self.add(hw, tangent, self.x[chunk])
-            self.add(hw, b, vx[chunk])
+            add_product(hw, tangent, self.x[chunk], fresh=chunk.start == 0)
+            add_product(hw, b, vx[chunk], fresh=False)
         return hx, hw, inner
 
 

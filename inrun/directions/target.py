@@ -6,11 +6,12 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 import kernels
 from inrun.ghost.backward import grad
 from inrun.ghost.expand import Expand
-from inrun.ghost.fused import TiedTables
+from inrun.ghost.fused import Lookups
 from inrun.ghost.substitute import Substitute
 
 
@@ -28,7 +29,7 @@ class Target:
         closure: evaluates the loss with the model as it is; whatever reduction it uses is the target.
         parameters: name -> tracked parameter.
         model: whose buffers are restored after each evaluation.
-        fused: gradients may be summed in another order than torch's own (inrun.ghost.fused), which saves passes over tied tables.
+        fused: gradients may be summed in another order than torch's own (inrun.ghost.fused), which saves passes over token tables.
         reuse: keep each gradient until `refresh`, and give it again at later weights.
     """
 
@@ -80,7 +81,13 @@ class Target:
         leaves = {
             name: moved[name].detach().requires_grad_() if name in moved else p for name, p in self.parameters.items()
         }
-        gradients = self._differentiate(leaves, lambda loss, inputs: grad([loss], inputs), here=at is None)
+        lookups = Lookups() if self.fused else None
+
+        def once(loss, inputs):
+            found = grad([loss], inputs)
+            return found if lookups is None else lookups.add(inputs, found)
+
+        gradients = self._differentiate(leaves, once, here=at is None, outer=lookups)
         gradients = {name: g for name, g in zip(leaves, gradients) if g is not None}
         if not gradients:
             raise TargetError(
@@ -113,7 +120,7 @@ class Target:
 
         # fused attention cannot be differentiated twice
         with sdpa_kernel(SDPBackend.MATH):
-            both = self._differentiate(leaves, twice, here=True, expand=True)
+            both = self._differentiate(leaves, twice, here=True, inner=Expand(kernels.cross_entropy_sum_twice))
         gradient = {name: g for name, (g, _) in zip(leaves, both) if g is not None}
         hvp = {
             name: torch.zeros_like(gradient[name]) if h is None else h.detach()
@@ -122,10 +129,10 @@ class Target:
         }
         return gradient, hvp
 
-    def _differentiate(self, leaves: Mapping[str, Tensor], differentiate: Callable, here: bool, expand: bool = False):
+    def _differentiate(self, leaves: Mapping[str, Tensor], differentiate: Callable, here: bool, outer=None, inner=None):
         substitution = {p: leaves[name] for name, p in self.parameters.items() if leaves[name] is not p}
         with torch.enable_grad():
-            return self._evaluate(substitution, differentiate, list(leaves.values()), here, expand)
+            return self._evaluate(substitution, differentiate, list(leaves.values()), here, outer, inner)
 
     def _evaluate(
         self,
@@ -133,9 +140,10 @@ class Target:
         differentiate: Callable | None = None,
         inputs: list | None = None,
         here: bool = False,
-        expand: bool = False,
+        outer: TorchFunctionMode | None = None,
+        inner: TorchFunctionMode | None = None,
     ):
-        """The loss, or its derivatives; checkpointed closures recompute inside, so both happen under the substitution."""
+        """The loss, or its derivatives; checkpointed closures recompute inside, so both happen under the substitution and the modes around and within it."""
         names = self._buffers if self._volatile is None else self._volatile
         kept = {name: self._buffers[name].clone() for name in names}
         versions = {name: buffer._version for name, buffer in self._buffers.items()}
@@ -143,9 +151,9 @@ class Target:
         with (
             torch.random.fork_rng(devices=devices),
             torch.autograd.set_multithreading_enabled(False),
-            TiedTables() if self.fused and differentiate is not None and not expand else nullcontext(),
+            outer or nullcontext(),
             Substitute(substitution) if substitution else nullcontext(),
-            Expand(kernels.cross_entropy_sum_twice) if expand else nullcontext(),
+            inner or nullcontext(),
         ):
             loss = self.closure()
             self._check(loss, needs_grad=differentiate is not None)

@@ -1,9 +1,11 @@
-"""Operations whose own backward takes the dots: a linear layer, the language-model head with its loss, and the look-up in a table that is tied to the head.
+"""Operations whose own backward takes the dots: a linear layer, the language-model head with its loss, and the look-up in a token table.
 
 A tap beside torch's backward costs one more product of weight-gradient size. Here the weight gradient itself is taken sample by sample, and each sample's part is
 dotted (or kept) on its way into the sum. The sum over samples is then associated in another order than torch's single product, within the rounding that
 kernels.wgrad_dots states; this is the one place where attribution may change the last bits of the training.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,6 @@ import kernels
 from inrun.ghost.origin import Origin
 from inrun.rules.factors import Dense, Factor, token_rows, wide
 from kernels import recycle
-from kernels.cross_entropy import CROSS_ENTROPY_SUM
 from kernels.linear import autocast
 
 
@@ -73,45 +74,61 @@ class FusedHead(torch.autograd.Function):
 
 
 class FusedTable(torch.autograd.Function):
-    """Rows of a table w [v,i] by ids [n,...]. Where a head has used the same table, the gradient is sparse: autograd adds its few rows into the head's dense gradient in
-    place, which saves a zeroed table and two passes over it.
-
-    `heads` holds the ids of the tables that a head was given; it is read in the backward, when the head's forward has long run. `sink` gets (b, ids) or is None.
-    """
+    """Rows of a table w [v,i] by ids [n,...]. `sink(b, ids, w)` gets the output's gradient and returns the table's, or None."""
 
     @staticmethod
-    def forward(ctx, ids, w, heads: set[int], sink):
-        ctx.save_for_backward(ids)
-        ctx.key, ctx.shape, ctx.dtype, ctx.heads, ctx.sink = id(w), w.shape, w.dtype, heads, sink
+    def forward(ctx, ids, w, sink):
+        ctx.save_for_backward(ids, w)
+        ctx.sink = sink
         return F.embedding(ids, w)
 
     @staticmethod
     def backward(ctx, b):
-        (ids,) = ctx.saved_tensors
+        ids, w = ctx.saved_tensors
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            if ctx.sink is not None:
-                ctx.sink(b.detach(), ids)
-            rows, at = b.detach().reshape(-1, ctx.shape[1]).to(ctx.dtype), ids.reshape(1, -1)
-            if ctx.key in ctx.heads:
-                gradient = torch.sparse_coo_tensor(at, rows, ctx.shape, check_invariants=False)
-            else:
-                gradient = rows.new_zeros(ctx.shape).index_add_(0, at[0], rows)
-        return None, gradient, None, None
+            return None, ctx.sink(b.detach(), ids, w), None
 
 
-class TiedTables(TorchFunctionMode):
-    """Inside this context look-ups take `FusedTable`, for evaluations that nobody records (targets). Not for derivatives beyond the first."""
+def table_gradient(b: Tensor, ids: Tensor, w: Tensor) -> Tensor:
+    """The table's gradient [v,i], in recycled memory: a table is zeroed and written at each step."""
+    return (
+        recycle.empty(w.shape, w.dtype, w.device)
+        .zero_()
+        .index_add_(0, ids.flatten(), b.reshape(-1, w.shape[1]).to(w.dtype))
+    )
+
+
+class Lookups(TorchFunctionMode):
+    """Keeps the gradients of look-ups out of the backward inside this context; `add` puts their rows into the gradient that came from elsewhere.
+
+    The token table's gradient then comes from the head alone, where they are tied, and its look-ups cost their few rows instead of a second table. For evaluations whose
+    gradients nobody else sees (targets), and first derivatives only.
+    """
 
     def __init__(self):
         super().__init__()
-        self.heads: set[int] = set()
+        self._rows: list[tuple[int, Tensor, Tensor]] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is CROSS_ENTROPY_SUM:
-            self.heads.add(id(args[1]))
-        elif func is F.embedding and (plain := plain_lookup(*args, **(kwargs or {}))):
-            return FusedTable.apply(*plain, self.heads, None)
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        plain = plain_lookup(*args, **kwargs) if func is F.embedding else None
+        return func(*args, **kwargs) if plain is None else FusedTable.apply(*plain, self._keep)
+
+    def _keep(self, b: Tensor, ids: Tensor, w: Tensor) -> None:
+        self._rows.append((id(w), ids, b))
+
+    def add(self, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients with respect to `inputs`, whole; they are written to."""
+        found = list(gradients)
+        place = {id(w): at for at, w in enumerate(inputs)}
+        for key, ids, b in self._rows:
+            if key in place:
+                w, at = inputs[place[key]], place[key]
+                if found[at] is None:
+                    found[at] = table_gradient(b, ids, w)
+                else:
+                    found[at].index_add_(0, ids.flatten(), b.reshape(-1, w.shape[1]).to(w.dtype))
+        return found
 
 
 def plain_lookup(

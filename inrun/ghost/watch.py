@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import kernels
 from inrun.ghost.backward import BACKWARDS, backward
-from inrun.ghost.fused import FusedHead, FusedLinear, FusedTable, plain_lookup
+from inrun.ghost.fused import FusedHead, FusedLinear, FusedTable, plain_lookup, table_gradient
 from inrun.ghost.leaves import rebuilder, tensors_of
 from inrun.ghost.origin import Derived, Origin, Parameter
 from inrun.ghost.tape import Recorder
@@ -110,7 +110,6 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.recorder = recorder
         self.origins: dict[int, Origin] = {id(p): Parameter(name, p) for name, p in parameters.items()}
-        self.heads: set[int] = set()  # parameters that a fused head was given
         self.alive: list[Tensor] = []  # derived tensors, kept so that their ids stay theirs
         self.constants = WeakIdKeyDictionary()
         for tensor in constants:
@@ -178,15 +177,15 @@ class Watch(TorchFunctionMode):
     def _lookup(self, ids: Tensor, w: Tensor) -> Tensor:
         origin, recorder = self.origins[id(w)], self.recorder
 
-        def on_gradient(b: Tensor, ids: Tensor) -> None:
+        def on_gradient(b: Tensor, ids: Tensor, w: Tensor) -> Tensor:
             recorder.sink("embedding", origin, embedding_weight(recorder.n, b, ids, w.detach()))
+            return table_gradient(b, ids, w)
 
-        return FusedTable.apply(ids, w, self.heads, on_gradient)
+        return FusedTable.apply(ids, w, on_gradient)
 
     def _head(self, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor]:
         origin = self.origins[id(w)]
         if isinstance(origin, Parameter) and x.shape[0] == self.recorder.n:
-            self.heads.add(id(w))
             return (FusedHead.apply(x, w, targets, ignore_index, self.recorder, origin),)
         with self:  # a head made of other parameters: its operations are seen one by one
             return (kernels.cross_entropy_sum_composite(x, w, targets, ignore_index),)
