@@ -13,7 +13,7 @@ LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
 # the paper's experiments: a target each, all of them with `make reproduce`, in this order; finished ones have nothing to do
-EXPERIMENTS := throughput fidelity fidelity-pythia curation dynamics copyright retrieval classification stability
+EXPERIMENTS := throughput sparing fidelity fidelity-pythia curation dynamics copyright retrieval classification stability
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) pool notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
@@ -97,6 +97,9 @@ conformance: $(STAMP)  ## judge our engine by the cases in which published imple
 
 kernels-aot: $(STAMP)  ## compile every kernel for sm_80 and sm_90, without a GPU; check spills, registers, tensor cores
 	$(RUN) -m kernels.aot
+
+sparing: $(STAMP)  ## what values lose when measured every k-th step only, or with a target's gradient of some steps ago
+	$(RUN) -m experiments.sparing $(ARGS)
 
 bench: $(STAMP)  ## what values cost beside plain training, on this idle machine (ARGS="scale=full")
 	$(RUN) -m experiments.bench $(ARGS)
