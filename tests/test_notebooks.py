@@ -3,10 +3,14 @@
 import json
 
 import pytest
+from hydra import compose, initialize_config_dir
 from rich.console import Console
 
+from experiments.command import CONFIGS, permissive, plain
+from experiments.copyright import CopyrightConfig
 from experiments.copyright_texts import write_texts
 from experiments.notebooks import NOTEBOOKS, NotebooksConfig, executed, run_config
+from experiments.retrieval import RetrievalConfig
 from inrun.train import trained
 from inrun.train.strict import build
 from tests.train_example import settings, write_documents
@@ -51,3 +55,23 @@ def test_notebooks_run_and_show_what_the_store_holds(tmp_path):
     assert all('"image/png"' in text for text in shown.values())
     assert "original-01" in shown["03_copyright"]
     assert "(original)" in shown["03_copyright"] or "rank of the original" in shown["03_copyright"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings_type", "scales"),
+    [
+        ("notebooks", NotebooksConfig, [[]]),
+        (
+            "copyright",
+            CopyrightConfig,
+            [["copyright=cpu"], ["copyright=paper", "texts.source=files", "texts.path=a", "texts.variants=b"]],
+        ),
+        ("retrieval", RetrievalConfig, [["retrieval=cpu"], ["retrieval=paper"]]),
+    ],
+)
+def test_configs_build_and_their_own_values_win_over_the_groups(name, settings_type, scales):
+    for overrides in scales:
+        with initialize_config_dir(CONFIGS, version_base="1.3"):
+            found = build(settings_type, plain(compose(name, overrides=permissive(overrides))))
+        assert found.data.block_size == found.model.get("block_size", 1024)
+        assert found.data.tokenizer == ("gpt2" if "paper" in str(overrides) else "gpt2-2k")
