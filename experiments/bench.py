@@ -155,6 +155,29 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+#: what the README shows: label, size, precision, case
+SHOWN = (
+    ("first order", "first_order"),
+    ("path", "path"),
+    ("second order", "second_order"),
+    ("stock PyTorch, no values", "stock"),
+)
+
+
+def short_table(rows: list[dict]) -> str:
+    """The README's table: medians of throughput against regular training on the same tokens with the same fused head, by size and precision."""
+    settings = list(dict.fromkeys((r["size"], r["precision"], r["samples"], r["tokens"]) for r in rows))
+    found = {(r["size"], r["precision"], r["case"]): r for r in rows}
+    settings = [s for s in settings if (*s[:2], "first_order") in found and (*s[:2], "stock") in found]
+    head = [f"{size.split('-')[0]}, {precision}, {samples} x {tokens}" for size, precision, samples, tokens in settings]
+    lines = ["| | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
+    for label, name in SHOWN:
+        cells = [found.get((*s[:2], name)) for s in settings]
+        shown = ["-" if c is None else f"{float(c['ratio']):.2f}" for c in cells]
+        lines.append(f"| {label} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
 def figure(rows: list[dict]) -> Figure:
     """Ratios to regular training, a bar per case and setting, with the range over rounds."""
     settings = list(dict.fromkeys((r["size"], r["precision"]) for r in rows))

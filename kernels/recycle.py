@@ -35,8 +35,7 @@ class Recycler:
         """At least `size` uninitialised bytes; busy for as long as a tensor refers to them."""
         with self._lock:
             self._requests += 1
-            # only the list and getrefcount's argument refer to an idle buffer
-            idle = [at for at in range(len(self._buffers)) if sys.getrefcount(self._buffers[at]) == 2]
+            idle = self._idle()
             # not more than twice as large: a small request must not hold a large buffer
             fitting = [at for at in idle if size <= len(self._buffers[at]) <= 2 * size]
             if not fitting:
@@ -47,6 +46,15 @@ class Recycler:
             at = min(fitting, key=lambda at: len(self._buffers[at]))
             self._last_use[at] = self._requests
             return self._buffers[at]
+
+    def release(self) -> None:
+        """Give all idle buffers back."""
+        with self._lock:
+            self._give_back(self._idle())
+
+    def _idle(self) -> list[int]:
+        # only the list and getrefcount's argument refer to an idle buffer
+        return [at for at in range(len(self._buffers)) if sys.getrefcount(self._buffers[at]) == 2]
 
     def _give_back(self, indices: list[int]) -> None:
         for at in reversed(indices):
@@ -73,6 +81,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
         return torch.empty(shape, dtype=dtype, device=device)
     memory = torch.frombuffer(_RECYCLER.take(size), dtype=torch.uint8).untyped_storage()
     return torch.empty(0, dtype=dtype).set_(memory, 0, tuple(shape))
+
+
+def release() -> None:
+    """Give the memory that no tensor uses at present back to the system."""
+    _RECYCLER.release()
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:

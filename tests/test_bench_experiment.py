@@ -1,5 +1,6 @@
 """The benchmark and the study of sparing options: what they compute from what they measure, and that they run small."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from experiments.bench import BenchConfig, Plan, rows_of, table
+from experiments.bench import BenchConfig, Plan, rows_of, short_table, table
 from experiments.bench_cases import CASES, SIZES, Bench
 from experiments.sparing import compare
 from inrun.train import ConfigError
@@ -60,6 +61,11 @@ def test_sparing_compares_measurement_with_measurement():
     assert second_step["measured"] == 0.5
     # means 2, 2, 2.25 against 3, 2, 1.5: ranks (1.5, 1.5, 3) and (3, 2, 1), correlation -sqrt(3)/2
     assert second_step["samples"] == pytest.approx(-(3**0.5) / 2)
+
+
+def test_the_readme_shows_what_was_measured():
+    with (ROOT / "experiments/results/bench.csv").open(newline="") as file:
+        assert short_table(list(csv.DictReader(file))) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow

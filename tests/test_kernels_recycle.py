@@ -79,6 +79,14 @@ def test_idle_memory_is_given_back(recycler, monkeypatch):
     assert max(len(buffer) for buffer in recycler._buffers) < 16 * recycle.SMALLEST
 
 
+def test_release_gives_back_what_is_idle_and_nothing_else(recycler):
+    kept = recycle.empty((NUMBERS,), torch.float32, CPU).fill_(1.0)
+    recycle.empty((NUMBERS,), torch.float32, CPU)
+    recycle.release()
+    assert len(recycler._buffers) == 1
+    assert (kept == 1.0).all()
+
+
 def test_small_tensors_are_left_to_torch(recycler):
     recycle.empty((NUMBERS - 1,), torch.float32, CPU)
     assert not recycler._buffers

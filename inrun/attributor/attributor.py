@@ -297,6 +297,8 @@ class Attributor:
                 hook.remove()
             self._reset()
             self._close_ledger()
+            self._kept = KeptMemory()
+            recycle.release()
             if self.writer:
                 self.writer.close()
         return ValueStore(self.writer.path) if self.writer else None
