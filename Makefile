@@ -62,8 +62,8 @@ throughput: $(STAMP)  ## the paper's table 1 over widths and lengths, with peak 
 fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS=scale=paper, ...)
 	$(RUN) -m experiments.fidelity $(ARGS)
 
-fidelity-pythia: $(STAMP)  ## the same with Pythia, fewer steps
-	$(RUN) -m experiments.fidelity model=pythia-tiny "seeds=[0,1]" "steps=[600]" "optim.lr=[3e-4,1.5e-3,5e-3,5e-2]" $(ARGS)
+fidelity-pythia: $(STAMP)  ## the same with Pythia, one step of two runs
+	$(RUN) -m experiments.fidelity model=pythia-tiny "seeds=[0,1]" train.steps=200 "steps=[200]" "optim.lr=[3e-4,1.5e-3,5e-3,5e-2]" $(ARGS)
 
 sweep-lr: $(STAMP)  ## fidelity, one run for each learning rate (LR=1e-4,1e-3 ARGS=...; ARGS=hydra/launcher=joblib: at once, extra `sweep`)
 	$(RUN) -m experiments.fidelity -m optim.lr=$(LR) $(ARGS)
