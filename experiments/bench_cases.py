@@ -246,7 +246,9 @@ def _(b: Bench):
     try:
         from opacus.grad_sample import GradSampleModule
     except ImportError as error:
-        raise ConfigError("the case opacus needs the package: pip install -e '.[bench]', or leave the case out") from error
+        raise ConfigError(
+            "the case opacus needs the package: pip install -e '.[bench]', or leave the case out"
+        ) from error
 
     def step():
         b.head(False)
