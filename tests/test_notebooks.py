@@ -1,6 +1,7 @@
 """The notebooks: no outputs in the repository, and every cell runs on a small run."""
 
 import json
+import re
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,6 +12,8 @@ from experiments.copyright import CopyrightConfig
 from experiments.copyright_texts import write_texts
 from experiments.notebooks import NOTEBOOKS, NotebooksConfig, executed, run_config
 from experiments.retrieval import RetrievalConfig
+from inrun.data.corpus import Corpus
+from inrun.store import ValueStore
 from inrun.train import trained
 from inrun.train.strict import build
 from tests.train_example import settings, write_documents
@@ -53,8 +56,17 @@ def test_notebooks_run_and_show_what_the_store_holds(tmp_path):
     shown = {path.stem: path.read_text(encoding="utf-8") for path in executed(run, folder / "executed")}
     assert len(shown) == 3
     assert all('"image/png"' in text for text in shown.values())
-    assert "original-01" in shown["03_copyright"]
-    assert "(original)" in shown["03_copyright"] or "rank of the original" in shown["03_copyright"]
+    outputs = [o for cell in json.loads(shown["03_copyright"])["cells"] for o in cell.get("outputs", [])]
+    table = "".join(outputs[-1]["data"]["text/plain"])  # the ranks of the originals by every method
+    corpus = Corpus.open(json.loads((run / "run.json").read_text())["corpus"], "train")
+    with ValueStore(run / "values") as store:
+        for original in texts.originals:
+            holding = {k for k, ids in enumerate(corpus.chunks["doc_ids"].to_pylist()) if original.doc_id in ids}
+            expected = []
+            for method in ("first_order", "path"):
+                order = store.top(10**6, original.name, method)["sample_id"].to_pylist()
+                expected.append(next((str(k) for k, i in enumerate(order, start=1) if i in holding), "<NA>"))
+            assert re.search(rf"{original.name}\s+" + r"\s+".join(map(re.escape, expected)), table), table
 
 
 @pytest.mark.parametrize(
