@@ -9,6 +9,7 @@ together) with the same head. Peak memory is that of a fresh process that runs o
 """
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -16,8 +17,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -100,6 +103,11 @@ def peak_memory(plan: Plan, name: str) -> int | None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return round(int(done.stdout.split()[-1]) / 1024)
+
+
+def peaks(plan: Plan) -> dict[str, int | None]:
+    """Peak memory by case, if the plan asks for it."""
+    return {name: peak_memory(plan, name) for name in plan.cases} if plan.memory else {}
 
 
 def rows_of(plan: Plan, times: dict[str, list[float]], memory: dict[str, int | None]) -> list[dict]:
@@ -200,19 +208,23 @@ def figure(rows: list[dict]) -> Figure:
     return drawn
 
 
+def once(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gives, from the file that an earlier call has left."""
+    if not path.is_file():
+        text = json.dumps(make(), indent=1)
+        whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def main(config: DictConfig) -> None:
     values = plain(config)
     settings = build(BenchConfig, values, "bench")
     out = Outputs.open(settings.runs, values, settings.name)
     rows: list[dict] = []
     for plan in settings.plans:
-        measured = out.folder / f"{plan.size}-{plan.precision}.json"
-        if not measured.is_file():
-            times = measure(plan)
-            memory = {name: peak_memory(plan, name) for name in times} if plan.memory else {}
-            found = rows_of(plan, times, memory)
-            whole(measured, lambda path: path.write_text(json.dumps(found, indent=1), encoding="utf-8"))  # noqa: B023
-        found = json.loads(measured.read_text(encoding="utf-8"))
+        place = out.folder / f"{plan.size}-{plan.precision}"
+        memory = once(place.with_suffix(".memory.json"), functools.partial(peaks, plan))
+        found = once(place.with_suffix(".json"), lambda: rows_of(plan, measure(plan), memory))  # noqa: B023
         print(table(found))
         rows += found
     out.table(settings.table, rows, table(rows))
