@@ -1,7 +1,7 @@
 """What values cost: steps with and without them, interleaved on the same machine, as ratios of throughput. `make bench`, `make throughput`.
 
     python -m experiments.bench                       the short form: a small model in float32 and GPT-2 124M in bfloat16
-    python -m experiments.bench scale=full            lengths, widths, batches, targets, memory: the better part of an hour
+    python -m experiments.bench scale=full            batches, lengths, targets, precisions, memory: about 20 minutes
     python -m experiments.bench plans='[{size: small, precision: fp32, rounds: 5, cases: [first_order, path]}]'
 
 Rounds alternate the order of the cases, and a ratio is taken within a round, against `regular`: plain training on the same tokens (training and validation sequences
