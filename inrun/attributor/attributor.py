@@ -78,7 +78,7 @@ class Attributor:
         replay: methods whose direction is known after the backward keep nothing of the batch and run it once more instead:
             no memory, a forward and a backward more, any number of micro-batches; needs ``batch(ids, forward=...)``.
         memory_budget: bytes of per-sample weight gradients that methods whose direction is known after the backward
-            (second_order, path) may keep with fused=True; None: a quarter of the memory that is free. Past it they keep
+            (second_order, path) may keep with fused=True; None: a quarter of the device's memory. Past it they keep
             layer inputs and output gradients and pay one more product.
         ledger: evaluate drift on every k-th valued step (0: no ledger at all). Costs a forward pass of each target.
         check: check the books on every k-th valued step (0: never).
@@ -142,7 +142,7 @@ class Attributor:
         self._snapshots()  # an optimizer without a rule is refused now, not after the first backward
 
         if memory_budget is None:
-            memory_budget = _free_memory(next(iter(self.parameters.values())).device) // 4
+            memory_budget = _memory(next(iter(self.parameters.values())).device) // 4
         self._kept = KeptMemory(memory_budget if fused and self._later else 0)
         self.step = int(resume["step"]) if resume else 0
         self.last_step: StepResult | None = None
@@ -724,14 +724,14 @@ class Attributor:
         return array.astype(np.int64)
 
 
-def _free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on the device."""
+def _memory(device: torch.device) -> int:
+    """Bytes that the device has. Not those that are free: what is kept decides the order of sums, and a run's bits must not depend on what else is running."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.get_device_properties(device).total_memory
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not every system tells
-        return 2 << 30
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not every system tells
+        return 8 << 30
 
 
 def _random_state(parameters: Mapping[str, Tensor]) -> list[Tensor]:
