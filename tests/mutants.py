@@ -347,7 +347,9 @@ def _(patch):
 
 @mutant("targets get each other's directions", "three targets")
 def _(patch):
-    _wrap(patch, Attributor, "_stack", lambda original, self, found: original(self, found[::-1]))
+    _wrap(
+        patch, Attributor, "_stack", lambda original, self, found, count: original(self, reversed(list(found)), count)
+    )
 
 
 @mutant("a target's gradient is kept from the first step on", "3 x 2", "schedule")
@@ -359,7 +361,8 @@ def _(patch):
 def _(patch):
     def gradient_and_hvp(original, self, direction):
         _, hvp = original(self, direction)
-        return self.gradient({name: self.parameters[name].detach() - 2 * d for name, d in direction.items()}), hvp
+        after = {name: self.parameters[name].detach() - 2 * d for name, d in direction.items()}
+        return self.gradient(lambda: after), hvp
 
     _wrap(patch, Target, "gradient_and_hvp", gradient_and_hvp)
 
@@ -370,8 +373,8 @@ def _(patch):
     seen="a re-implementation that trains on the validation point",
 )
 def _(patch):
-    def gradient(original, self, at=None):
-        found = original(self, at)
+    def gradient(original, self, at=None, key=None):
+        found = original(self, at, key)
         for name, g in found.items():
             p = self.parameters[name]
             p.grad = g.clone() if p.grad is None else p.grad + g
@@ -387,8 +390,8 @@ def _(patch):
 
 @mutant("a target's forward stays in the buffers", "writes to buffers")
 def _(patch):
-    def init(original, self, name, closure, parameters, model):
-        original(self, name, closure, parameters, model)
+    def init(original, self, *args):
+        original(self, *args)
         self._buffers = {}
 
     original = Target.__init__
@@ -397,11 +400,11 @@ def _(patch):
 
 @mutant("moved weights are put back by adding", "path", "1 x 6")
 def _(patch):
-    def gradient(original, self, at=None):
-        found = original(self, at)
+    def gradient(original, self, at=None, key=None):
+        found = original(self, at, key)
         if at is not None:
             with torch.no_grad():
-                for name, w in at.items():
+                for name, w in at().items():
                     change = self.parameters[name] - w
                     self.parameters[name].sub_(change).add_(change)
         return found
@@ -574,6 +577,12 @@ def _(patch):
 def _(patch):
     patch.setattr(Adam, "rough_everywhere", True)
     _wrap(patch, Adam, "stateless", lambda original, self: torch.ones_like(self.second, dtype=torch.bool))
+    _wrap(patch, Adam, "unsettled", lambda original, self, q: torch.ones_like(q, dtype=torch.bool))
+
+
+@mutant("the second step takes its state for settled", "AdamW, path")
+def _(patch):
+    patch.setattr(Adam, "young", False)
 
 
 @mutant("coalition slopes from the square of the sum", "AdamW, path", "AdamW, rare tokens, path")

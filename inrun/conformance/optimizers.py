@@ -25,8 +25,8 @@ class Rule:
         """du/dg with the state as it was; only where the update is smooth before g is known."""
         raise NotImplementedError
 
-    def rough(self, g: Tensor) -> Tensor:
-        """Where the update is a sign of g rather than a function with a slope."""
+    def rough(self, g: Tensor, q: Tensor) -> Tensor:
+        """Where the update is a sign of g rather than a function with a slope; q is the sum of the samples' squared gradients."""
         return torch.zeros_like(g, dtype=torch.bool)
 
     @property
@@ -92,8 +92,12 @@ class AdamRule(Rule):
         slope = self.lr * (1 - self.b1) / (1 - self.b1**self.t) / root
         return torch.where(self.v == 0, 0.0, slope)  # 1 / eps is not a slope
 
-    def rough(self, g: Tensor) -> Tensor:
-        return (self.v == 0) & (g != 0)
+    def rough(self, g: Tensor, q: Tensor) -> Tensor:
+        # the second and third step: also where one batch's own squares are more than ten times what v keeps of earlier ones
+        outweighed = (
+            (1 - self.b2) * q > 10 * self.b2 * self.v if self.t in (2, 3) else torch.zeros_like(g, dtype=torch.bool)
+        )
+        return ((self.v == 0) | outweighed) & (g != 0)
 
     @property
     def impulse(self) -> float:
@@ -106,7 +110,7 @@ class LionRule(Rule):
         m = self.state.get("exp_avg", torch.zeros_like(self.w))
         return self.lr * (torch.sign(b1 * m + (1 - b1) * g) + self.group["weight_decay"] * self.w)
 
-    def rough(self, g: Tensor) -> Tensor:
+    def rough(self, g: Tensor, q: Tensor) -> Tensor:
         return torch.ones_like(g, dtype=torch.bool)
 
 

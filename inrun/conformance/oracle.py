@@ -177,10 +177,8 @@ class _Oracle(Observer):
         """The secant of the update between lo G and hi G; where the update is a sign, its mean over coalitions."""
         G = self.G[name]
         secant = torch.where(G == 0, 0.0, (rule(hi * G) - rule(lo * G)) / torch.where(G == 0, 1.0, G))
-        rough = rule.rough(G)
-        if not bool(rough.any()):
-            return secant
         q = self.c**2 * sum(s.gradient[name] ** 2 for s in self.samples)
+        rough = rule.rough(G, q)
         return torch.where(rough, self._coalition_mean(rule, G, q, lo, hi), secant)
 
     def _coalition_mean(self, rule: Rule, G: Tensor, q: Tensor, lo: float, hi: float) -> Tensor:

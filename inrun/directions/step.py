@@ -41,7 +41,7 @@ class Step:
         self._masks: dict[str, Tensor | None] = {}
         #: frozen slopes are used for several targets: find them once, at the price of as much memory as the weights
         self.keep_slopes = False
-        self._slopes: dict[tuple[str, str], Tensor] = {}
+        self._frozen: dict[tuple[str, str], Tensor] = {}
         self._slopes: dict[tuple, Tensor] = {}
 
     def rules(self, method: Method) -> Mapping[str, Update]:
@@ -68,10 +68,10 @@ class Step:
         if not self.keep_slopes:
             return in_pieces(lambda rule, v: rule.frozen_slope() * v, rule, cotangent)
         key = method.update, name
-        if key not in self._slopes:
-            self._slopes[key] = in_pieces(lambda rule, _: rule.frozen_slope(), rule, rule.weight)
+        if key not in self._frozen:
+            self._frozen[key] = in_pieces(lambda rule, _: rule.frozen_slope(), rule, rule.weight)
         return torch.mul(
-            self._slopes[key], cotangent, out=recycle.empty(cotangent.shape, cotangent.dtype, cotangent.device)
+            self._frozen[key], cotangent, out=recycle.empty(cotangent.shape, cotangent.dtype, cotangent.device)
         )
 
     def pull_back(
