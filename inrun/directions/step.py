@@ -1,6 +1,7 @@
 """One optimizer step as attribution sees it: the weights, the update rules as they stand before it, and (afterwards) the batch's gradient."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -116,7 +117,8 @@ class Step:
         key = (name, rule is self.updates[name], lo, hi)  # the same for every target
         if key not in self._slopes:
             part = rule.map_tensors(lambda tensor: tensor.expand_as(g)[mask])
-            self._slopes[key] = coalition_slope(part, g[mask], q[mask].to(g.dtype), self.n, lo, hi)
+            average = partial(coalition_slope, n=self.n, lo=lo, hi=hi)  # hundreds of passes: a piece at a time
+            self._slopes[key] = in_pieces(average, part, g[mask], q[mask].to(g.dtype))
         V = V.clone()
         V[mask] = self._slopes[key] * cotangent[mask]
         return V
