@@ -35,16 +35,16 @@ from inrun.train.strict import build
 
 @dataclass(frozen=True)
 class Plan:
-    """Cases that are timed together, in `rounds` rounds, on one size and precision ("fp32" or "bf16"). memory: the peak of each as well."""
+    """Cases that are timed together, in `rounds` rounds, on one size and precision ("fp32" or "bf16"). memory: those whose peak is taken as well."""
 
     size: str
     precision: str
     rounds: int
     cases: tuple[str, ...]
-    memory: bool = False
+    memory: tuple[str, ...] = ()
 
     def __post_init__(self):
-        unknown = [c for c in self.cases if c not in CASES]
+        unknown = [c for c in (*self.cases, *self.memory) if c not in CASES]
         if unknown or self.size not in SIZES:
             raise ConfigError(
                 f"plans: unknown {', '.join(unknown) or self.size}; cases: {', '.join(CASES)}; sizes: {', '.join(SIZES)}"
@@ -94,11 +94,15 @@ def measure(plan: Plan) -> dict[str, list[float]]:
 
 
 def peak_memory(plan: Plan, name: str) -> int | None:
-    """MiB at the peak of a fresh process that takes two steps of one case; None where the system does not tell."""
+    """MiB at the peak of a fresh process that takes two steps of one case; None where the system does not tell.
+
+    Three steps of regular training come before: Adam's first steps are valued in another way than all later ones (`inrun.updates`), and regular training peaks lowest.
+    """
     if not Path("/proc/self/status").exists():
         return None
     code = (
-        f"from experiments.bench_cases import Bench; step = Bench({plan.size!r}, {plan.precision!r}).step({name!r}); step(); step();"
+        f"from experiments.bench_cases import Bench; b = Bench({plan.size!r}, {plan.precision!r}); s = b.step('regular'); s(); s(); s();"
+        f"s = b.step({name!r}); s(); s();"
         "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -106,8 +110,8 @@ def peak_memory(plan: Plan, name: str) -> int | None:
 
 
 def peaks(plan: Plan) -> dict[str, int | None]:
-    """Peak memory by case, if the plan asks for it."""
-    return {name: peak_memory(plan, name) for name in plan.cases} if plan.memory else {}
+    """Peak memory of the cases for which the plan asks."""
+    return {name: peak_memory(plan, name) for name in plan.memory}
 
 
 def rows_of(plan: Plan, times: dict[str, list[float]], memory: dict[str, int | None]) -> list[dict]:

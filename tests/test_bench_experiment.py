@@ -70,7 +70,7 @@ def test_the_readme_shows_what_was_measured():
 
 @pytest.mark.slow
 def test_bench_writes_its_tables_and_a_second_call_measures_nothing(tmp_path):
-    plans = "plans=[{size: tiny, precision: fp32, rounds: 1, memory: true, cases: [first_order]}]"
+    plans = "plans=[{size: tiny, precision: fp32, rounds: 1, memory: [first_order], cases: [first_order]}]"
     arguments = [sys.executable, "-m", "experiments.bench", plans, f"runs={tmp_path}"]
     done = [subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300) for _ in range(2)]
     assert [d.returncode for d in done] == [0, 0], done[0].stderr
