@@ -55,8 +55,9 @@ def cross_entropy_sum_per_sample(
     g = recycle.empty((targets.shape[0], *w.shape), x.dtype, x.device) if out is None else out
     dx = torch.empty_like(x)
     loss = torch.zeros((), dtype=accumulation_dtype(x), device=x.device)
-    for sample, piece, a, b, losses in _samples(x, w, targets, ignore_index):
-        torch.mm(b, recycle.cast(w, x.dtype), out=dx[sample, piece])
+    compute = recycle.cast(w, x.dtype)
+    for sample, piece, a, b, losses in _samples(x, compute, targets, ignore_index):
+        torch.mm(b, compute, out=dx[sample, piece])
         torch.mm(b.t(), a, out=g[sample]) if piece.start == 0 else g[sample].addmm_(b.t(), a)
         loss += losses
     return loss, dx, g

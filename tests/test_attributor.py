@@ -749,3 +749,23 @@ def test_second_order_refuses_a_stale_direction():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="second_order needs 1"):
         Attributor(model, optimizer, {"val": lambda: loss_of(model, rows(2, 9), 0.1)}, "second_order", refresh=2)
+
+
+def test_a_target_that_also_uses_the_token_table_as_a_whole_has_its_look_ups_added():
+    """The gradient of a plain sum is one number expanded over the table: rows cannot be added to it in place."""
+    found = {}
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model, val = small("gpt2"), rows(2, 9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def target(model=model, val=val):
+            return model.features(val[:, :-1]).square().mean() + model.wte.weight.sum()
+
+        attr = Attributor(model, optimizer, {"val": target}, fused=fused)
+        with attr.batch(range(3)):
+            loss_of(model, rows(3, 1), 0.01).backward()
+        optimizer.step()
+        found[fused] = attr.last["val"]
+        attr.close()
+    assert per_sample.relative_error(found[True], found[False]) < 1e-10

@@ -91,11 +91,11 @@ class FusedTable(torch.autograd.Function):
 
 def table_gradient(b: Tensor, ids: Tensor, w: Tensor) -> Tensor:
     """The table's gradient [v,i], in recycled memory: a table is zeroed and written at each step."""
-    return (
-        recycle.empty(w.shape, w.dtype, w.device)
-        .zero_()
-        .index_add_(0, ids.flatten(), b.reshape(-1, w.shape[1]).to(w.dtype))
-    )
+    return _add_rows(recycle.empty(w.shape, w.dtype, w.device).zero_(), ids, b)
+
+
+def _add_rows(table: Tensor, ids: Tensor, b: Tensor) -> Tensor:
+    return table.index_add_(0, ids.flatten(), b.reshape(-1, table.shape[1]).to(table.dtype))
 
 
 class Lookups(TorchFunctionMode):
@@ -123,11 +123,15 @@ class Lookups(TorchFunctionMode):
         place = {id(w): at for at, w in enumerate(inputs)}
         for key, ids, b in self._rows:
             if key in place:
-                w, at = inputs[place[key]], place[key]
-                if found[at] is None:
-                    found[at] = table_gradient(b, ids, w)
-                else:
-                    found[at].index_add_(0, ids.flatten(), b.reshape(-1, w.shape[1]).to(w.dtype))
+                at = place[key]
+                table = found[at]
+                if table is None:
+                    found[at] = table_gradient(b, ids, inputs[at])
+                    continue
+                # autograd may give one tensor to two inputs (their sum was used), or one number to a whole table
+                if sum(other is table for other in found) > 1 or not table.is_contiguous():
+                    table = table.clone(memory_format=torch.contiguous_format)
+                found[at] = _add_rows(table, ids, b)
         return found
 
 
