@@ -6,13 +6,16 @@ Loss, input gradient and weight gradient are formed while one chunk of tokens' l
 fair baseline of the fused dots: what they cost is measured against a regular step that has this head too.
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from kernels import recycle, shapes
 from kernels.backend import accumulation_dtype, backend_for, operator
 from kernels.linear import autocast
-from kernels.linear_cross_entropy import _check, _chunk_tokens, _loss, _softmax_gradient, _tokens
+from kernels.linear_cross_entropy import _check, _chunk_tokens, _chunks, _loss, _softmax_gradient, _tokens
 from kernels.wgrad_dots import outer_dots
 
 
@@ -43,8 +46,9 @@ def cross_entropy_sum_dots(x: Tensor, w: Tensor, targets: Tensor, V: Tensor, *, 
     """``<g_n, V_k>`` [k,n] of the head's weight for `cross_entropy_sum`, V [k,v,i]; logits are formed again, chunk by chunk."""
     shapes.check_directions("cross_entropy_sum_dots", V, tuple(w.shape), "[k,v,i]")
     dots = torch.zeros(V.shape[0], targets.shape[0], dtype=accumulation_dtype(x, w, V), device=x.device)
-    for sample, _, a, b, _ in _samples(x, w, targets, ignore_index):
-        dots[:, sample] += outer_dots(a[None], b[None], V)[:, 0]
+    for spans, a, b, _ in _pieces(x, w, targets, ignore_index):
+        for sample, rows, _ in spans.parts:
+            dots[:, sample] += outer_dots(a[None, rows], b[None, rows], V)[:, 0]
     return dots
 
 
@@ -56,31 +60,40 @@ def cross_entropy_sum_per_sample(
     dx = torch.empty_like(x)
     loss = torch.zeros((), dtype=accumulation_dtype(x), device=x.device)
     compute = recycle.cast(w, x.dtype)
-    for sample, piece, a, b, losses in _samples(x, compute, targets, ignore_index):
-        torch.mm(b, compute, out=dx[sample, piece])
-        torch.mm(b.t(), a, out=g[sample]) if piece.start == 0 else g[sample].addmm_(b.t(), a)
+    for spans, a, b, losses in _pieces(x, compute, targets, ignore_index):
+        torch.mm(b, compute, out=dx.view(-1, x.shape[-1])[spans.tokens])
+        for sample, rows, fresh in spans.parts:
+            torch.mm(b[rows].t(), a[rows], out=g[sample]) if fresh else g[sample].addmm_(b[rows].t(), a[rows])
         loss += losses
     return loss, dx, g
 
 
-def _samples(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
-    """(sample, its tokens as a slice, inputs [c,i], logits' gradient [c,v], summed loss) for pieces of one sample each."""
+class _Spans(NamedTuple):
+    """A piece of the packed tokens, and for each sample in it (sample, its rows of the piece, whether they are the sample's first)."""
+
+    tokens: slice
+    parts: list[tuple[int, slice, bool]]
+
+
+def _pieces(
+    x: Tensor, w: Tensor, targets: Tensor, ignore_index: int
+) -> Iterator[tuple[_Spans, Tensor, Tensor, Tensor]]:
+    """(spans, inputs [c,i], logits' gradient [c,v], summed loss): several whole samples or a part of one, as many tokens as the buffer takes."""
     backend = backend_for(x, w)
-    wide = accumulation_dtype(x)
-    counted, labels, factors = _tokens(x, targets, torch.ones_like(targets, dtype=wide), ignore_index)
-    compute = recycle.cast(w, x.dtype)
-    t = targets.shape[1]
-    step = min(t, _chunk_tokens(x, w))
-    buffer = recycle.empty((step, w.shape[0]), x.dtype, x.device)
-    for sample in range(targets.shape[0]):
-        for start in range(0, t, step):
-            piece = slice(start, min(start + step, t))
-            a = x[sample, piece]
-            b = torch.mm(a, compute.t(), out=buffer[: a.shape[0]])
-            rows = slice(sample * t + piece.start, sample * t + piece.stop)
-            losses = torch.empty(a.shape[0], dtype=wide, device=x.device)
-            _softmax_gradient(b, labels[rows], factors[rows], losses, "torch" if backend == "reference" else backend)
-            yield sample, piece, a, b, (losses * counted[rows]).sum()
+    n, t = targets.shape
+    flat, compute = shapes.pack(x), recycle.cast(w, x.dtype)
+    counted, labels, factors = _tokens(x, targets, torch.ones_like(targets, dtype=accumulation_dtype(x)), ignore_index)
+    chunks = _chunks(n, t, _chunk_tokens(x, w))
+    buffer = recycle.empty((max(c[-1][1] - c[0][0] for c in chunks), w.shape[0]), x.dtype, x.device)
+    for chunk in chunks:
+        first, last = chunk[0][0], chunk[-1][1]
+        tokens = slice(first, last)
+        a = flat[tokens]
+        b = torch.mm(a, compute.t(), out=buffer[: last - first])
+        losses = factors.new_empty(last - first)
+        _softmax_gradient(b, labels[tokens], factors[tokens], losses, "torch" if backend == "reference" else backend)
+        parts = [(start // t, slice(start - first, end - first), start % t == 0) for start, end in chunk]
+        yield _Spans(tokens, parts), a, b, (losses * counted[tokens]).sum()
 
 
 @operator("cross_entropy_sum")
@@ -125,6 +138,9 @@ def _(x, w, targets, ignore_index):
 
 def _save(ctx, inputs, output):
     ctx.save_for_backward(*output[1:])
+    ctx.set_materialize_grads(
+        False
+    )  # the other outputs have no gradient, and zeros in their place would be a table of the vocabulary's size
 
 
 def _backward(ctx, gradient, *_):

@@ -96,3 +96,8 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 def scaled(x: Tensor, factor: Tensor) -> Tensor:
     """x times a number, in the dtype of x."""
     return torch.mul(x, factor.to(x.dtype), out=empty(x.shape, x.dtype, x.device))
+
+
+def difference(x: Tensor, y: Tensor) -> Tensor:
+    """x - y of two tensors of one shape and dtype."""
+    return torch.sub(x, y, out=empty(x.shape, x.dtype, x.device))

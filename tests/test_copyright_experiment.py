@@ -50,20 +50,28 @@ SMALL = [
 ]  # fmt: skip
 
 
-def typed(monkeypatch, name: str, main, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["experiments", *arguments])
-    command(name, main)
+def typed(root: Path, name: str, main, *arguments: str) -> None:
+    """Runs the command in this process, with its results beside its runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["experiments", *SMALL, f"runs={root}/runs", f"data_root={root}/data", *arguments])
+        patch.setattr(outputs.Outputs.record, "__defaults__", (root / "results",))
+        command(name, main)
 
 
-def test_ranks_are_those_of_the_store_and_a_second_call_trains_nothing(root, monkeypatch, capsys):
-    monkeypatch.setattr(outputs.Outputs.record, "__defaults__", (root / "results",))
-    arguments = [
-        *SMALL, f"runs={root}/runs", f"data_root={root}/data", "name=small", "texts.source=files", f"texts.path={root}/raw",
-        f"texts.variants={root}/rewritten.jsonl",
-    ]  # fmt: skip
-    typed(monkeypatch, "copyright", copyright_experiment.main, *arguments)
-    assert "Claim: the original ranks first" in capsys.readouterr().out
-    out = outputs.Outputs(root / "runs" / "small", {})
+def study_copyright(root: Path) -> None:
+    texts = ["texts.source=files", f"texts.path={root}/raw", f"texts.variants={root}/rewritten.jsonl"]
+    typed(root, "copyright", copyright_experiment.main, "name=small", *texts)
+
+
+@pytest.fixture(scope="module")
+def small(root) -> outputs.Outputs:
+    """The finished study of copyright."""
+    study_copyright(root)
+    return outputs.Outputs(root / "runs" / "small", {})
+
+
+def test_ranks_are_those_of_the_store_and_a_second_call_trains_nothing(root, small, capsys):
+    out = small
     rows = out.rows("copyright-ranks")
     methods = {"path", "paper", "path_in_step", "paper_in_step", "influence", "bm25", "embedding", "random"}
     assert {row["method"] for row in rows} == methods
@@ -87,17 +95,15 @@ def test_ranks_are_those_of_the_store_and_a_second_call_trains_nothing(root, mon
     before = {path: path.stat().st_mtime_ns for path in out.folder.glob("run/log.jsonl")}
     (out.folder / "finished").unlink()
     (out.folder / "copyright-ranks.parquet").unlink()
-    typed(monkeypatch, "copyright", copyright_experiment.main, *arguments)
+    study_copyright(root)
+    assert "Claim: the original ranks first" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.folder.glob("run/log.jsonl")} == before
     assert out.rows("copyright-ranks") == rows
 
 
-def test_recall_is_counted_from_the_store(root, monkeypatch, capsys):
-    monkeypatch.setattr(outputs.Outputs.record, "__defaults__", (root / "results",))
-    arguments = [
-        *SMALL, f"runs={root}/runs", f"data_root={root}/data", "name=domains", "data=files", f"data.path={root}/raw", "chunks=2", "k=[10]",
-    ]  # fmt: skip
-    typed(monkeypatch, "retrieval", retrieval.main, *arguments)
+def test_recall_is_counted_from_the_store(root, capsys):
+    arguments = ["name=domains", "data=files", f"data.path={root}/raw", "chunks=2", "k=[10]"]
+    typed(root, "retrieval", retrieval.main, *arguments)
     assert "# Normalised recall@10" in capsys.readouterr().out
     out = outputs.Outputs(root / "runs" / "domains", {})
     rows = {(row["domain"], row["method"]): row for row in out.rows("retrieval")}
@@ -114,9 +120,8 @@ def test_recall_is_counted_from_the_store(root, monkeypatch, capsys):
             assert rows[domain, "bm25"]["recall"] == pytest.approx(row["largest"])
 
 
-def test_values_in_step_know_nothing_of_other_steps(root):
-    run = root / "runs" / "small" / "run" / "values"
-    with ValueStore(run) as store:
+def test_values_in_step_know_nothing_of_other_steps(small):
+    with ValueStore(small.folder / "run" / "values") as store:
         found = in_step(store, "original-01/exact", "path")
         rows = store.sql("SELECT step, sample_id, path FROM terms WHERE target = 'original-01/exact'").to_pylist()
     expected: dict[int, float] = {}

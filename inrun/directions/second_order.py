@@ -10,11 +10,14 @@ from torch import Tensor
 from inrun.directions.method import Method, method
 from inrun.directions.step import Step
 from inrun.directions.target import Target
+from kernels import recycle
 
 
 @method("second_order")
 def second_order(what: Method, step: Step, target: Target) -> dict[str, Tensor]:
-    nobody, everybody = step.change(what, 0.0), step.change(what, 1.0)
-    middle = {name: u.add_(nobody[name]).mul_(0.5) for name, u in everybody.items()}
-    gradient, hvp = target.gradient_and_hvp(middle)
-    return {name: step.pull_back(what, name, g - hvp[name]) for name, g in gradient.items() if name in step.gradient}
+    gradient, hvp = target.gradient_and_hvp(step.middle(what))
+    return {
+        name: step.pull_back(what, name, recycle.difference(g, hvp[name]))
+        for name, g in gradient.items()
+        if name in step.gradient
+    }

@@ -56,6 +56,10 @@ class Step:
         """u(fraction * G)."""
         return self._map(method, lambda rule, g: rule(fraction * g))
 
+    def middle(self, method: Method) -> dict[str, Tensor]:
+        """(u(0) + u(G)) / 2, the middle of the way from "nobody" to "everybody"."""
+        return self._map(method, lambda rule, g: rule(torch.zeros_like(g)).add_(rule(g)).mul_(0.5))
+
     def _map(self, method: Method, function: Callable[[Update, Tensor], Tensor]) -> dict[str, Tensor]:
         rules = self.rules(method)
         return {
