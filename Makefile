@@ -12,11 +12,14 @@ ARGS ?=
 LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
-# the paper's experiments: a target each, all of them with `make reproduce`, in this order; finished ones have nothing to do
-EXPERIMENTS := throughput sparing fidelity fidelity-pythia curation dynamics copyright retrieval classification stability
+# the paper's experiments: a target each, all of them with `make reproduce`, the longest first; finished ones have nothing to do. What is timed runs alone, the others JOBS at once
+TIMED := throughput
+EXPERIMENTS := curation classification fidelity curation-pythia retrieval copyright fidelity-pythia stability dynamics sparing
+JOBS ?= 2
+THREADS = $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(JOBS) )); echo $$(( n > 1 ? n : 1 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(EXPERIMENTS) pool notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
+.PHONY: help setup demo test test-fast lint format pretrain-gpt2 pretrain-pythia reproduce $(TIMED) $(EXPERIMENTS) pool notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,8 +56,9 @@ pretrain-gpt2: $(STAMP)  ## GPT-2 124M with the paper's settings, on the Pile (D
 pretrain-pythia: $(STAMP)  ## Pythia 410M with the paper's settings, on the Pile (same options)
 	$(RUN) -m experiments.pretrain experiment=pythia $(PRETRAIN_ARGS)
 
-reproduce: $(STAMP)  ## every experiment of the paper at CPU scale, one after the other; what is finished is not repeated
-	@for experiment in $(EXPERIMENTS); do echo "== $$experiment"; $(MAKE) --no-print-directory $$experiment || exit 1; done
+reproduce: $(STAMP)  ## every experiment of the paper at CPU scale, two at once (JOBS=1: one); what is finished is not repeated
+	@$(MAKE) --no-print-directory $(TIMED)
+	@OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory --keep-going -j $(JOBS) $(EXPERIMENTS)
 
 throughput: $(STAMP)  ## the paper's table 1 over widths and lengths, with peak memory (ARGS="scale=paper")
 	$(RUN) -m experiments.throughput $(ARGS)
@@ -70,6 +74,9 @@ sweep-lr: $(STAMP)  ## fidelity, one run for each learning rate (LR=1e-4,1e-3 AR
 
 curation: $(STAMP)  ## score, drop what values call harmful, train again, against random, loss, online (ARGS=scale=paper, ...)
 	$(RUN) -m experiments.curation $(ARGS)
+
+curation-pythia: $(STAMP)  ## the same with Pythia, two seeds, against random removal and perfect knowledge
+	$(RUN) -m experiments.curation model=pythia-tiny "seeds=[0,1]" "controls=[random,clean]" $(ARGS)
 
 dynamics: $(STAMP)  ## which domains carry a target's progress, and when; drift and residual beside them (ARGS="seeds=[0,1]", "scale=paper")
 	$(RUN) -m experiments.dynamics $(ARGS)

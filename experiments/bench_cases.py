@@ -80,7 +80,7 @@ class Bench:
         if size not in SIZES:
             raise ConfigError(f"unknown size {size!r}; choose from {', '.join(SIZES)}")
         torch.manual_seed(0)
-        self.size, self.precision = SIZES[size], precision
+        self.name, self.size, self.precision = size, SIZES[size], precision
         self.model = build(**self.size.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, betas=(0.9, 0.95), fused=True)
         vocab = self.model.config.vocab_size
@@ -92,6 +92,12 @@ class Bench:
         if name not in CASES:
             raise ConfigError(f"unknown case {name!r}; choose from {', '.join(CASES)}")
         return CASES[name](self)
+
+    def compiled(self) -> "Bench":
+        """The same bench with its model under torch.compile."""
+        twin = Bench(self.name, self.precision)
+        twin.model.compile(fullgraph=True)
+        return twin
 
     def autocast(self):
         return torch.autocast("cpu", torch.bfloat16) if self.precision == "bf16" else nullcontext()
@@ -116,7 +122,8 @@ class Bench:
             raise ConfigError(f"{targets} targets need as many validation sequences; this size has {self.size.m}")
         parts = self.val.chunk(targets)
         closures = {f"val{i}": lambda part=part: self.loss(part) for i, part in enumerate(parts)}
-        attr = Attributor(self.model, self.optimizer, closures, method, fused=True, ledger=0, check=0, **options)
+        options = {"fused": "route" not in options, **options}
+        attr = Attributor(self.model, self.optimizer, closures, method, ledger=0, check=0, **options)
         forward = (lambda: self.loss(self.train)) if options.get("replay") else None
 
         def step():
@@ -163,6 +170,8 @@ _plain_case("regular", "both", fused=True)
 _plain_case("regular_train_only", "train", fused=True)
 _plain_case("stock", "both", fused=False)
 _plain_case("stock_train_only", "train", fused=False)
+case("regular_compiled")(lambda b: (twin := b.compiled()).plain(twin.both, fused=True))
+case("first_order_compiled")(lambda b: b.compiled().valued("first_order", route="compiled"))
 _valued_case("first_order", "first_order")
 _valued_case("first_order_sgd_formula", Method("first_order", update="sgd"))
 _valued_case("first_order_4_targets", "first_order", targets=4)

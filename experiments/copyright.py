@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -20,40 +19,29 @@ from experiments.copyright_report import write_report
 from experiments.copyright_texts import Original, Texts, TextsConfig, write_texts
 from experiments.outputs import Outputs
 from experiments.scores import all_scores
+from experiments.study import LanguageStudy, measured_once
 from inrun.baselines.ekfac import EKFACOptions
 from inrun.baselines.language import LanguageRun
 from inrun.data.errors import DataError
-from inrun.data.prepare import DataConfig
-from inrun.train import AttributionConfig, OptimConfig, RunConfig, TargetConfig, TrainConfig, trained
+from inrun.train import RunConfig, TargetConfig, trained
 from inrun.train.strict import build
 
 
-@dataclass(frozen=True)
-class CopyrightConfig:
+@dataclass(frozen=True, kw_only=True)
+class CopyrightConfig(LanguageStudy):
     """The study. attribution: its targets are the rewritten texts, whatever stands there."""
 
-    scale: str
     texts: TextsConfig
-    model: dict[str, Any]
-    data: DataConfig
-    train: TrainConfig
-    optim: OptimConfig
-    attribution: AttributionConfig
-    runs: str
-    data_root: str
     influence: EKFACOptions = field(default_factory=EKFACOptions)
     seed: int = 0
-    name: str | None = None
-    record: bool = False
 
 
 def main(config: DictConfig) -> None:
     console = Console(stderr=True)
     settings = build(CopyrightConfig, plain(config))
     out = Outputs.open(settings.runs, dataclasses.asdict(settings), settings.name)
-    if out.finished:
-        console.print("finished before", highlight=False)
-    else:
+
+    def measure() -> None:
         texts = write_texts(settings.texts, settings.data, settings.data_root, out.folder / "texts")
         console.print(
             f"{len(texts.originals)} originals; {texts.dropped} documents that share words with one left out, {texts.shared} kept",
@@ -63,11 +51,8 @@ def main(config: DictConfig) -> None:
         console.print("ranks", highlight=False)
         rows = [{"scale": settings.scale, **row} for row in ranks(settings, texts, folder)]
         write_report(out, rows)
-        out.finish()
-    if settings.record:
-        out.record("copyright", out.rows("copyright"))
-    print((out.folder / "copyright.md").read_text(encoding="utf-8"))
-    console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
+
+    measured_once(out, "copyright", measure, settings.record, console)
 
 
 def run_config(settings: CopyrightConfig, texts: Texts, folder: Path) -> RunConfig:
@@ -78,15 +63,11 @@ def run_config(settings: CopyrightConfig, texts: Texts, folder: Path) -> RunConf
         for original in texts.originals
         if level in original.variants
     )
-    return RunConfig(
-        name="run",
-        model=settings.model,
+    return settings.run_config(
+        folder,
+        "run",
         data=dataclasses.replace(settings.data, path=str(texts.training)),
-        optim=settings.optim,
-        train=settings.train,
         attribution=dataclasses.replace(settings.attribution, targets=targets),
-        runs=str(folder),
-        data_root=settings.data_root,
         seed=settings.seed,
     )
 

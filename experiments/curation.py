@@ -32,10 +32,10 @@ from experiments import outputs
 from experiments.command import command, plain
 from experiments.curation_report import FOREIGN, USEFUL, draw, kind_rows, run_row, score_row, summary, test_curve
 from experiments.outputs import Outputs
+from experiments.study import LanguageStudy
 from inrun.baselines import measure
 from inrun.baselines.language import LanguageRun
 from inrun.data.corpus import Corpus
-from inrun.data.prepare import DataConfig
 from inrun.store import ValueStore
 from inrun.train import (
     AttributionConfig,
@@ -43,9 +43,7 @@ from inrun.train import (
     ConfigError,
     LogConfig,
     OnlineConfig,
-    OptimConfig,
     RunConfig,
-    TrainConfig,
     mean_chunk_losses,
     trained,
     write_chunks,
@@ -58,8 +56,8 @@ CONTROLS = ("high_loss", "low_loss", "influence", "random", "online", "clean")
 CHOICES = ("scale", "seeds", "controls", "retrain", "shares", *outputs.PLACES)
 
 
-@dataclass(frozen=True)
-class CurationConfig:
+@dataclass(frozen=True, kw_only=True)
+class CurationConfig(LanguageStudy):
     """The study. One target; the first method decides how many chunks the controls leave out.
 
     seeds: of corpus (if `new_corpus`), weights and order. controls: which of `CONTROLS` are trained. retrain: which methods' values are (empty: all). shares: what the
@@ -68,13 +66,7 @@ class CurationConfig:
     begin to decide what the control `online` draws.
     """
 
-    model: dict[str, Any]
-    data: DataConfig
-    optim: OptimConfig
-    train: TrainConfig
-    attribution: AttributionConfig
     online: OnlineConfig = field(default_factory=OnlineConfig)
-    scale: str = ""
     seeds: tuple[int, ...] = (0, 1, 2)
     controls: tuple[str, ...] = CONTROLS
     retrain: tuple[str, ...] = ()
@@ -86,9 +78,6 @@ class CurationConfig:
     unit: str = "step"
     log_every: int = 50
     runs: str = "runs/curation"
-    data_root: str = "data"
-    name: str | None = None
-    record: bool = False
 
     def __post_init__(self):
         methods = [method.name for method in self.attribution.methods]
@@ -116,17 +105,14 @@ class CurationConfig:
             attribution = dataclasses.replace(
                 attribution, methods=tuple(m for m in attribution.methods if m.name == deciding)
             )
-        return RunConfig(
-            name=f"seed-{seed}-{arm}",
-            model=self.model,
+        return self.run_config(
+            runs,
+            f"seed-{seed}-{arm}",
             data=dataclasses.replace(self.data, seed=seed) if self.new_corpus else self.data,
-            optim=self.optim,
             train=train,
             attribution=attribution if measured else AttributionConfig(),
             online=self.online if arm == "online" else OnlineConfig(),
             log=LogConfig(every=self.log_every, chunk_losses=arm == "full"),
-            runs=str(runs),
-            data_root=self.data_root,
             seed=seed,
         )
 

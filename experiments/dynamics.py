@@ -17,31 +17,22 @@ from rich.console import Console
 from experiments import outputs
 from experiments.command import command, plain
 from experiments.outputs import Outputs, markdown
-from inrun.data.prepare import DataConfig
+from experiments.study import LanguageStudy
 from inrun.store import ValueStore, books, dynamics
-from inrun.train import AttributionConfig, ConfigError, LogConfig, OptimConfig, RunConfig, TrainConfig, trained
+from inrun.train import ConfigError, LogConfig, RunConfig, trained
 from inrun.train.strict import build
 
 PHASES = ("early", "middle", "late")
 
 
-@dataclass(frozen=True)
-class DynamicsConfig:
+@dataclass(frozen=True, kw_only=True)
+class DynamicsConfig(LanguageStudy):
     """The study. seeds: one training run each. bins: of equally many steps, for the curves; phases are thirds of the run. The first method is shown."""
 
-    model: dict[str, Any]
-    data: DataConfig
-    optim: OptimConfig
-    train: TrainConfig
-    attribution: AttributionConfig
-    scale: str = ""
     seeds: tuple[int, ...] = (0,)
     bins: int = 20
     log_every: int = 50
     runs: str = "runs/dynamics"
-    data_root: str = "data"
-    name: str | None = None
-    record: bool = False
 
     def __post_init__(self):
         if not self.seeds or self.bins < len(PHASES):
@@ -50,18 +41,7 @@ class DynamicsConfig:
             raise ConfigError("dynamics: values and their books are needed; choose an attribution with ledger >= 1")
 
     def run(self, runs: Path, seed: int) -> RunConfig:
-        return RunConfig(
-            name=f"seed-{seed}",
-            model=self.model,
-            data=self.data,
-            optim=self.optim,
-            train=self.train,
-            attribution=self.attribution,
-            log=LogConfig(every=self.log_every),
-            runs=str(runs),
-            data_root=self.data_root,
-            seed=seed,
-        )
+        return self.run_config(runs, f"seed-{seed}", log=LogConfig(every=self.log_every), seed=seed)
 
 
 def main(config: DictConfig) -> None:

@@ -24,6 +24,7 @@ from experiments.command import command, plain
 from experiments.fidelity_probe import PROBES, Study, compare, costs
 from experiments.fidelity_report import write_report
 from experiments.outputs import Outputs, digest, whole
+from experiments.study import measured_once
 from inrun.data.prepare import DataConfig
 from inrun.train import ConfigError, OptimConfig, Run, RunConfig, TrainConfig
 from inrun.train.strict import build
@@ -98,15 +99,11 @@ def main(config: DictConfig) -> None:
     console = Console(stderr=True)
     settings = FidelityConfig.from_mapping(plain(config))
     out = Outputs.open(settings.runs, dataclasses.asdict(settings), settings.name)
-    if out.finished:
-        console.print("finished before", highlight=False)
-    else:
+
+    def measure() -> None:
         write_report(out, about(settings), *measured(settings, out.folder, console))
-        out.finish()
-    if settings.record:
-        out.record("fidelity", out.rows("fidelity"))
-    print((out.folder / "fidelity.md").read_text(encoding="utf-8"))
-    console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
+
+    measured_once(out, "fidelity", measure, settings.record, console)
 
 
 def about(settings: FidelityConfig) -> dict[str, Any]:

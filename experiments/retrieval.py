@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,13 +18,14 @@ from rich.console import Console
 from experiments.command import command, plain
 from experiments.outputs import Outputs, markdown
 from experiments.scores import TITLES, all_scores
+from experiments.study import LanguageStudy, measured_once
 from inrun.baselines.ekfac import EKFACOptions
 from inrun.baselines.language import LanguageRun
 from inrun.data.corpus import Corpus
-from inrun.data.prepare import DataConfig, prepare
+from inrun.data.prepare import prepare
 from inrun.data.progress import shown
 from inrun.evaluate import recall_at_k
-from inrun.train import AttributionConfig, ConfigError, OptimConfig, RunConfig, TargetConfig, TrainConfig, trained
+from inrun.train import ConfigError, RunConfig, TargetConfig, trained
 from inrun.train.strict import build
 
 #: Wang et al. 2025, table 3: normalised recall@1000 among about 320,000 chunks of the Pile, by the domain's name there
@@ -49,24 +49,14 @@ PAPER = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class RetrievalConfig:
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig(LanguageStudy):
     """The study. chunks: validation chunks of a domain's target. k: how many of the best chunks are looked at. attribution: its targets are the domains."""
 
-    scale: str
     chunks: int
     k: tuple[int, ...]
-    model: dict[str, Any]
-    data: DataConfig
-    train: TrainConfig
-    optim: OptimConfig
-    attribution: AttributionConfig
-    runs: str
-    data_root: str
     influence: EKFACOptions = field(default_factory=EKFACOptions)
     seed: int = 0
-    name: str | None = None
-    record: bool = False
 
     def __post_init__(self):
         if not self.k or min(self.k) < 1 or self.chunks < 1:
@@ -77,9 +67,8 @@ def main(config: DictConfig) -> None:
     console = Console(stderr=True)
     settings = build(RetrievalConfig, plain(config))
     out = Outputs.open(settings.runs, dataclasses.asdict(settings), settings.name)
-    if out.finished:
-        console.print("finished before", highlight=False)
-    else:
+
+    def measure() -> None:
         with shown(console) as report:
             corpus = prepare(settings.data, settings.data_root, report)
         folder = trained(run_config(settings, corpus, out.folder), console)
@@ -87,11 +76,8 @@ def main(config: DictConfig) -> None:
         rows = list(recalls(settings, LanguageRun(folder)))
         out.table("retrieval", rows, text=report_text(rows, settings.k[-1]))
         out.figure("retrieval", draw(rows, settings.k[-1]))
-        out.finish()
-    if settings.record:
-        out.record("retrieval", out.rows("retrieval"))
-    print((out.folder / "retrieval.md").read_text(encoding="utf-8"))
-    console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
+
+    measured_once(out, "retrieval", measure, settings.record, console)
 
 
 def run_config(settings: RetrievalConfig, corpus: Path, folder: Path) -> RunConfig:
@@ -102,17 +88,8 @@ def run_config(settings: RetrievalConfig, corpus: Path, folder: Path) -> RunConf
         for domain in validation.domains
         if len(validation.ids(domain=domain)) >= settings.chunks
     )
-    return RunConfig(
-        name="run",
-        model=settings.model,
-        data=settings.data,
-        optim=settings.optim,
-        train=settings.train,
-        attribution=dataclasses.replace(settings.attribution, targets=targets),
-        runs=str(folder),
-        data_root=settings.data_root,
-        seed=settings.seed,
-    )
+    attribution = dataclasses.replace(settings.attribution, targets=targets)
+    return settings.run_config(folder, "run", attribution=attribution, seed=settings.seed)
 
 
 def recalls(settings: RetrievalConfig, run: LanguageRun) -> Iterator[dict]:

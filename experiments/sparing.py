@@ -6,7 +6,6 @@ The same training is valued in every way; the weights do not depend on it, so th
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,46 +17,27 @@ from scipy.stats import spearmanr
 from experiments import outputs
 from experiments.command import command, plain
 from experiments.outputs import Outputs, markdown
-from inrun.data.prepare import DataConfig
+from experiments.study import LanguageStudy
 from inrun.store import ValueStore
-from inrun.train import AttributionConfig, ConfigError, LogConfig, OptimConfig, RunConfig, TrainConfig, trained
+from inrun.train import ConfigError, LogConfig, RunConfig, trained
 from inrun.train.strict import build
 
 
-@dataclass(frozen=True)
-class SparingConfig:
+@dataclass(frozen=True, kw_only=True)
+class SparingConfig(LanguageStudy):
     """The study. intervals: the k of `every=k` and `refresh=k`; 1 is measured anyway, as the reference."""
 
-    model: dict[str, Any]
-    data: DataConfig
-    optim: OptimConfig
-    train: TrainConfig
-    attribution: AttributionConfig
     intervals: tuple[int, ...]
-    scale: str = ""
     seed: int = 0
     runs: str = "runs/sparing"
-    data_root: str = "data"
-    name: str | None = None
-    record: bool = False
 
     def __post_init__(self):
         if not self.attribution.on or any(k < 2 for k in self.intervals):
             raise ConfigError("sparing: values are needed, and intervals of 2 or more")
 
     def run(self, runs: Path, name: str, **option: int) -> RunConfig:
-        return RunConfig(
-            name=name,
-            model=self.model,
-            data=self.data,
-            optim=self.optim,
-            train=self.train,
-            attribution=replace(self.attribution, ledger=0, **option),
-            log=LogConfig(every=100),
-            runs=str(runs),
-            data_root=self.data_root,
-            seed=self.seed,
-        )
+        attribution = replace(self.attribution, ledger=0, **option)
+        return self.run_config(runs, name, attribution=attribution, log=LogConfig(every=100), seed=self.seed)
 
 
 def main(config: DictConfig) -> None:

@@ -16,7 +16,8 @@ from inrun.train import ConfigError
 from inrun.train.strict import build
 
 ROOT = Path(__file__).parents[1]
-SLOW_TO_START = {"opacus"}  # an optional package
+#: an optional package; a C++ compiler and a minute (`tests/test_attributor.py` traces a compiled model without one)
+SLOW_TO_START = {"opacus", "regular_compiled", "first_order_compiled"}
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - SLOW_TO_START))
