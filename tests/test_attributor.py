@@ -1,11 +1,13 @@
 """The engine on this project's own models, against a float64 loop of per-sample gradients."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inrun import Attributor, Method
 from inrun.attributor import BooksError, NonFiniteError, UnseenParameterError
@@ -769,3 +771,41 @@ def test_a_target_that_also_uses_the_token_table_as_a_whole_has_its_look_ups_add
         found[fused] = attr.last["val"]
         attr.close()
     assert per_sample.relative_error(found[True], found[False]) < 1e-10
+
+
+class Waits(TorchDispatchMode):
+    """Counts the reads of a number from a tensor: on a GPU each waits for everything that was asked of it before."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("family", "method"), [("gpt2", "first_order"), ("gpt2", "second_order"), ("pythia", "path")])
+def test_a_step_waits_for_the_device_as_often_in_a_deep_model_as_in_a_shallow_one(family, method, monkeypatch):
+    waits = Waits()
+
+    def tolist(tensor, original=torch.Tensor.tolist):
+        waits.count += 1
+        return original(tensor)
+
+    def counted(layers: int) -> int:
+        torch.manual_seed(0)
+        model, train, val = small(family, torch.float32, n_layer=layers), rows(3, 1), rows(2, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)  # asks nothing itself
+        attr = Attributor(model, optimizer, {"val": lambda: loss_of(model, val, 0.1)}, method, fused=True)
+        for step in range(5):  # from the fourth step on nobody asks for elements without optimizer state
+            waits.count = 0
+            with waits if step == 4 else nullcontext():
+                with attr.batch(range(3)):
+                    loss_of(model, train, 0.02).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return waits.count
+
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    assert counted(1) == counted(3) <= 20

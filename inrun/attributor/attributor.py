@@ -12,6 +12,7 @@ the optimizer moves the weights. The trained weights are the same bits with and 
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +33,9 @@ from inrun.directions import Method, Step, Target, directions
 from inrun.ghost import Dots, KeptMemory, Probes, Tape, Watch, token_dots
 from inrun.ghost.backward import grad
 from inrun.store import ValueStore, ValueWriter
-from inrun.updates import PlainSGD, UnknownOptimizerError, snapshot
+from inrun.updates import PlainSGD, UnknownOptimizerError, snapshots
 from kernels import recycle
+from kernels.host import on_host
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +149,7 @@ class Attributor:
         self.step = int(resume["step"]) if resume else 0
         self.last_step: StepResult | None = None
         self._refresh_every, self._valued_since_refresh = refresh, 0
-        self._all_have_state = False
+        self._settled: set[str] = set()  # parameters all of whose elements have optimizer state
         self._said_coarse = False
         self.ledger = Ledger()
         self._annotations: dict[str, float | int | None] = {}
@@ -192,6 +194,7 @@ class Attributor:
             raise
         self._micro.append(_MicroBatch(ids, record, forward, rng))
         self._norms = gradient_norms(self.parameters)
+        self._versions = self._gradient_versions()
 
     def _recorder(self, n: int) -> Dots | Tape | Probes | None:
         """What takes the dots of a micro-batch: at once where the directions are known, from a tape or by a second pass otherwise."""
@@ -381,19 +384,26 @@ class Attributor:
         self._scored = False
         self._micro: list[_MicroBatch] = []
         self._norms: dict[str, Tensor] = {}
+        self._versions: dict[str, tuple[int, int]] = {}
         self._directions: dict[str, Tensor] = {}
         self._lr_then: dict[str, float] = {}
         self._kept.release()
 
     def _drop_unused(self) -> None:
         """A gradient that was zeroed without a step (a loss scaler found an overflow, a batch was skipped) takes its micro-batches with it."""
-        if self._micro and all(float(norm) == 0 for norm in gradient_norms(self.parameters).values()):
+        if not self._micro or self._gradient_versions() == self._versions:
+            return
+        if all(norm == 0 for norm in on_host(gradient_norms(self.parameters)).values()):
             log.warning(
                 "step %d: the gradient was zeroed without an optimizer step; %d micro-batches are dropped",
                 self.step,
                 len(self._micro),
             )
             self._reset()
+
+    def _gradient_versions(self) -> dict[str, tuple[int, int]]:
+        """What tells without a look at the numbers that no gradient was written to."""
+        return {name: (id(p.grad), p.grad._version) for name, p in self.parameters.items() if p.grad is not None}
 
     def _begin(self) -> None:
         """First micro-batch of a step: the weights are those of the step, and the directions that can be known are made."""
@@ -450,8 +460,7 @@ class Attributor:
             dots = self._collect_dots(V)
             if checking:
                 check_books(dots, gradients, V, c, keys, self._lowest_dtype())
-            ratio = {name: self._lr_ratios(name, keys)[:, None] for name in dots}
-            dots = {name: c * ratio[name].to(d.device) * d for name, d in dots.items()}
+            dots = {name: c * self._at_present_lr(name, d, keys) for name, d in dots.items()}
             total = (
                 sum(dots.values())
                 if dots
@@ -478,8 +487,7 @@ class Attributor:
             stateless=step.stateless_share(),
         )
         # a second moment decays to zero only by underflow, over a thousand steps and more without a gradient
-        again = self.step % _LOOK_FOR_STATE == 0
-        self._all_have_state = result.stateless == 0 and len(gradients) == len(self.parameters) and not again
+        self._settled = set() if self.step % _LOOK_FOR_STATE == 0 else step.settled
         self._book(step, result)
         self._write(result)
         self.last_step = result
@@ -490,13 +498,14 @@ class Attributor:
             raise RuntimeError(
                 "optimizer.step() was called with no gradient; the backward must run inside `with attr.batch(...)`"
             )
-        norms = gradient_norms(self.parameters)
-        if not all(bool(torch.isfinite(norm)) for norm in norms.values()):
+        norms = on_host(gradient_norms(self.parameters))
+        if not all(map(math.isfinite, norms.values())):
             self._name_non_finite()
         records = [m.record for m in self._micro if m.record is not None]
         if records:
             check_seen(norms, set().union(*(record.seen for record in records)))
-        return gradients, common_factor(self._norms, norms, {name: p.dtype for name, p in self.parameters.items()})
+        dtypes = {name: p.dtype for name, p in self.parameters.items()}
+        return gradients, common_factor(on_host(self._norms), norms, dtypes)
 
     def _collect_dots(self, V: dict[str, Tensor]) -> dict[str, Tensor]:
         """name -> [k, n] over all micro-batches; a micro-batch that did not use a parameter contributes zeros."""
@@ -598,9 +607,8 @@ class Attributor:
     def _snapshots(self):
         plain = {name: PlainSGD(p, {}, self._owners[id(p)][1]) for name, p in self.parameters.items()}
         try:
-            return {
-                name: snapshot(self._owners[id(p)][0], p, self._owners[id(p)][1]) for name, p in self.parameters.items()
-            }, plain
+            owners = {name: self._owners[id(p)] for name, p in self.parameters.items()}
+            return snapshots({name: (o, self.parameters[name], group) for name, (o, group) in owners.items()}), plain
         except UnknownOptimizerError:
             if any(m.update != "sgd" for m in self.methods):
                 raise
@@ -623,10 +631,7 @@ class Attributor:
                 found = [q for m in self._micro if (q := m.record.squares(name)) is not None]
             return c * c * sum(found) if found else None
 
-        step = Step(updates, plain, self.parameters, gradients, n, squares)
-        if self._all_have_state:
-            step.all_have_state()
-        return step
+        return Step(updates, plain, self.parameters, gradients, n, squares, self._settled)
 
     def _replayed_squares(self) -> dict[str, Tensor]:
         """name -> sum_i g_i^2, from one more pass over each micro-batch; one tape at a time is in memory."""

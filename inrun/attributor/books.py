@@ -34,7 +34,7 @@ FACTOR_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e
 
 
 def gradient_norms(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Euclidean norm of each `.grad` that there is, as 0-dim float64 tensors.
+    """Euclidean norm of each `.grad` that there is, as 0-dim float64 tensors, not waited for (`kernels.host`).
 
     Row by row first: over a million elements in one sum, fp32 on a CPU is off by 1e-4, which is as much as the factors may differ.
     """
@@ -47,15 +47,13 @@ def _norm(g: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dtype=torch.float64)
 
 
-def common_factor(before: Mapping[str, Tensor], now: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> float:
+def common_factor(before: Mapping[str, float], now: Mapping[str, float], dtypes: Mapping[str, torch.dtype]) -> float:
     """c, from the norms of the gradients after the last backward and at the step.
 
     Raises:
         BooksError: the parameters do not agree.
     """
-    ratios = {
-        name: float(now[name]) / float(before[name]) for name in before if name in now and float(before[name]) > 0
-    }
+    ratios = {name: now[name] / before[name] for name in before if name in now and before[name] > 0}
     if not ratios:
         return 1.0
     ordered = sorted(ratios.values())
@@ -85,41 +83,43 @@ def check_books(
     Raises:
         BooksError: names the parameter that is furthest off, and the likely causes.
     """
+    names = [name for name in directions if name in gradients]
     entries = []
-    for name, V in directions.items():
-        if name not in gradients:
-            continue
+    for name in names:
+        V = directions[name]
         g = gradients[name]
         V = V.reshape(len(keys), -1)
         total = (V * g.flatten().to(V.dtype)).sum(1, dtype=torch.float64)
         parts = c * dots[name] if name in dots else torch.zeros(V.shape[0], 1, dtype=torch.float64, device=V.device)
         scale = parts.abs().sum(1) + (V.norm(dim=1) * g.norm()).double() / math.sqrt(g.numel())
         dtype = min(lowest, g.dtype, key=lambda dtype: torch.finfo(dtype).bits)
-        entries.append((name, total, parts.sum(1), BOOKS_TOLERANCE[dtype] * scale, torch.finfo(dtype).eps * scale))
+        entries.append((total, parts.sum(1), BOOKS_TOLERANCE[dtype] * scale, torch.finfo(dtype).eps * scale))
+    if not entries:
+        return
+    device = entries[0][0].device
+    # [parameters, k], looked at together: one wait for the device
+    total, parts, allowed, rounding = (torch.stack([x.to(device) for x in column]) for column in zip(*entries))
     # a gradient that vanishes mathematically (a key's bias) is pure rounding of summands as large as other parameters'
-    noise = sum(entry[4] for entry in entries)
-    worst, excess = None, 1.0
-    for name, total, parts, allowed, _ in entries:
-        off = (total - parts).abs() / (allowed + noise).clamp(min=torch.finfo(torch.float64).tiny)
-        k = int(off.argmax())
-        if not float(off[k]) <= excess:
-            worst, excess = (name, keys[k], float(total[k]), float(parts[k])), float(off[k])
-    if worst:
-        name, (method, target), total, parts = worst
+    off = (total - parts).abs() / (allowed + rounding.sum(0)).clamp(min=torch.finfo(torch.float64).tiny)
+    place = off.nan_to_num(torch.inf).argmax()
+    worst, here, given = torch.stack([torch.take(x, place) for x in (off, parts, total)]).tolist()
+    if not worst <= 1.0:
+        at, k = divmod(int(place), len(keys))
+        name, (method, target) = names[at], keys[k]
         raise BooksError(
-            f"parameter {name}: the samples' parts add up to {parts:.6g}, but the gradient gives {total:.6g} (method {method}, target {target}). Likely causes: the "
+            f"parameter {name}: the samples' parts add up to {here:.6g}, but the gradient gives {given:.6g} (method {method}, target {target}). Likely causes: the "
             "parameter got a gradient outside `with attr.batch(...)` (a regulariser, an earlier backward without zero_grad), it is used inside a compiled region or "
             "an extension that is not seen, or .grad was changed by other than a common factor (noise, a per-parameter clip)."
         )
 
 
-def check_seen(norms: Mapping[str, Tensor], seen: set[str]) -> None:
+def check_seen(norms: Mapping[str, float], seen: set[str]) -> None:
     """Every parameter with a gradient was used under our eyes.
 
     Raises:
         UnseenParameterError
     """
-    unseen = [name for name, norm in norms.items() if name not in seen and float(norm) != 0]
+    unseen = [name for name, norm in norms.items() if name not in seen and norm != 0]
     if unseen:
         shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
         raise UnseenParameterError(

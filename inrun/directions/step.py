@@ -1,6 +1,6 @@
 """One optimizer step as attribution sees it: the weights, the update rules as they stand before it, and (afterwards) the batch's gradient."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 from inrun.directions.method import Method
 from inrun.updates import Update, coalition_slope, in_pieces
 from kernels import recycle
+from kernels.host import on_host
 
 #: Gauss-Legendre nodes for the mean Jacobian of rules that mix elements
 _JACOBIAN_NODES = 3
@@ -25,6 +26,7 @@ class Step:
         gradient: name -> G, what the optimizer gets (after clipping, unscaling, averaging); parameters without a gradient are left out, as the optimizer does.
         n: samples in the step.
         squares: name -> ``sum_i g_i^2`` elementwise, in G's scale; asked for only where an element has no state, or a young one.
+        settled: parameters none of whose elements is without state, as an earlier step has found: that is not looked for again.
     """
 
     def __init__(
@@ -35,11 +37,14 @@ class Step:
         gradient: Mapping[str, Tensor] | None = None,
         n: int = 0,
         squares: Callable[[str], Tensor | None] | None = None,
+        settled: Collection[str] = (),
     ):
         self.updates, self.plain, self.weights = updates, plain, weights
         self.gradient, self.n, self._squares = gradient, n, squares
         self._square_cache: dict[str, Tensor | None] = {}
-        self._masks: dict[str, Tensor | None] = {}
+        self._masks: dict[str, Tensor | None] = {
+            name: None for name in settled if name in updates and not updates[name].rough_everywhere
+        }
         #: frozen slopes are used for several targets: find them once, at the price of as much memory as the weights
         self.keep_slopes = False
         self._frozen: dict[tuple[str, str], Tensor] = {}
@@ -132,15 +137,17 @@ class Step:
             self._masks[name] = self.updates[name].stateless()
         return self._masks[name]
 
-    def all_have_state(self) -> None:
-        """Known from an earlier step: no element is without a second moment, unless its rule is rough everywhere."""
-        self._masks = {name: None for name, rule in self.updates.items() if not rule.rough_everywhere}
-
     def stateless_share(self) -> float:
         """Share of the elements that have no second moment yet."""
-        masks = [self._stateless(name) for name in self.updates]
+        masks = {name: self._stateless(name) for name in self.updates}
         total = sum(w.numel() for w in self.weights.values())
-        return sum(int(mask.sum()) for mask in masks if mask is not None) / max(total, 1)
+        counts = on_host({name: mask.sum() for name, mask in masks.items() if mask is not None})
+        return sum(counts.values()) / max(total, 1)
+
+    @property
+    def settled(self) -> set[str]:
+        """Parameters of which this step knows that no element is without state."""
+        return {name for name, mask in self._masks.items() if mask is None}
 
 
 def gauss(count: int) -> tuple[list[float], list[float]]:

@@ -13,7 +13,7 @@ its vector-Jacobian product from autograd.
 """
 
 from inrun.updates.adam import Adam
-from inrun.updates.base import NoFrozenSlopeError, UnknownOptimizerError, Update, register, snapshot
+from inrun.updates.base import NoFrozenSlopeError, UnknownOptimizerError, Update, register, snapshot, snapshots
 from inrun.updates.lion import Lion, LionUpdate
 from inrun.updates.muon import MuonUpdate
 from inrun.updates.pieces import in_pieces
@@ -34,4 +34,5 @@ __all__ = [
     "in_pieces",
     "register",
     "snapshot",
+    "snapshots",
 ]

@@ -1,9 +1,11 @@
 """The contract of an update rule, and the registry that finds the rule of an optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+
+from kernels.host import on_host
 
 
 class UnknownOptimizerError(TypeError):
@@ -114,9 +116,23 @@ def snapshot(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict) -
     Raises:
         UnknownOptimizerError: no rule for this class of optimizer; the message says how to add one.
     """
+    return snapshots({"": (optimizer, parameter, group)})[""]
+
+
+def snapshots(owned: Mapping[str, tuple[torch.optim.Optimizer, Tensor, dict]]) -> dict[str, Update]:
+    """`snapshot` of (optimizer, parameter, its group) by name; where step counts live on the device, they are waited for once."""
+    states = {name: optimizer.state.get(parameter, {}) for name, (optimizer, parameter, _) in owned.items()}
+    steps = on_host({name: state["step"] for name, state in states.items() if torch.is_tensor(state.get("step"))})
+    return {
+        name: _rule(optimizer)(parameter, {**states[name], **({"step": steps[name]} if name in steps else {})}, group)
+        for name, (optimizer, parameter, group) in owned.items()
+    }
+
+
+def _rule(optimizer: torch.optim.Optimizer) -> type[Update] | Callable[..., Update]:
     for cls in type(optimizer).__mro__:
         if cls in _RULES:
-            return _RULES[cls](parameter, optimizer.state.get(parameter, {}), group)
+            return _RULES[cls]
     known = ", ".join(sorted(cls.__name__ for cls in _RULES))
     raise UnknownOptimizerError(
         f"no update rule for the optimizer {type(optimizer).__name__}; known: {known}. Write a subclass of inrun.updates.Update "
