@@ -1,6 +1,7 @@
 """What the writer of a value store accepts, what it leaves on disk, and what it refuses."""
 
 import json
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -244,3 +245,37 @@ def test_failed_flush_is_not_repeated_by_closing(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*/*.parquet"))
     with pytest.raises(StoreError, match=r"a flush of .* failed before"):
         write_step(writer, 1)
+
+
+def test_parts_are_written_while_the_next_steps_go_on(tmp_path, monkeypatch):
+    written, go_on = threading.Event(), threading.Event()
+
+    def slow(*args, original=pq.write_table, **options):
+        assert go_on.wait(60)
+        original(*args, **options)
+        written.set()
+
+    writer = ValueWriter(tmp_path, RUN, flush_every=2)
+    monkeypatch.setattr(pq, "write_table", slow)
+    for step in range(4):  # the flush of steps 0 and 1 is due at step 2
+        write_step(writer, step)
+    assert not written.is_set()
+    go_on.set()
+    writer.close()
+    with ValueStore(tmp_path) as store:
+        assert sorted(set(store.sql("SELECT step FROM terms")["step"].to_pylist())) == [0, 1, 2, 3]
+
+
+def test_flush_that_failed_meanwhile_is_an_error_of_the_next_one(tmp_path, monkeypatch):
+    def disk_full(*args, **options):
+        raise OSError("No space left on device")
+
+    writer = ValueWriter(tmp_path, RUN, flush_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", disk_full)
+        for step in range(3):
+            write_step(writer, step)
+        with pytest.raises(OSError, match="No space left"):
+            writer.flush()
+    with pytest.raises(StoreError, match=r"a flush of .* failed before"):
+        write_step(writer, 3)

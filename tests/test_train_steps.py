@@ -12,8 +12,9 @@ from inrun.evaluate import chunk_batches, evaluate
 from inrun.ghost.tape import Recorder
 from inrun.models import IGNORED_TARGET
 from inrun.train import Run
+from inrun.train.ahead import Ahead
 from inrun.train.attribution import target_ids
-from inrun.train.batch import Precision, PrecisionError, batch_of
+from inrun.train.batch import Batch, Precision, PrecisionError, batch_of
 from tests.train_example import config, tables, weights, write_documents
 
 
@@ -168,3 +169,23 @@ def test_nothing_of_a_step_outlives_it(root, kind, fused):
     held = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.grad_fn is not None]
     assert held == []
     assert run.step == 3
+
+
+def test_batches_read_ahead_are_those_that_are_asked_for(root):
+    read = []
+
+    def load(ids):
+        read.append(ids.tolist())
+        if 7 in ids:
+            raise OSError("a shard is gone")
+        return Batch(torch.from_numpy(ids)[:, None], torch.zeros(len(ids), 1))
+
+    ahead = Ahead(load)
+    steps = [np.array(ids) for ids in ([0, 1], [2, 3], [4, 5], [6, 7])]
+    assert ahead.get(steps[0], steps[1]).tokens.flatten().tolist() == [0, 1]
+    assert ahead.get(steps[1], steps[2]).tokens.flatten().tolist() == [2, 3]
+    assert ahead.get(steps[0], steps[3]).tokens.flatten().tolist() == [0, 1]  # another one than was announced
+    with pytest.raises(OSError, match="a shard is gone"):
+        ahead.get(steps[3], None)
+    ahead.close()
+    assert sorted(read) == [[0, 1], [0, 1], [2, 3], [4, 5], [6, 7]]

@@ -7,6 +7,7 @@ is saved: `resume` drops what is past the checkpoint's step, and nothing before 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -84,6 +85,8 @@ class ValueWriter:
         self.path, self.run, self.rank, self.flush_every = store, run, rank, flush_every
         self._first_step = first_step
         self._state = "open"
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inrun-store")
+        self._writing: Future[None] | None = None
         self._buffers: dict[str, list[pa.Table]] = {table: [] for table in _STEPPED}
         self._spans: dict[str, tuple[int, int]] = {}  # first and last step of each non-empty buffer
         self._latest: dict[str, tuple[int, set[tuple]]] = {}  # the last step of each table, and its keys so far
@@ -185,23 +188,42 @@ class ValueWriter:
     def flush(self) -> None:
         """Make all rows so far durable, as whole parts that readers see. Call it before a checkpoint is saved."""
         self._check_open()
-        self._state = "broken"  # until all parts are in place: rows of a failed flush must not be written twice
-        for table, (first, last) in self._spans.items():
-            rows = pa.concat_tables(self._buffers[table])
-            path = self.path / table / parts.Part.name(self.rank, first, last)
-            path.parent.mkdir(exist_ok=True)
-            if path.exists():  # the same step was flushed in two halves
-                rows = pa.concat_tables([parts.read_part(path).cast(rows.schema), rows])
-            parts.write_part(rows.unify_dictionaries().combine_chunks(), path)
-            self._buffers[table] = []
-        self._spans = {}
-        self._state = "open"
+        self._begin_flush()
+        self._finish_flush()
 
     def close(self) -> None:
         """Flush and end. Closing twice is allowed; after a failed flush it leaves the store as it is, to be resumed."""
         if self._state == "open":
             self.flush()
             self._state = "closed"
+        self._thread.shutdown()
+
+    def _begin_flush(self) -> None:
+        """Hand the rows so far to the thread that writes: training goes on meanwhile."""
+        self._finish_flush()
+        due = {table: (self._buffers[table], *span) for table, span in self._spans.items()}
+        self._buffers.update({table: [] for table in due})
+        self._spans = {}
+        self._writing = self._thread.submit(self._write, due)
+
+    def _finish_flush(self) -> None:
+        """Wait for the parts that are being written. Rows of a failed flush must not be written twice: the writer is broken then."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            try:
+                writing.result()
+            except BaseException:
+                self._state = "broken"
+                raise
+
+    def _write(self, due: dict[str, tuple[list[pa.Table], int, int]]) -> None:
+        for table, (buffer, first, last) in due.items():
+            rows = pa.concat_tables(buffer)
+            path = self.path / table / parts.Part.name(self.rank, first, last)
+            path.parent.mkdir(exist_ok=True)
+            if path.exists():  # the same step was flushed in two halves
+                rows = pa.concat_tables([parts.read_part(path).cast(rows.schema), rows])
+            parts.write_part(rows.unify_dictionaries().combine_chunks(), path)
 
     @property
     def last_step(self) -> int | None:
@@ -244,7 +266,7 @@ class ValueWriter:
             what = "" if target is None else f" for {', '.join(map(repr, key))}"
             raise StoreError(f"{table} of step {step}{what}: written before, or out of order (last was {latest}).")
         if self._spans and step >= min(first for first, _ in self._spans.values()) + self.flush_every:
-            self.flush()
+            self._begin_flush()
         self._latest[table] = (step, keys | {key} if step == latest else {key})
 
     def _append(self, table: str, step: int, rows: pa.Table) -> None:

@@ -27,6 +27,7 @@ from inrun.data.sampler import Sampler
 from inrun.evaluate import chunk_batches, evaluate
 from inrun.store import ValueStore
 from inrun.train import checkpoint
+from inrun.train.ahead import Ahead
 from inrun.train.attribution import build_attributor, build_targets, target_batch, target_digest
 from inrun.train.batch import Batch, Precision, batch_of, slices
 from inrun.train.chunks import Chunks, read_chunks, write_chunks
@@ -152,6 +153,8 @@ class Run:
         self._open_logs()
         self._decided: int | None = None
         self.sampler = self._sampler(self.chunks)
+        self._ahead = Ahead(self._load)
+        self._open.callback(self._ahead.close)
 
     def train(self) -> ValueStore | None:
         """Train to the end. Returns the store of values, opened for reading, or None without attribution.
@@ -213,7 +216,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         ids = self._draw(step)
-        batch = batch_of(self.corpus, ids, train.separate_documents)
+        batch = self._ahead.get(ids, self._following(step))
         total = batch.count()
         parts = [self._backward(ids[rows], batch[rows], total) for rows in slices(len(ids), train.micro_batch)]
         losses = torch.cat(parts)
@@ -242,6 +245,15 @@ class Run:
                 chosen = decide(self.config.online, decision, store, self.chunks)
             self._decided, self.sampler = decision, self._sampler(chosen)
         return self.sampler.batch_at(step)
+
+    def _following(self, step: int) -> np.ndarray | None:
+        """Ids of the next step's chunks, if they are known by now."""
+        known = step + 1 < self.config.train.steps and self.config.online.decision(step + 1) == self._decided
+        return self.sampler.batch_at(step + 1) if known else None
+
+    def _load(self, ids: np.ndarray) -> Batch:
+        batch = batch_of(self.corpus, ids, self.config.train.separate_documents)
+        return batch.pinned() if self.precision.device.type == "cuda" else batch
 
     def _sampler(self, chunks: Chunks) -> Sampler:
         return Sampler(chunks.ids, self.config.train.batch_size, self.config.seed, chunks.weights)
