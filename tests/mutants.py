@@ -463,11 +463,11 @@ def _(patch):
 
 @mutant("second order forgets u(0)", "second order, momentum and decay", "game: momentum with decay, second order")
 def _(patch):
-    def change(original, self, method, fraction):
-        idle = original(self, method, 0.0)
-        return {name: u - idle[name] for name, u in original(self, method, fraction).items()}
+    def middle(original, self, method):
+        idle = self.change(method, 0.0)
+        return {name: u - idle[name] for name, u in original(self, method).items()}
 
-    _wrap(patch, Step, "change", change)
+    _wrap(patch, Step, "middle", middle)
 
 
 @mutant("G is the last micro-batch's own", "second order over micro-batches", "uneven micro-batches")
