@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels import recycle, shapes
 from kernels.backend import accumulation_dtype, backend_for, operator
 from kernels.linear import autocast
-from kernels.linear_cross_entropy import _check, _chunk_tokens, _chunks, _loss, _softmax_gradient, _tokens
+from kernels.linear_cross_entropy import _check, _chunk_tokens, _chunks, _loss, _save, _softmax_gradient, _tokens
 from kernels.wgrad_dots import outer_dots
 
 
@@ -57,7 +57,7 @@ def cross_entropy_sum_per_sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, input gradient [n,t,i], the head's per-sample gradients [n,v,i] in the dtype of x) of `cross_entropy_sum`."""
     g = recycle.empty((targets.shape[0], *w.shape), x.dtype, x.device) if out is None else out
-    dx = torch.empty_like(x)
+    dx = x.new_empty(x.shape)  # contiguous, whatever x is
     loss = torch.zeros((), dtype=accumulation_dtype(x), device=x.device)
     compute = recycle.cast(w, x.dtype)
     for spans, a, b, losses in _pieces(x, compute, targets, ignore_index):
@@ -134,13 +134,6 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, fresh: bool) -> None
 @_cross_entropy_sum.register_fake
 def _(x, w, targets, ignore_index):
     return x.new_empty((), dtype=accumulation_dtype(x)), torch.empty_like(x), torch.empty_like(w)
-
-
-def _save(ctx, inputs, output):
-    ctx.save_for_backward(*output[1:])
-    ctx.set_materialize_grads(
-        False
-    )  # the other outputs have no gradient, and zeros in their place would be a table of the vocabulary's size
 
 
 def _backward(ctx, gradient, *_):

@@ -241,9 +241,8 @@ def _(x, w, targets, V, probe, weights, ignore_index):
 
 def _save(ctx, inputs, output):
     ctx.save_for_backward(*output[1:])
-    ctx.set_materialize_grads(
-        False
-    )  # the other outputs have no gradient, and zeros in their place would be a table of the vocabulary's size
+    # the other outputs have no gradient, and zeros in their place would be a table of the vocabulary's size
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, gradient, *_):

@@ -57,6 +57,23 @@ def test_pieces_of_a_sample_and_groups_of_samples_give_the_same_head(dtype, toke
     assert head.wgrad.dtype == head.dots.dtype == head.token_losses.dtype == wide
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["contiguous", "transposed"])
+@pytest.mark.parametrize("tokens", [4, 10, 25, 1000])
+def test_kept_gradients_and_their_dots_are_the_same_in_pieces_of_a_sample_and_groups_of_samples(
+    tokens, turned, monkeypatch
+):
+    shrink(monkeypatch, tokens, 8)
+    x, w, V, targets = problem(torch.float64)
+    placed = x.transpose(0, 1).contiguous().transpose(0, 1) if turned else x.clone()
+    loss, own_dx, g = kernels.cross_entropy_sum_per_sample(placed, w, targets)
+    own_dots = kernels.cross_entropy_sum_dots(placed, w, targets, V)
+    losses, dx, wgrad, dots = oracle(x, w, V, targets, torch.ones(N, T, dtype=torch.float64))
+    each = [oracle(x, w, V, targets, alone[:, None].expand(N, T))[2] for alone in torch.eye(N, dtype=torch.float64)]
+    pairs = [(loss, losses.sum()), (own_dx, dx), (g, torch.stack(each)), (g.sum(0), wgrad), (own_dots, dots)]
+    for actual, exact in pairs:
+        assert error(actual, exact) < 1e-13
+
+
 def test_weights_scale_each_tokens_share():
     x, w, V, targets = problem(torch.float64)
     weights = torch.rand(N, T, dtype=torch.float64)
