@@ -5,19 +5,20 @@
     python -m experiments.bench plans='[{size: small, precision: fp32, rounds: 5, cases: [first_order, path]}]'
 
 Rounds alternate the order of the cases, and a ratio is taken within a round, against `regular`: plain training on the same tokens (training and validation sequences
-together) with the same head. Peak memory is that of a fresh process that runs one case alone (VmHWM). A killed bench goes on with the plans that are not measured yet.
+together) with the same head. Peak memory is that of a process of its own, which runs one case alone (VmHWM). A killed bench goes on with the plans that are not measured yet.
 """
 
 import datetime
 import functools
 import json
+import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,19 +95,21 @@ def measure(plan: Plan) -> dict[str, list[float]]:
 
 
 def peak_memory(plan: Plan, name: str) -> int | None:
-    """MiB at the peak of a fresh process that takes two steps of one case; None where the system does not tell.
-
-    Three steps of regular training come before: Adam's first steps are valued in another way than all later ones (`inrun.updates`), and regular training peaks lowest.
-    """
+    """MiB at the peak of a process of its own that takes two steps of one case; None where the system does not tell."""
     if not Path("/proc/self/status").exists():
         return None
-    code = (
-        f"from experiments.bench_cases import Bench; b = Bench({plan.size!r}, {plan.precision!r}); s = b.step('regular'); s(); s(); s();"
-        f"s = b.step({name!r}); s(); s();"
-        "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return round(int(done.stdout.split()[-1]) / 1024)
+    # forked from a process that has only imported: seconds faster than a new interpreter
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.bench_cases"])
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(_own_peak, plan.size, plan.precision, name).result()
+
+
+def _own_peak(size: str, precision: str, name: str) -> int:
+    step = Bench(size, precision).step(name)
+    step(), step()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 
 
 def peaks(plan: Plan) -> dict[str, int | None]:

@@ -52,6 +52,7 @@ SIZES = {
     "small-512": _small(t=512),
     "small-1024": _small(4, 1, 1024),
     "width-128": _small(d_model=128),
+    "width-128-512": _small(t=512, d_model=128),
     "width-512": _small(d_model=512, n_head=8),
     "width-768": _small(d_model=768, n_head=12),
     "gpt2-512": _gpt2(4, 1, 512),
@@ -74,7 +75,7 @@ def case(name: str):
 
 
 class Bench:
-    """One model, one optimizer, fixed batches of random tokens (arithmetic does not depend on the text)."""
+    """One model, one optimizer past its first updates (Adam's are valued in another way, `inrun.updates`), fixed batches of random tokens: arithmetic does not depend on the text."""
 
     def __init__(self, size: str, precision: str):
         if size not in SIZES:
@@ -86,6 +87,10 @@ class Bench:
         vocab = self.model.config.vocab_size
         self.train, self.val = (torch.randint(0, vocab, (rows, self.size.t + 1)) for rows in (self.size.n, self.size.m))
         self.both = torch.cat([self.train, self.val])
+        for _ in range(3):
+            for p in self.model.parameters():
+                p.grad = torch.randn_like(p)
+            self.finish()
 
     def step(self, name: str) -> Callable[[], None]:
         """The closure of a case."""
