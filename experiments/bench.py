@@ -26,10 +26,12 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
+from rich.console import Console
 
 from experiments.bench_cases import CASES, SIZES, Bench
 from experiments.command import command, plain
 from experiments.outputs import Outputs, whole
+from experiments.study import measured_once
 from inrun.train import ConfigError
 from inrun.train.strict import build
 
@@ -227,19 +229,26 @@ def main(config: DictConfig) -> None:
     values = plain(config)
     settings = build(BenchConfig, values, "bench")
     out = Outputs.open(settings.runs, values, settings.name)
+    console = Console(stderr=True)
+
+    def measured() -> None:
+        rows = measured_plans(settings, out.folder, console)
+        out.table(settings.table, rows, table(rows))
+        out.figure(settings.table, figure(rows))
+
+    measured_once(out, measured, settings.record, console, settings.table)
+
+
+def measured_plans(settings: BenchConfig, folder: Path, console: Console) -> list[dict]:
+    """The rows of all plans; what an earlier process has measured is read."""
     rows: list[dict] = []
     for plan in settings.plans:
-        place = out.folder / f"{plan.size}-{plan.precision}"
+        place = folder / f"{plan.size}-{plan.precision}"
         memory = once(place.with_suffix(".memory.json"), functools.partial(peaks, plan))
         found = once(place.with_suffix(".json"), lambda: rows_of(plan, measure(plan), memory))  # noqa: B023
-        print(table(found))
+        console.print(table(found), highlight=False, markup=False, soft_wrap=True)
         rows += found
-    out.table(settings.table, rows, table(rows))
-    out.figure(settings.table, figure(rows))
-    if settings.record:
-        out.record(settings.table, rows)
-    out.finish()
-    print(f"\n{out.folder}: {settings.table}.parquet, .md, .svg, .png")
+    return rows
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from experiments import outputs
 from experiments.classification_report import INSPECTED, draw, report, summarised
 from experiments.command import CONFIGS, command, plain
 from experiments.outputs import Outputs
+from experiments.study import measured_once
 from inrun.baselines import Cost, get_baseline, measure
 from inrun.baselines.pool import Pool, random_subsets
 from inrun.baselines.supervised import Recipe, SupervisedRun, train_run
@@ -119,22 +120,26 @@ def main(config: DictConfig) -> None:
     out = Outputs.open(
         settings.runs, {**{k: v for k, v in given.items() if k != "pools"}, "baselines": resolved}, settings.name
     )
-    rows: list[dict] = []
-    for seed in settings.seeds:
-        rows += Study(settings, seed, seed, console).rows()
-    if settings.repeats > 1:
-        rows += stability(settings, console)
+
+    def study() -> None:
+        rows: list[dict] = []
+        for seed in settings.seeds:
+            rows += Study(settings, seed, seed, console).rows()
+        if settings.repeats > 1:
+            rows += stability(settings, console)
+        write_report(out, settings, rows)
+
+    measured_once(out, study, settings.record, console, "classification", {"classification": "summary"})
+
+
+def write_report(out: outputs.Outputs, settings: ClassificationConfig, rows: list[dict]) -> None:
+    """classification (one row per seed; its markdown is the report), summary (over seeds), and the figure."""
     about = f"{settings.problem.source}: {settings.problem.train} training samples, {settings.problem.flipped:.0%} wrong, {len(settings.seeds)} seeds; "
     about += f"{settings.recipe.network.name}, normalisation: {settings.recipe.network.normalisation}; {settings.recipe.epochs} epochs"
-    text = report(rows, about, regression=settings.problem.source == "diabetes")
-    out.table("classification", rows, text)
+    where = {"data": settings.problem.source, "normalisation": settings.recipe.network.normalisation}
+    out.table("classification", rows, report(rows, about, regression=settings.problem.source == "diabetes"))
+    out.table("summary", [{**where, **row} for row in summarised(rows)])
     out.figure("classification", draw(rows, about, regression=settings.problem.source == "diabetes"))
-    out.finish()
-    if settings.record:
-        where = {"data": settings.problem.source, "normalisation": settings.recipe.network.normalisation}
-        out.record("classification", [{**where, **row} for row in summarised(rows)], outputs.RESULTS)
-    print(text)
-    console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
 
 
 class Study:

@@ -52,7 +52,7 @@ def main(config: DictConfig) -> None:
         rows = [{"scale": settings.scale, **row} for row in ranks(settings, texts, folder)]
         write_report(out, rows)
 
-    measured_once(out, "copyright", measure, settings.record, console)
+    measured_once(out, measure, settings.record, console, "copyright")
 
 
 def run_config(settings: CopyrightConfig, texts: Texts, folder: Path) -> RunConfig:

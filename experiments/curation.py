@@ -32,7 +32,7 @@ from experiments import outputs
 from experiments.command import command, plain
 from experiments.curation_report import FOREIGN, USEFUL, draw, kind_rows, run_row, score_row, summary, test_curve
 from experiments.outputs import Outputs
-from experiments.study import LanguageStudy
+from experiments.study import LanguageStudy, measured_once
 from inrun.baselines import measure
 from inrun.baselines.language import LanguageRun
 from inrun.data.corpus import Corpus
@@ -123,31 +123,14 @@ def main(config: DictConfig) -> None:
     settings = build(CurationConfig, given)
     out = Outputs.open(settings.runs, given, settings.name)
     shared = Path(settings.runs) / "trained" / outputs.digest({key: given[key] for key in given if key not in CHOICES})
-    rows, kinds, curves = [], [], {}
-    for seed in settings.seeds:
-        for arm in Study(settings, shared, seed, console).arms():
-            rows.append(arm.row)
-            kinds += arm.kinds
-            curves[seed, arm.name] = arm.curve
-    about = [
-        f"{settings.scale}: {settings.model['name']}-{settings.model['preset']}, {settings.train.steps} steps of {settings.train.batch_size} chunks of "
-        f"{settings.data.block_size} tokens; target {settings.attribution.targets[0].name}; values of the last {1 - settings.since:.0%} of the steps."
-    ]
-    text = summary(rows, kinds, about)
-    out.table("curation", rows, text)
-    out.table("kinds", kinds)
-    out.figure("curation", draw(curves, kinds))
-    out.finish()
-    if settings.record:
-        about = {
-            "scale": settings.scale,
-            "model": settings.model["name"],
-            "target": settings.attribution.targets[0].name,
-        }
-        out.record("curation", [{**about, **row} for row in rows], outputs.RESULTS)
-        out.record("curation-kinds", [{**about, **row} for row in kinds], outputs.RESULTS)
-    print(text)
-    console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
+
+    def study() -> None:
+        arms = [(seed, arm) for seed in settings.seeds for arm in Study(settings, shared, seed, console).arms()]
+        write_report(out, settings, arms)
+
+    measured_once(
+        out, study, settings.record, console, "curation", {"curation": "curation", "curation-kinds": "kinds"}
+    )
 
 
 @dataclass(frozen=True)
@@ -158,6 +141,24 @@ class Arm:
     curve: tuple[np.ndarray, np.ndarray]
     row: dict
     kinds: list[dict]
+
+
+def write_report(out: Outputs, settings: CurationConfig, arms: list[tuple[int, Arm]]) -> None:
+    """curation (its markdown is the report), kinds, and the figure; arms: with the seed of each."""
+    where = {
+        "scale": settings.scale,
+        "model": settings.model["name"],
+        "target": settings.attribution.targets[0].name,
+    }
+    rows = [{**where, **arm.row} for _, arm in arms]
+    kinds = [{**where, **row} for _, arm in arms for row in arm.kinds]
+    about = [
+        f"{settings.scale}: {settings.model['name']}-{settings.model['preset']}, {settings.train.steps} steps of {settings.train.batch_size} chunks of "
+        f"{settings.data.block_size} tokens; target {settings.attribution.targets[0].name}; values of the last {1 - settings.since:.0%} of the steps."
+    ]
+    out.table("curation", rows, summary(rows, kinds, about))
+    out.table("kinds", kinds)
+    out.figure("curation", draw({(seed, arm.name): arm.curve for seed, arm in arms}, kinds))
 
 
 class Study:

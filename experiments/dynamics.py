@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments import outputs
 from experiments.command import command, plain
 from experiments.outputs import Outputs, markdown
-from experiments.study import LanguageStudy
+from experiments.study import LanguageStudy, measured_once
 from inrun.store import ValueStore, books, dynamics
 from inrun.train import ConfigError, LogConfig, RunConfig, trained
 from inrun.train.strict import build
@@ -49,12 +48,23 @@ def main(config: DictConfig) -> None:
     given = plain(config)
     settings = build(DynamicsConfig, given)
     out = Outputs.open(settings.runs, given, settings.name)
+
+    def measure() -> None:
+        write_report(out, settings, *measured(settings, out.folder / "trained", console))
+
+    recorded = {"dynamics": "phases", "dynamics-books": "books"}
+    measured_once(out, measure, settings.record, console, "books", recorded)
+
+
+def measured(settings: DynamicsConfig, runs: Path, console: Console) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows of the curves, the phases and the phases' books, of all seeds and targets."""
     method = settings.attribution.methods[0].name
+    about = {"scale": settings.scale, "model": settings.model["name"], "method": method}
     curves, phases, ledger = [], [], []
     for seed in settings.seeds:
-        with ValueStore(trained(settings.run(out.folder / "trained", seed), console) / "values") as store:
+        with ValueStore(trained(settings.run(runs, seed), console) / "values") as store:
             for target in store.targets:
-                where = {"seed": seed, "target": target}
+                where = {**about, "seed": seed, "target": target}
                 curves += [
                     {**where, **row} for row in dynamics(store, "domain", settings.bins, target, method).to_pylist()
                 ]
@@ -66,19 +76,18 @@ def main(config: DictConfig) -> None:
                     {**where, "phase": PHASES[row["bin"]], **row}
                     for row in books(store, len(PHASES), target, method).to_pylist()
                 ]
+    return curves, phases, ledger
+
+
+def write_report(
+    out: Outputs, settings: DynamicsConfig, curves: list[dict], phases: list[dict], ledger: list[dict]
+) -> None:
+    """dynamics, phases, books (its markdown is the report), and the figure of the first seed."""
     out.table("dynamics", curves)
     out.table("phases", phases)
-    text = summary(settings, phases, ledger)
-    out.table("books", ledger, text)
+    out.table("books", ledger, summary(settings, phases, ledger))
     first = [row for row in curves if row["seed"] == settings.seeds[0]]
     out.figure("dynamics", draw(first, list(dict.fromkeys(row["target"] for row in first))))
-    out.finish()
-    if settings.record:
-        about = {"scale": settings.scale, "model": settings.model["name"], "method": method}
-        out.record("dynamics", [{**about, **row} for row in phases], outputs.RESULTS)
-        out.record("dynamics-books", [{**about, **row} for row in ledger], outputs.RESULTS)
-    print(text)
-    console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
 
 
 def summary(settings: DynamicsConfig, phases: list[dict], ledger: list[dict]) -> str:

@@ -103,7 +103,7 @@ def main(config: DictConfig) -> None:
     def measure() -> None:
         write_report(out, about(settings), *measured(settings, out.folder, console))
 
-    measured_once(out, "fidelity", measure, settings.record, console)
+    measured_once(out, measure, settings.record, console, "fidelity")
 
 
 def about(settings: FidelityConfig) -> dict[str, Any]:

@@ -92,11 +92,12 @@ class Outputs:
             whole(self.folder / f"{name}.{kind}", save)
         plt.close(figure)
 
-    def record(self, name: str, rows: Sequence[Mapping], results: Path = RESULTS) -> Path:
+    def record(self, name: str, rows: Sequence[Mapping], results: Path | None = None) -> Path:
         """results/NAME.csv with `rows` in the place of those of the same config, and the config in results/NAME-configs.json. One process at a time.
 
         The revision is that of the process that finished. Rows that come with a `revision` or a `config_digest` of their own keep it.
         """
+        results = results or RESULTS
         path, about = results / f"{name}.csv", results / f"{name}-configs.json"
         obtained = (self.folder / "finished").read_text(encoding="utf-8").strip() if self.finished else revision()
         own = {"config_digest": digest(self.config), "revision": obtained}

@@ -77,7 +77,7 @@ def main(config: DictConfig) -> None:
         out.table("retrieval", rows, text=report_text(rows, settings.k[-1]))
         out.figure("retrieval", draw(rows, settings.k[-1]))
 
-    measured_once(out, "retrieval", measure, settings.record, console)
+    measured_once(out, measure, settings.record, console, "retrieval")
 
 
 def run_config(settings: RetrievalConfig, corpus: Path, folder: Path) -> RunConfig:

@@ -14,10 +14,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from scipy.stats import spearmanr
 
-from experiments import outputs
 from experiments.command import command, plain
-from experiments.outputs import Outputs, markdown
-from experiments.study import LanguageStudy
+from experiments.outputs import Outputs
+from experiments.study import LanguageStudy, measured_once
 from inrun.store import ValueStore
 from inrun.train import ConfigError, LogConfig, RunConfig, trained
 from inrun.train.strict import build
@@ -45,23 +44,26 @@ def main(config: DictConfig) -> None:
     given = plain(config)
     settings = build(SparingConfig, given)
     out = Outputs.open(settings.runs, given, settings.name)
-    runs = out.folder / "trained"
+
+    def measure() -> None:
+        rows = measured(settings, out.folder / "trained", console)
+        out.table("sparing", rows)
+        out.figure("sparing", draw(rows))
+
+    measured_once(out, measure, settings.record, console, "sparing")
+
+
+def measured(settings: SparingConfig, runs: Path, console: Console) -> list[dict]:
+    """One row for each option, interval, target and method, beside the run that measures everything at every step."""
     reference = _values(trained(settings.run(runs, "reference"), console))
     rows = []
     for option in ("refresh", "every"):
         for k in settings.intervals:
             found = _values(trained(settings.run(runs, f"{option}-{k}", **{option: k}), console))
             for key, truth in reference.items():
-                rows.append(
-                    {"option": option, "k": k, "target": key[0], "method": key[1], **compare(found[key], truth)}
-                )
-    out.table("sparing", rows)
-    out.figure("sparing", draw(rows))
-    out.finish()
-    if settings.record:
-        out.record("sparing", [{"scale": settings.scale, **row} for row in rows], outputs.RESULTS)
-    print(markdown(rows))
-    console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
+                where = {"scale": settings.scale, "option": option, "k": k, "target": key[0], "method": key[1]}
+                rows.append({**where, **compare(found[key], truth)})
+    return rows
 
 
 def _values(run: Path) -> dict[tuple[str, str], pa.Table]:

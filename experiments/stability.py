@@ -27,6 +27,7 @@ from rich.console import Console
 from experiments import outputs
 from experiments.command import command, plain
 from experiments.outputs import Outputs, markdown
+from experiments.study import measured_once
 from inrun.baselines import measure
 from inrun.baselines.pool import Pool, random_subsets
 from inrun.baselines.supervised import Recipe, train_run, untrained
@@ -93,30 +94,34 @@ def main(config: DictConfig) -> None:
     given = plain(config)
     settings = build(StabilityConfig, given)
     out = Outputs.open(settings.runs, given, settings.name)
+
+    def study() -> None:
+        head, rows = measured(settings, console)
+        out.table("stability", rows, f"# Stability of values over seeds\n\n{head}\n\n{markdown(rows)}\n")
+        out.figure("stability", figure(rows))
+
+    measured_once(out, study, settings.record, console, "stability")
+
+
+def measured(settings: StabilityConfig, console: Console) -> tuple[str, list[dict]]:
+    """What was measured, and one row for each method and budget."""
     problem = draw(settings.problem, settings.problem_seed, settings.data_root)
     run = untrained(problem, settings.recipe)
     folder = Path(settings.runs) / "trained" / run.digest[:12]
     pool = Pool(run, folder / "pool")
     subsets, seeds = random_subsets(pool.n, settings.held_out, 0.5, HELD_OUT)
     truth = pool.outcomes(subsets, seeds).utility("val")
+    about = {"scale": settings.scale, "data": settings.problem.source, "samples": pool.n}
     rows = []
     for valuation in (*in_run(settings, problem, folder, console), *retrained(settings, pool, console)):
-        rows.append(judged(valuation, problem, subsets, truth))
+        rows.append({**about, **judged(valuation, problem, subsets, truth)})
     full = pool.outcomes(np.ones((settings.repeats, pool.n), bool), np.arange(settings.repeats))
     quality = full.utility("val", "accuracy").mean() if problem.classes else -full.utility("val").mean()
     head = (
         f"{settings.problem.source}: {pool.n} samples, {problem.wrong.sum()} labels wrong, {settings.recipe.network.name}, {settings.repeats} repeats; "
         f"validation {'accuracy' if problem.classes else 'loss'} {quality:.3f}. Means over repeats, standard deviations in columns _sd; agreement over pairs of repeats."
     )
-    text = f"# Stability of values over seeds\n\n{head}\n\n{markdown(rows)}\n"
-    out.table("stability", rows, text)
-    out.figure("stability", figure(rows))
-    out.finish()
-    if settings.record:
-        where = {"scale": settings.scale, "data": settings.problem.source, "samples": pool.n}
-        out.record("stability", [{**where, **row} for row in rows], outputs.RESULTS)
-    print(text)
-    console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
+    return head, rows
 
 
 def in_run(settings: StabilityConfig, problem: Problem, folder: Path, console: Console) -> Iterator[Valuation]:

@@ -1,6 +1,6 @@
 """What the studies share: the settings of language-model runs, and how one ends that is measured once and shown from its table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,24 @@ class LanguageStudy:
         return RunConfig(name=name, runs=str(folder), **{**own, **changes})
 
 
-def measured_once(out: Outputs, table: str, measure: Callable[[], None], record: bool, console: Console) -> None:
-    """Call `measure`, which leaves TABLE in `out`, unless that was finished before; record it if wanted, and print its markdown."""
+def measured_once(
+    out: Outputs,
+    measure: Callable[[], None],
+    record: bool,
+    console: Console,
+    shown: str,
+    recorded: Mapping[str, str] | None = None,
+) -> None:
+    """Call `measure`, which leaves its tables in `out`, unless that was finished before; record them if wanted, and print one.
+
+    shown: the table whose markdown is printed. recorded: name of the committed CSV -> table whose rows it gets; by default `shown`, under its own name.
+    """
     if out.finished:
         console.print("finished before", highlight=False)
     else:
         measure()
         out.finish()
-    if record:
-        out.record(table, out.rows(table))
-    print((out.folder / f"{table}.md").read_text(encoding="utf-8"))
+    for name, table in (recorded or {shown: shown}).items() if record else ():
+        out.record(name, out.rows(table))
+    print((out.folder / f"{shown}.md").read_text(encoding="utf-8"))
     console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)

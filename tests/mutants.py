@@ -464,8 +464,8 @@ def _(patch):
 @mutant("second order forgets u(0)", "second order, momentum and decay", "game: momentum with decay, second order")
 def _(patch):
     def middle(original, self, method):
-        idle = self.change(method, 0.0)
-        return {name: u - idle[name] for name, u in original(self, method).items()}
+        nobody = self.moved(method, 0.0)
+        return {name: u - (self.weights[name] - nobody[name]) for name, u in original(self, method).items()}
 
     _wrap(patch, Step, "middle", middle)
 

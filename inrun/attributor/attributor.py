@@ -554,9 +554,9 @@ class Attributor:
         measure = self.step // self.every % self._ledger_every == 0
         nobody = None
         if measure and step.updates is not step.plain:
-            change = step.change(Method("path"), 0.0)
-            idle = not any(bool(u.any()) for u in change.values())
-            nobody = None if idle else step.moved(Method("path"), 0.0)
+            nobody = step.moved(Method("path"), 0.0)
+            if all(torch.equal(moved, step.weights[name]) for name, moved in nobody.items()):
+                nobody = None  # neither momentum nor decay: there is no drift
         for name, target in self.targets.items():
             result.loss_before[name] = target.loss()
             if measure:

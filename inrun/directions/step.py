@@ -57,10 +57,6 @@ class Step:
         """Weights after the update with ``fraction * G``."""
         return self._map(method, lambda rule, g: rule.weight - rule(fraction * g))
 
-    def change(self, method: Method, fraction: float) -> dict[str, Tensor]:
-        """u(fraction * G)."""
-        return self._map(method, lambda rule, g: rule(fraction * g))
-
     def middle(self, method: Method) -> dict[str, Tensor]:
         """(u(0) + u(G)) / 2, the middle of the way from "nobody" to "everybody"."""
         return self._map(method, lambda rule, g: rule(torch.zeros_like(g)).add_(rule(g)).mul_(0.5))
