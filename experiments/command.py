@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from inrun.attributor import BooksError, NonFiniteError
+from inrun.attributor import BooksError, NonFiniteError, ProcessError
 from inrun.data.errors import DataError
 from inrun.store import StoreError
 from inrun.train import CheckpointError, ConfigError, Interrupted, NonFiniteLossError, RunFolderError
@@ -18,7 +18,7 @@ from inrun.train.batch import PrecisionError
 
 #: what a user can act on from the message alone; anything else keeps its traceback
 EXPECTED = (
-    ConfigError, PrecisionError, RunFolderError, CheckpointError, NonFiniteLossError, DataError, StoreError, BooksError, NonFiniteError
+    ConfigError, PrecisionError, RunFolderError, CheckpointError, NonFiniteLossError, DataError, StoreError, BooksError, NonFiniteError, ProcessError
 )  # fmt: skip
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")

@@ -128,9 +128,7 @@ def main(config: DictConfig) -> None:
         arms = [(seed, arm) for seed in settings.seeds for arm in Study(settings, shared, seed, console).arms()]
         write_report(out, settings, arms)
 
-    measured_once(
-        out, study, settings.record, console, "curation", {"curation": "curation", "curation-kinds": "kinds"}
-    )
+    measured_once(out, study, settings.record, console, "curation", {"curation": "curation", "curation-kinds": "kinds"})
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ def main(config: DictConfig) -> None:
             return
         run = _start(settings, console)
     store = run.train()
+    if not run.processes.leads:
+        return
     console.print(f"done: {run.step} steps, in {run.folder}", highlight=False, soft_wrap=True)
     if store:
         with store:

@@ -99,7 +99,7 @@ def test_gradient_of_a_cut_batch_is_that_of_the_global_token_mean(root):
         logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED_TARGET
     ).backward()
     for rows in (slice(0, 3), slice(3, 6), slice(6, 8)):
-        run._backward(ids[rows], batch[rows], batch.count())
+        run._backward(ids[rows], batch[rows], batch.count(), True)
     run.close()
     for (name, p), q in zip(run.model.named_parameters(), oracle.parameters()):
         # fp32 sums over 8 x 32 tokens: sqrt(256) x 6e-8, with two orders of magnitude of cancellation

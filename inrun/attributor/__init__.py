@@ -2,6 +2,15 @@
 
 from inrun.attributor.attributor import Attributor
 from inrun.attributor.books import BooksError, NonFiniteError, UnseenParameterError
+from inrun.attributor.processes import ProcessError, Processes
 from inrun.attributor.result import StepResult
 
-__all__ = ["Attributor", "BooksError", "NonFiniteError", "StepResult", "UnseenParameterError"]
+__all__ = [
+    "Attributor",
+    "BooksError",
+    "NonFiniteError",
+    "ProcessError",
+    "Processes",
+    "StepResult",
+    "UnseenParameterError",
+]

@@ -25,9 +25,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from inrun.attributor.books import NonFiniteError, check_books, check_seen, common_factor, gradient_norms
 from inrun.attributor.ledger import Ledger, Waiting
+from inrun.attributor.processes import Processes
 from inrun.attributor.result import StepResult
 from inrun.directions import Method, Step, Target, directions
 from inrun.ghost import Dots, KeptMemory, Probes, Tape, Watch, token_dots
@@ -57,7 +59,8 @@ class Attributor:
     """Values every sample of every optimizer step for one or several targets.
 
     Args:
-        model: any nn.Module; its trainable parameters that the optimizer updates are tracked.
+        model: any nn.Module; its trainable parameters that the optimizer updates are tracked. Of a DistributedDataParallel the module inside, and its processes:
+            every process then has an Attributor, for its own samples, and all make the same calls.
         optimizer: the optimizer whose step uses the gradients, or several that step together.
         targets: name -> closure that evaluates a validation loss of `model` and returns the scalar. Evaluated once per step or more; it must give the same loss
             for the same weights if the ledger is to telescope.
@@ -88,6 +91,12 @@ class Attributor:
         run: entries for the store's run.json: config, corpus_digest, git_revision.
         resume: what `state_dict` returned at the checkpoint that training goes on from; the store drops what came after it.
         flush_every: steps between flushes of the store.
+        group: the processes that train together, where you average `.grad` over them yourself (at the end of the last micro-batch's block) instead of by
+            DistributedDataParallel.
+        share_targets: with several processes, each one's closure gives its part of a target's loss, and the parts are added up. False: each evaluates the whole.
+
+    With several processes `store` is one folder for all, values and `last` are those of this process's samples, and what is said of a step (books, ledger, loss)
+    is of all samples. Values are those of one process with the whole batch, whose loss is the mean of the processes' losses.
 
     Raises:
         ValueError, UnknownOptimizerError: at construction, for options that cannot work.
@@ -122,7 +131,10 @@ class Attributor:
         run: Mapping | None = None,
         resume: Mapping | None = None,
         flush_every: int = 200,
+        group: ProcessGroup | None = None,
+        share_targets: bool = False,
     ):
+        model, self.processes = Processes.of(model, group)
         given = [method] if isinstance(method, (str, Method)) else list(method)
         options = {"update": update, "state": state, "nodes": nodes, "quadrature": quadrature, "credit": credit}
         self.methods = [m if isinstance(m, Method) else Method(m, **options) for m in given]
@@ -135,8 +147,10 @@ class Attributor:
         self.parameters = self._track(model, params)
         tracked = {id(p) for p in self.parameters.values()}
         self._constants = [*model.buffers(), *(p for p in model.parameters() if id(p) not in tracked)]
+        shared = self.processes.sums if share_targets and not self.processes.alone else None
         self.targets = {
-            name: Target(name, closure, self.parameters, model, fused, refresh > 1) for name, closure in targets.items()
+            name: Target(name, closure, self.parameters, model, fused, refresh > 1, self.processes.quietly, shared)
+            for name, closure in targets.items()
         }
         self.keys: list[Key] = [(m.name, target) for m in self.methods for target in self.targets]
         self._known = [(m, t) for m in self.methods if m.known_before for t in self.targets]
@@ -154,8 +168,8 @@ class Attributor:
         self.ledger = Ledger()
         self._annotations: dict[str, float | int | None] = {}
         self._reset()
-        self.writer = self._open_store(store, run, resume, flush_every)
-        if self.writer and samples is not None:
+        self.writer = self.processes.one_by_one(lambda: self._open_store(store, run, resume, flush_every))
+        if self.writer and samples is not None and self.processes.leads:
             self.writer.samples(samples)
         self._hooks = [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
         self._closed = False
@@ -227,7 +241,8 @@ class Attributor:
         buffers = [(buffer, buffer._version, buffer.clone()) for buffer in self.model.buffers()]
         _set_random_state(micro.rng)
         try:
-            yield
+            with self.processes.quietly():
+                yield
         finally:
             _set_random_state(now)
             with torch.no_grad():
@@ -253,6 +268,8 @@ class Attributor:
         Call it between the backward and ``optimizer.step()``. Negative: the two are redundant; positive: they complement each other. For adaptive
         optimizers eta is the secant of the update. Needs a method that keeps a tape (second_order, path, or first_order with state="current").
         """
+        if not self.processes.alone:
+            raise RuntimeError("interactions() are of samples in one process; train in a single one to see them")
         if not self._micro or not all(isinstance(m.record, Tape) for m in self._micro):
             raise RuntimeError(
                 "interactions() is called between the backward and optimizer.step(), with a method whose direction is known after the backward "
@@ -277,10 +294,11 @@ class Attributor:
         return torch.stack(rows)
 
     def flush(self) -> None:
-        """Complete the ledger at the current weights and make all rows durable."""
+        """Complete the ledger at the current weights and make all rows durable, those of all processes."""
         self._close_ledger()
         if self.writer:
             self.writer.flush()
+            self.processes.wait()
 
     def state_dict(self) -> dict:
         """For a checkpoint taken between two steps; flushes the store first, so that nothing before the checkpoint can be missing."""
@@ -304,6 +322,7 @@ class Attributor:
             recycle.release()
             if self.writer:
                 self.writer.close()
+                self.processes.wait()
         return ValueStore(self.writer.path) if self.writer else None
 
     def __enter__(self) -> "Attributor":
@@ -336,6 +355,8 @@ class Attributor:
                 f"route='compiled' needs directions that are known before the backward, and {', '.join(late)} is not; use first_order with "
                 "state='previous' or update='sgd', or train uncompiled with route='rules'"
             )
+        if route == "compiled" and not self.processes.alone:
+            raise ValueError("route='compiled' works in one process only; with several use route='rules', uncompiled")
         if every < 1:
             raise ValueError(f"every must be 1 or more, not {every}")
         second = [m.name for m in self.methods if m.kind == "second_order"]
@@ -357,6 +378,10 @@ class Attributor:
             raise ValueError(
                 f"params={params!r} matches no trainable parameter; they are {', '.join(list(trainable)[:8])}, ..."
             )
+        if sharded := [name for name, p in tracked.items() if hasattr(p, "device_mesh")]:  # a DTensor
+            raise ValueError(
+                f"parameter {sharded[0]} is sharded over devices (FSDP, tensor parallelism), which is not supported; use DistributedDataParallel"
+            )
         return tracked
 
     def _open_store(self, path, run, resume, flush_every) -> ValueWriter | None:
@@ -372,9 +397,10 @@ class Attributor:
             },
             **(run or {}),
         }
+        rank = self.processes.rank
         if resume is not None:
-            return ValueWriter.resume(path, about, self.step, flush_every=flush_every)
-        return ValueWriter(path, about, flush_every=flush_every)
+            return ValueWriter.resume(path, about, self.step, rank, flush_every)
+        return ValueWriter(path, about, rank, flush_every)
 
     # -- one step
 
@@ -387,6 +413,7 @@ class Attributor:
         self._versions: dict[str, tuple[int, int]] = {}
         self._directions: dict[str, Tensor] = {}
         self._lr_then: dict[str, float] = {}
+        self._samples = 0
         self._kept.release()
 
     def _drop_unused(self) -> None:
@@ -459,7 +486,7 @@ class Attributor:
         if self.route != "forward":
             dots = self._collect_dots(V)
             if checking:
-                check_books(dots, gradients, V, c, keys, self._lowest_dtype())
+                check_books(dots, gradients, V, c, keys, self._lowest_dtype(), self.processes.total)
             dots = {name: c * self._at_present_lr(name, d, keys) for name, d in dots.items()}
             total = (
                 sum(dots.values())
@@ -475,7 +502,10 @@ class Attributor:
                 if checking:
                     self._check_forward_books(total, gradients, now, keys)
         ids = np.concatenate([m.ids for m in self._micro])
-        self._refuse_non_finite(total, ids)
+        bad = (~torch.isfinite(total)).any(0)
+        count, *sums = self.processes.total(torch.cat([bad.sum()[None].to(total.dtype), total.sum(1)])).tolist()
+        if count:
+            self._raise_non_finite(ids[bad.cpu().numpy()].tolist())
         values = {key: total[k] for k, key in enumerate(keys)}
         result = StepResult(
             step=self.step,
@@ -483,7 +513,8 @@ class Attributor:
             values={key: values[key] for key in self.keys},
             per_parameter={key: {name: d[k] for name, d in dots.items()} for k, key in enumerate(keys)},
             tokens=tokens if self.per_token else {},
-            clip=c,
+            sums=dict(zip(keys, sums)),
+            clip=c * self.processes.size,
             stateless=step.stateless_share(),
         )
         # a second moment decays to zero only by underflow, over a thousand steps and more without a gradient
@@ -501,11 +532,13 @@ class Attributor:
         norms = on_host(gradient_norms(self.parameters))
         if not all(map(math.isfinite, norms.values())):
             self._name_non_finite()
-        records = [m.record for m in self._micro if m.record is not None]
-        if records:
-            check_seen(norms, set().union(*(record.seen for record in records)))
+        seen = set().union(*(m.record.seen for m in self._micro if m.record is not None))
+        own = [sum(len(m.ids) for m in self._micro), *(name in seen for name in self.parameters)]
+        self._samples, *uses = self.processes.total(torch.tensor(own)).tolist()
+        if any(m.record is not None for m in self._micro):
+            check_seen(norms, {name for name, used in zip(self.parameters, uses) if used})
         dtypes = {name: p.dtype for name, p in self.parameters.items()}
-        return gradients, common_factor(on_host(self._norms), norms, dtypes)
+        return gradients, common_factor(on_host(self._norms), norms, dtypes) / self.processes.size
 
     def _collect_dots(self, V: dict[str, Tensor]) -> dict[str, Tensor]:
         """name -> [k, n] over all micro-batches; a micro-batch that did not use a parameter contributes zeros."""
@@ -546,6 +579,7 @@ class Attributor:
             1.0,
             keys,
             self._lowest_dtype(),
+            self.processes.total,
         )
 
     def _book(self, step: Step, result: StepResult) -> None:
@@ -567,8 +601,9 @@ class Attributor:
                 drift = result.drift.get(name)
                 if drift is not None and method.credit == "impulse" and method.update == "auto" and parts:
                     # what the samples are given of later steps is taken from the drift of those steps, here as a shift of this one's
-                    drift -= float(sum((1.0 - 1.0 / step.updates[p].impulse) * v.sum() for p, v in parts.items()))
-                total = float(result.values[method.name, name].sum())
+                    shift = sum((1.0 - 1.0 / step.updates[p].impulse) * v.sum() for p, v in parts.items())
+                    drift -= float(self.processes.total(shift))
+                total = result.sums[method.name, name]
                 self.ledger.open(Waiting(self.step, name, method.name, result.loss_before[name], drift, total))
 
     def _close_ledger(self) -> None:
@@ -578,7 +613,7 @@ class Attributor:
                 if not self._open:
                     target.forget()
                 losses[name] = target.loss()
-            self.ledger.close(losses, self.writer)
+            self.ledger.close(losses, self.writer if self.processes.leads else None)
 
     def _write(self, result: StepResult) -> None:
         if not self.writer:
@@ -589,6 +624,8 @@ class Attributor:
             for m in self.methods if self.per_token else ():
                 rows = [row for part in result.tokens[m.name, name] for row in part.cpu().numpy()]
                 self.writer.tokens(result.step, result.ids, name, m.name, rows)
+        if not self.processes.leads:
+            return
         group = self.optimizers[0].param_groups[0]
         row = {
             "step": result.step,
@@ -597,7 +634,7 @@ class Attributor:
             "loss": None,
             "seconds": None,
             "tokens": None,
-            "samples": len(result.ids),
+            "samples": self._samples,
         }
         self.writer.steps({**row, "stateless": result.stateless, **self._annotations})
         self._annotations = {}
@@ -616,8 +653,6 @@ class Attributor:
 
     def _step_view(self, gradients: dict[str, Tensor] | None, c: float) -> Step:
         updates, plain = self._snapshots()
-        n = sum(len(m.ids) for m in self._micro)
-
         replayed: dict[str, Tensor] = {}
 
         def squares(name: str) -> Tensor | None:
@@ -629,9 +664,15 @@ class Attributor:
                 found = [replayed[name]] if name in replayed else []
             else:
                 found = [q for m in self._micro if (q := m.record.squares(name)) is not None]
-            return c * c * sum(found) if found else None
+            own = c * c * sum(found) if found else None
+            if self.processes.alone:
+                return own
+            (everybodys,) = self.processes.sums(
+                [torch.zeros_like(self.parameters[name]) if own is None else own.to(self.parameters[name].dtype)]
+            )
+            return everybodys
 
-        return Step(updates, plain, self.parameters, gradients, n, squares, self._settled)
+        return Step(updates, plain, self.parameters, gradients, self._samples, squares, self._settled)
 
     def _replayed_squares(self) -> dict[str, Tensor]:
         """name -> sum_i g_i^2, from one more pass over each micro-batch; one tape at a time is in memory."""
@@ -709,13 +750,9 @@ class Attributor:
         records = [(m.ids, m.record) for m in self._micro if m.record is not None]
         self._raise_non_finite([int(i) for ids, record in records for i, bad in zip(ids, record.non_finite()) if bad])
 
-    def _refuse_non_finite(self, total: Tensor, ids: np.ndarray) -> None:
-        bad = ids[(~torch.isfinite(total).all(0)).cpu().numpy()]
-        if len(bad):
-            self._raise_non_finite(bad.tolist())
-
     def _raise_non_finite(self, bad: list) -> None:
-        who = f"samples {', '.join(map(str, bad[:8]))}" if len(bad) else "the whole batch"
+        others = "the whole batch" if self.processes.alone else "a sample of another process, or of the whole batch,"
+        who = f"samples {', '.join(map(str, bad[:8]))}" if len(bad) else others
         raise NonFiniteError(
             f"step {self.step}: the gradient of {who} is not finite. The weights have not been changed and no value of this step was stored; zero the gradient and go "
             "on without these samples, or look at their text, the learning rate and the loss scale."

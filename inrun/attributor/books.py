@@ -6,7 +6,7 @@ not seen, a gradient from outside the batch, or noise added to it, is an error t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -74,31 +74,36 @@ def check_books(
     c: float,
     keys: list[tuple[str, str]],
     lowest: torch.dtype,
+    over_processes: Callable[[Tensor], Tensor] = lambda own: own,
 ) -> None:
     """``c sum_i <g_i, V_k> == <.grad, V_k>`` for every parameter and direction.
 
     Args:
-        dots: name -> [k, n]; directions: name -> V [k, *shape]; keys: (method, target) of each k; lowest: the coarsest dtype of the backward.
+        dots: name -> [k, n]; directions: name -> V [k, *shape]; keys: (method, target) of each k; lowest: the coarsest dtype of the backward;
+            over_processes: adds up what each process has of it.
 
     Raises:
         BooksError: names the parameter that is furthest off, and the likely causes.
     """
     names = [name for name in directions if name in gradients]
-    entries = []
+    entries, tolerances = [], []
     for name in names:
         V = directions[name]
         g = gradients[name]
         V = V.reshape(len(keys), -1)
         total = (V * g.flatten().to(V.dtype)).sum(1, dtype=torch.float64)
         parts = c * dots[name] if name in dots else torch.zeros(V.shape[0], 1, dtype=torch.float64, device=V.device)
-        scale = parts.abs().sum(1) + (V.norm(dim=1) * g.norm()).double() / math.sqrt(g.numel())
+        typical = (V.norm(dim=1) * g.norm()).double() / math.sqrt(g.numel())
         dtype = min(lowest, g.dtype, key=lambda dtype: torch.finfo(dtype).bits)
-        entries.append((total, parts.sum(1), BOOKS_TOLERANCE[dtype] * scale, torch.finfo(dtype).eps * scale))
+        entries.append((total, typical, parts.sum(1), parts.abs().sum(1)))
+        tolerances.append((BOOKS_TOLERANCE[dtype], torch.finfo(dtype).eps))
     if not entries:
         return
     device = entries[0][0].device
     # [parameters, k], looked at together: one wait for the device
-    total, parts, allowed, rounding = (torch.stack([x.to(device) for x in column]) for column in zip(*entries))
+    total, typical, parts, sizes = (torch.stack([x.to(device) for x in column]) for column in zip(*entries))
+    parts, sizes = over_processes(torch.stack([parts, sizes]))
+    allowed, rounding = torch.tensor(tolerances, dtype=torch.float64, device=device).T[:, :, None] * (sizes + typical)
     # a gradient that vanishes mathematically (a key's bias) is pure rounding of summands as large as other parameters'
     off = (total - parts).abs() / (allowed + rounding.sum(0)).clamp(min=torch.finfo(torch.float64).tiny)
     place = off.nan_to_num(torch.inf).argmax()
@@ -109,7 +114,8 @@ def check_books(
         raise BooksError(
             f"parameter {name}: the samples' parts add up to {here:.6g}, but the gradient gives {given:.6g} (method {method}, target {target}). Likely causes: the "
             "parameter got a gradient outside `with attr.batch(...)` (a regulariser, an earlier backward without zero_grad), it is used inside a compiled region or "
-            "an extension that is not seen, or .grad was changed by other than a common factor (noise, a per-parameter clip)."
+            "an extension that is not seen, .grad was changed by other than a common factor (noise, a per-parameter clip), or it was averaged over processes without the "
+            "Attributor being told (give it the DistributedDataParallel itself, or group=...)."
         )
 
 

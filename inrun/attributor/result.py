@@ -12,10 +12,11 @@ class StepResult:
 
     Attributes:
         step: number of optimizer steps before this one.
-        ids: sample ids [n], all micro-batches in order.
+        ids: sample ids [n] of this process, all micro-batches in order.
         values: (method, target) -> float64 [n], positive = lowered the target's loss.
         per_parameter: (method, target) -> {parameter name: float64 [n]}; the parts of `values`. Empty on the universal route.
         tokens: (method, target) -> one [n_micro, t] tensor per micro-batch, with per_token=True.
+        sums: (method, target) -> sum of the values, over all processes.
         clip: c, the common factor between the gradients that were backpropagated and those that the optimizer got.
         loss_before: target -> L(w) where it was evaluated.
         drift: target -> what the optimizer does to the loss without any sample, where it was evaluated.
@@ -27,6 +28,7 @@ class StepResult:
     values: dict[tuple[str, str], Tensor]
     per_parameter: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
     tokens: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
+    sums: dict[tuple[str, str], float] = field(default_factory=dict)
     clip: float = 1.0
     loss_before: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)

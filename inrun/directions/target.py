@@ -1,7 +1,7 @@
 """A validation loss as a function of the weights: its value, gradient and Hessian-vector product, here or at moved weights."""
 
-from collections.abc import Callable, Hashable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class Target:
         model: whose buffers are restored after each evaluation.
         fused: gradients may be summed in another order than torch's own (inrun.ghost.fused), which saves passes over token tables.
         reuse: keep each gradient until `refresh`, and give it again at later weights.
+        around: a context for each evaluation.
+        shared: tensors -> their sums over the processes whose closures give parts of the loss; None where the closure gives the whole.
     """
 
     def __init__(
@@ -41,8 +43,11 @@ class Target:
         model: nn.Module,
         fused: bool = False,
         reuse: bool = False,
+        around: Callable[[], AbstractContextManager] = nullcontext,
+        shared: Callable[[list[Tensor]], list[Tensor]] | None = None,
     ):
         self.name, self.closure, self.parameters, self.fused = name, closure, dict(parameters), fused
+        self._around, self._shared = around, shared
         self._buffers = dict(model.named_buffers())
         self._volatile: set[str] | None = None  # buffers that the closure writes, learnt at the first evaluation
         self._reuse, self._kept = reuse, {}
@@ -87,7 +92,7 @@ class Target:
             found = grad([loss], inputs)
             return found if lookups is None else lookups.add(inputs, found)
 
-        gradients = self._differentiate(leaves, once, here=at is None, outer=lookups)
+        gradients = self._whole(self._differentiate(leaves, once, here=at is None, outer=lookups))
         gradients = {name: g for name, g in zip(leaves, gradients) if g is not None}
         if not gradients:
             raise TargetError(
@@ -116,18 +121,24 @@ class Target:
                 if pairs
                 else [None] * len(inputs)
             )
-            return [(None if g is None else g.detach(), h) for g, h in zip(first, second)]
+            return [None if g is None else g.detach() for g in first], second
 
         # fused attention cannot be differentiated twice
         with sdpa_kernel(SDPBackend.MATH):
-            both = self._differentiate(leaves, twice, here=True, inner=Expand(kernels.cross_entropy_sum_twice))
-        gradient = {name: g for name, (g, _) in zip(leaves, both) if g is not None}
+            first, second = self._differentiate(leaves, twice, here=True, inner=Expand(kernels.cross_entropy_sum_twice))
+        gradient = {name: g for name, g in zip(leaves, self._whole(first)) if g is not None}
         hvp = {
             name: torch.zeros_like(gradient[name]) if h is None else h.detach()
-            for name, (_, h) in zip(leaves, both)
+            for name, h in zip(leaves, self._whole(second))
             if name in gradient
         }
         return gradient, hvp
+
+    def _whole(self, parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """One derivative for each parameter, with what other processes have of it; a parameter on which one process's part does not depend may be in another's."""
+        if self._shared is None:
+            return parts
+        return self._shared([torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters.values(), parts)])
 
     def _differentiate(self, leaves: Mapping[str, Tensor], differentiate: Callable, here: bool, outer=None, inner=None):
         substitution = {p: leaves[name] for name, p in self.parameters.items() if leaves[name] is not p}
@@ -149,6 +160,7 @@ class Target:
         versions = {name: buffer._version for name, buffer in self._buffers.items()}
         devices = list({p.device for p in self.parameters.values() if p.is_cuda})
         with (
+            self._around(),
             torch.random.fork_rng(devices=devices),
             torch.autograd.set_multithreading_enabled(False),
             outer or nullcontext(),
@@ -157,9 +169,11 @@ class Target:
         ):
             loss = self.closure()
             self._check(loss, needs_grad=differentiate is not None)
+            whole = loss.detach() if self._shared is None else self._shared([loss.detach()])[0]
+            self._refuse_non_finite(whole)
             if here:
-                self._loss_here = float(loss.detach())
-            result = loss if differentiate is None else differentiate(loss, inputs)
+                self._loss_here = float(whole)
+            result = whole if differentiate is None else differentiate(loss, inputs)
         written = {name for name, buffer in self._buffers.items() if buffer._version != versions[name]}
         with torch.no_grad():
             for name in written & kept.keys():
@@ -178,7 +192,9 @@ class Target:
                 f"target {self.name!r}: the loss does not depend on the model's parameters. It must be computed in the closure, with gradients enabled, by the model given "
                 "to the Attributor"
             )
-        if not bool(torch.isfinite(loss.detach())):
+
+    def _refuse_non_finite(self, loss: Tensor) -> None:
+        if not bool(torch.isfinite(loss)):
             raise TargetError(
-                f"target {self.name!r}: the loss is {float(loss.detach())}; has the run diverged, or does the target have no label?"
+                f"target {self.name!r}: the loss is {float(loss)}; has the run diverged, or does the target have no label?"
             )

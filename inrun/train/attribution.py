@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from inrun.attributor import Attributor
+from inrun.attributor import Attributor, Processes
 from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler
 from inrun.data.sources import read_files
@@ -81,6 +81,14 @@ class AttributionConfig:
         return self.per_token or self.replay or self.route == "forward"
 
 
+@dataclass(frozen=True)
+class Targets:
+    """Name -> closure; shared: each process's closure gives its part of the loss."""
+
+    closures: dict[str, Callable[[], Tensor]]
+    shared: bool
+
+
 def target_ids(corpus: Corpus, config: TargetConfig, seed: int) -> np.ndarray:
     """Ids of the target's chunks in its split, np.int64 [chunks]; ConfigError if there are not as many."""
     ids = corpus.ids(domain=config.domains or None)
@@ -115,9 +123,10 @@ def target_digest(batch: Batch) -> str:
     return hashlib.sha256(b"".join(content)).hexdigest()
 
 
-def target_closure(model: LanguageModel, batch: Batch, micro_batch: int, precision: Precision) -> Callable[[], Tensor]:
-    """A closure that gives the mean loss per token (nats, 0-dim) of `batch` at the model's present weights, in evaluation mode."""
-    total = batch.count()
+def target_closure(
+    model: LanguageModel, batch: Batch, micro_batch: int, precision: Precision, total: int
+) -> Callable[[], Tensor]:
+    """A closure that gives the loss of `batch` at the model's present weights, in evaluation mode: the sum over its tokens by `total` (nats, 0-dim)."""
     parts = batch.split(micro_batch)
 
     def part_loss(part: Batch) -> Tensor:
@@ -139,14 +148,23 @@ def target_closure(model: LanguageModel, batch: Batch, micro_batch: int, precisi
 
 
 def build_targets(
-    model: LanguageModel, folder: Path, config: AttributionConfig, seed: int, precision: Precision, separate: bool
-) -> dict[str, Callable[[], Tensor]]:
-    """Target name -> closure, for the corpus in `folder`."""
-    targets = {}
-    for target in config.targets:
-        batch = target_batch(folder, target, seed, separate).to(precision.device)
-        targets[target.name] = target_closure(model, batch, config.target_micro_batch, precision)
-    return targets
+    model: LanguageModel,
+    folder: Path,
+    config: AttributionConfig,
+    seed: int,
+    precision: Precision,
+    separate: bool,
+    processes: Processes,
+) -> Targets:
+    """The targets for the corpus in `folder`; dealt out to the processes where there are chunks enough for all of them."""
+    batches = {target.name: target_batch(folder, target, seed, separate) for target in config.targets}
+    shared = not processes.alone and all(len(batch) >= processes.size for batch in batches.values())
+    closures = {}
+    for name, batch in batches.items():
+        rows = slice(processes.rank, None, processes.size) if shared else slice(None)
+        own = batch[rows].to(precision.device)
+        closures[name] = target_closure(model, own, config.target_micro_batch, precision, batch.count())
+    return Targets(closures, shared)
 
 
 def sample_table(corpus: Corpus) -> pa.Table:
@@ -157,18 +175,19 @@ def sample_table(corpus: Corpus) -> pa.Table:
 def build_attributor(
     model: LanguageModel,
     optimizer: torch.optim.Optimizer,
-    targets: Mapping[str, Callable[[], Tensor]],
+    targets: Targets,
     config: AttributionConfig,
     corpus: Corpus,
     store: Path,
     run: Mapping,
     resume: Mapping | None,
+    processes: Processes,
 ) -> Attributor:
     """The Attributor of a run whose values go to `store`; `resume` is what its `state_dict` gave at the checkpoint."""
     return Attributor(
         model,
         optimizer,
-        targets,
+        targets.closures,
         list(config.methods),
         route=config.route,
         fused=config.fused,
@@ -185,4 +204,6 @@ def build_attributor(
         run=run,
         resume=resume,
         flush_every=config.flush_every,
+        group=processes.group,
+        share_targets=targets.shared,
     )

@@ -5,6 +5,7 @@ weights and the same value tables as one that was never killed. What makes it so
 checkpoint holds optimizer and random states, and the store drops what came after the checkpoint.
 """
 
+import itertools
 import json
 import math
 import signal
@@ -19,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from inrun import models
-from inrun.attributor import Attributor
+from inrun.attributor import Attributor, Processes
 from inrun.data.corpus import Corpus
 from inrun.data.prepare import prepare
 from inrun.data.progress import shown
@@ -32,6 +33,7 @@ from inrun.train.attribution import build_attributor, build_targets, target_batc
 from inrun.train.batch import Batch, Precision, batch_of, slices
 from inrun.train.chunks import Chunks, read_chunks, write_chunks
 from inrun.train.config import RunConfig
+from inrun.train.distributed import joined
 from inrun.train.log import JsonLines, Sink, Terminal, Wandb
 from inrun.train.numbers import Speed, value_row
 from inrun.train.online import decide
@@ -66,13 +68,18 @@ class Run:
 
         Raises RunFolderError, ConfigError, PrecisionError, inrun.data.errors.DataError.
         """
+        processes = joined(config.train.device)
+        config = processes.gathered(config)[0]  # a name may hold the time
         folder = Path(config.runs) / config.name
-        if folder.exists():
-            raise RunFolderError(
-                f"{folder} exists already. Next: go on with it by resume={folder}, choose another name=..., or delete the folder"
-            )
-        run = cls(folder, config, console or Console(stderr=True), about=None)
-        return run
+
+        def refuse_taken():
+            if folder.exists():
+                raise RunFolderError(
+                    f"{folder} exists already. Next: go on with it by resume={folder}, choose another name=..., or delete the folder"
+                )
+
+        processes.first(refuse_taken)
+        return cls(folder, config, console, about=None, processes=processes)
 
     @classmethod
     def resume(cls, folder: str | Path, console: Console | None = None) -> "Run":
@@ -93,13 +100,22 @@ class Run:
             raise RunFolderError(
                 f"{path} is damaged or of another version ({error}). Next: restore it, or start anew"
             ) from error
-        return cls(folder, config, console or Console(stderr=True), about)
+        return cls(folder, config, console, about, joined(config.train.device))
 
-    def __init__(self, folder: Path, config: RunConfig, console: Console, about: dict[str, Any] | None):
-        self.folder, self.config, self.console = folder, config, console
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        console: Console | None,
+        about: dict[str, Any] | None,
+        processes: Processes,
+    ):
+        console = (console or Console(stderr=True)) if processes.leads else Console(quiet=True)
+        self.folder, self.config, self.console, self.processes = folder, config, console, processes
+        self._refuse_processes()
         self.precision = Precision.choose(config.train.device, config.train.precision)
         with shown(console) as report:
-            corpus_folder = prepare(config.data, config.data_root, report)
+            corpus_folder = processes.one_by_one(lambda: prepare(config.data, config.data_root, report))
         self.corpus = Corpus.open(corpus_folder, "train", verify=config.train.verify)
         model_config = config.model_config()
         self.corpus.check(n_vocab=model_config.vocab_size)
@@ -126,7 +142,7 @@ class Run:
         self.chunks = self._chunks(about)
         self.step = 0
         state = self._load_checkpoint() if about is not None else None
-        targets = {}
+        targets = None
         if config.attribution.on:
             targets = build_targets(
                 self.model,
@@ -135,8 +151,11 @@ class Run:
                 config.seed,
                 self.precision,
                 config.train.separate_documents,
+                processes,
             )
-        about = about or self._describe()
+        if about is None:
+            processes.first(self._describe)
+            about = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         self._open = ExitStack()
         self.attributor: Attributor | None = None
         if targets:
@@ -145,7 +164,15 @@ class Run:
             resume = state["attribution"] if state else ({"step": 0} if (store / "run.json").exists() else None)
             described = {key: about[key] for key in ("config", "corpus_digest", "git_revision")}
             self.attributor = build_attributor(
-                self.model, self.optimizer, targets, config.attribution, self.corpus, store, described, resume
+                self.model,
+                self.optimizer,
+                targets,
+                config.attribution,
+                self.corpus,
+                store,
+                described,
+                resume,
+                processes,
             )
             self._open.enter_context(self.attributor)
         if config.train.compile:
@@ -176,13 +203,16 @@ class Run:
                     )
                 if last or (train.eval_every and self.step % train.eval_every == 0):
                     self._evaluate()
-                stopped = stop.signum is not None and not last
+                # each process is told by itself, perhaps between other steps than the others
+                told = bool(self.processes.total(torch.tensor(stop.signum or 0)))
+                signum = max(self.processes.gathered(stop.signum or 0)) if told else 0
+                stopped = signum and not last
                 if last or stopped or (train.checkpoint_every and self.step % train.checkpoint_every == 0):
                     self.checkpoint()
                 if stopped:
                     raise Interrupted(
-                        stop.signum,
-                        f"stopped by {signal.Signals(stop.signum).name} after step {self.step} of {train.steps}; a checkpoint was written. "
+                        signum,
+                        f"stopped by {signal.Signals(signum).name} after step {self.step} of {train.steps}; a checkpoint was written. "
                         f"Next: resume={self.folder} goes on from here",
                     )
         return ValueStore(self.folder / "values") if self.attributor else None
@@ -197,15 +227,14 @@ class Run:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def checkpoint(self) -> Path:
-        """Write a checkpoint of the present state, values up to it made durable first. Returns its folder."""
+    def checkpoint(self) -> Path | None:
+        """Write a checkpoint of the present state, values up to it made durable first. Returns its folder, in the first process."""
         extra = {"attribution": self.attributor.state_dict() if self.attributor else None}
         for sink in self._sinks:
             if isinstance(sink, JsonLines):
                 sink.sync()
-        return checkpoint.save(
-            self.folder / "checkpoints", self.step, self.model, self.optimizer, extra, self.config.train.keep
-        )
+        place, keep = self.folder / "checkpoints", self.config.train.keep
+        return self.processes.first(lambda: checkpoint.save(place, self.step, self.model, self.optimizer, extra, keep))
 
     # -- one step
 
@@ -217,39 +246,48 @@ class Run:
             group["lr"] = lr
         ids = self._draw(step)
         batch = self._ahead.get(ids, self._following(step))
-        total = batch.count()
-        parts = [self._backward(ids[rows], batch[rows], total) for rows in slices(len(ids), train.micro_batch)]
+        total = int(self.processes.total(torch.tensor(batch.count())))
+        cuts = list(slices(len(ids), train.micro_batch))
+        parts = [self._backward(ids[rows], batch[rows], total, rows is cuts[-1]) for rows in cuts]
         losses = torch.cat(parts)
         norm = clip_gradients(self.model, self.config.optim.clip)
         numbers = torch.cat([losses, norm.to(losses.dtype)[None]]).tolist()  # the one wait for the device
-        self._refuse_non_finite(ids, batch, numbers[:-1], numbers[-1])
-        loss = math.fsum(numbers[:-1]) / total
+        whole = float(self.processes.total(torch.tensor(math.fsum(numbers[:-1]), dtype=torch.float64)))
+        self._refuse_non_finite(ids, batch, numbers[:-1], numbers[-1], whole)
+        loss = whole / total
         if self.attributor:
             self.attributor.annotate(loss=loss, tokens=total)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self._chunk_losses:
+        if self.config.log.chunk_losses:
             counts = (batch.targets != models.IGNORED_TARGET).sum(1).tolist()
             means = [value / max(count, 1) for value, count in zip(numbers, counts)]
-            self._chunk_losses.write({"step": step, "ids": ids.tolist(), "losses": means})
+            told = self.processes.gathered((ids.tolist(), means))
+            if self._chunk_losses:
+                every_id, every_loss = (list(itertools.chain.from_iterable(column)) for column in zip(*told))
+                self._chunk_losses.write({"step": step, "ids": every_id, "losses": every_loss})
         self.step += 1
         self._speed.count(total)
         return {"train/loss": loss, "lr": lr, "grad_norm": numbers[-1]}
 
     def _draw(self, step: int) -> np.ndarray:
-        """Ids of the step's chunks; at a decision of `config.online`, or after a resume past one, what may be drawn is looked up in the store."""
+        """Ids of this process's chunks in the step; at a decision of `config.online`, or after a resume past one, what may be drawn is looked up in the store."""
         decision = self.config.online.decision(step)
         if decision != self._decided:
             self.attributor.flush()
             with ValueStore(self.folder / "values") as store:
                 chosen = decide(self.config.online, decision, store, self.chunks)
             self._decided, self.sampler = decision, self._sampler(chosen)
-        return self.sampler.batch_at(step)
+        return self._own(self.sampler.batch_at(step))
+
+    def _own(self, ids: np.ndarray) -> np.ndarray:
+        """Those of a logical batch that this process trains on."""
+        return np.array_split(ids, self.processes.size)[self.processes.rank]
 
     def _following(self, step: int) -> np.ndarray | None:
-        """Ids of the next step's chunks, if they are known by now."""
+        """Ids of this process's chunks in the next step, if they are known by now."""
         known = step + 1 < self.config.train.steps and self.config.online.decision(step + 1) == self._decided
-        return self.sampler.batch_at(step + 1) if known else None
+        return self._own(self.sampler.batch_at(step + 1)) if known else None
 
     def _load(self, ids: np.ndarray) -> Batch:
         batch = batch_of(self.corpus, ids, self.config.train.separate_documents)
@@ -258,29 +296,34 @@ class Run:
     def _sampler(self, chunks: Chunks) -> Sampler:
         return Sampler(chunks.ids, self.config.train.batch_size, self.config.seed, chunks.weights)
 
-    def _backward(self, ids: np.ndarray, part, total: int) -> Tensor:
-        """Add the micro-batch's share of the step's gradient; returns the sum of token losses, detached: [1], or of each
-        sample [n] where the log of chunks wants them.
+    def _backward(self, ids: np.ndarray, part, total: int, last: bool) -> Tensor:
+        """Add the micro-batch's share of the step's gradient, which the last one averages over processes; returns the sum of token losses, detached: [1], or of
+        each sample [n] where the log of chunks wants them.
         """
+        share = total / self.processes.size
         part = part.to(self.precision.device)
         with_values = self.config.attribution
 
         def forward() -> Tensor:
             with self.precision.autocast():
-                return part.losses(self.model) if self._chunk_losses else part.loss(self.model)[None]
+                each = self.config.log.chunk_losses
+                return part.losses(self.model) if each else part.loss(self.model)[None]
 
         if self.attributor:
-            again = (lambda: forward().sum() / total) if with_values.runs_again else None
+            again = (lambda: forward().sum() / share) if with_values.runs_again else None
             context = self.attributor.batch(ids, forward=again)
         else:
             context = nullcontext()
         with context:
             losses = forward()
-            (losses.sum() / total).backward()
+            (losses.sum() / share).backward()
+            if last:
+                self.processes.average([p.grad for p in self.model.parameters() if p.grad is not None])
         return losses.detach()
 
-    def _refuse_non_finite(self, ids: np.ndarray, batch: Batch, losses: list[float], norm: float) -> None:
-        if all(map(math.isfinite, losses)) and math.isfinite(norm):
+    def _refuse_non_finite(self, ids: np.ndarray, batch: Batch, losses: list[float], norm: float, whole: float) -> None:
+        """By the sum of all processes' losses and the norm, which are the same in each: none goes on alone."""
+        if math.isfinite(whole) and math.isfinite(norm):
             return
         if len(losses) < len(ids):  # sums of micro-batches: once more, chunk by chunk, to say whose it is
             with torch.no_grad(), self.precision.autocast():
@@ -290,6 +333,8 @@ class Run:
         what = (
             f"the loss of chunk {', '.join(map(str, bad[:8]))} is not finite"
             if bad
+            else "the loss of a chunk of another process is not finite"
+            if not math.isfinite(whole)
             else f"the losses are finite, but the gradient's norm is {norm} (chunks {', '.join(map(str, ids[:8]))}, ...)"
         )
         raise NonFiniteLossError(
@@ -300,6 +345,8 @@ class Run:
     # -- what is told
 
     def _evaluate(self) -> None:
+        if not self.processes.leads:
+            return
         corpus, ids = self._evaluation
         size = self.config.train.micro_batch or self.config.train.batch_size
         batches = chunk_batches(corpus, ids, size)
@@ -333,6 +380,22 @@ class Run:
                 sink.write(row)
 
     # -- construction
+
+    def _refuse_processes(self) -> None:
+        """What one process does and several do not."""
+        size, train = self.processes.size, self.config.train
+        model = self.config.model_config()
+        demands = [
+            (
+                train.batch_size >= size,
+                f"train.batch_size={train.batch_size} chunks cannot be dealt to {size} processes",
+            ),
+            (not getattr(model, "dropout", 0.0), "dropout: masks of several processes are not kept in a checkpoint"),
+            (not train.compile, "train.compile: a compiled model is trained in one process"),
+        ]
+        for holds, message in demands if size > 1 else ():
+            if not holds:
+                raise ConfigError(f"{size} processes: {message}. Next: change it, or start a single process")
 
     def _chunks(self, about: dict[str, Any] | None) -> Chunks:
         """What may be drawn: all of the train split, or what a file says; of a resumed run, the copy of that file in its folder."""
@@ -377,11 +440,14 @@ class Run:
 
     def _open_logs(self) -> None:
         config = self.config
-        self._speed = Speed(config.model_config(), config.data.block_size, self.precision.device)
+        self._speed = Speed(config.model_config(), config.data.block_size, self.precision.device, self.processes.size)
+        self._sinks: list[Sink] = []
+        self._chunk_losses = None
+        if not self.processes.leads:
+            return
         last = self.step if self.step else -1
         lines = JsonLines(self.folder / "log.jsonl", "iter", last)
-        self._sinks: list[Sink] = [lines, Terminal(config.train.steps, self.step, self.console)]
-        self._chunk_losses = None
+        self._sinks += [lines, Terminal(config.train.steps, self.step, self.console)]
         if config.log.chunk_losses:
             self._chunk_losses = JsonLines(self.folder / "chunks.jsonl", "step", self.step - 1)
             self._sinks.append(self._chunk_losses)

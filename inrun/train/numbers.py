@@ -19,12 +19,13 @@ class Speed:
     Args:
         config: of the model, for the operations per token.
         context: tokens of a sample.
+        devices: how many share the work.
     """
 
-    def __init__(self, config: models.Config, context: int, device: torch.device):
+    def __init__(self, config: models.Config, context: int, device: torch.device, devices: int = 1):
         self._flops = models.flops_per_token(config, context)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self._peak = next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+        self._peak = next((peak * devices for part, peak in PEAK_FLOPS.items() if part in name), None)
         self.restart()
 
     def restart(self) -> None:
@@ -50,7 +51,7 @@ def value_row(attributor: Attributor | None, step: int) -> dict[str, float]:
     row: dict[str, float] = {}
     method = attributor.methods[0].name
     for target, values in attributor.last.items():
-        values = values.cpu()
+        values = torch.cat(attributor.processes.gathered(values.cpu()))
         row[f"value/sum/{target}"] = float(values.sum())
         row[f"value/pos_frac/{target}"] = float((values > 0).double().mean())
         row[f"value/entropy/{target}"] = _spread(values)
