@@ -104,14 +104,15 @@ def trained(model, processes: list[int], validation: torch.Tensor, weight: float
 
 
 def process(rank: int, how: str, options: dict) -> dict:
-    """One of two processes. how: "ddp", or "own" where the loop averages gradients itself; with "shared", each evaluates its part of the target."""
+    """One of two processes. how: "ddp", or "own" where the loop averages gradients itself; with "views", gradients are views of buckets; with "shared", each evaluates its part of the target."""
     model, validation, weight = Language(), rows(VALIDATION, 7), 1.0
     if "shared" in how:
         validation = validation[:1] if rank == 0 else validation[1:]
         weight = len(validation) / VALIDATION
         options = {**options, "share_targets": True}
     if "ddp" in how:
-        return trained(DistributedDataParallel(model), [rank], validation, weight, **options)
+        parallel = DistributedDataParallel(model, gradient_as_bucket_view="views" in how)
+        return trained(parallel, [rank], validation, weight, **options)
 
     def average(gradients):
         for g in gradients:
@@ -125,7 +126,7 @@ def process(rank: int, how: str, options: dict) -> dict:
     ("how", "options"),
     [
         ("ddp", {}),
-        ("ddp, shared", {"fused": True}),
+        ("ddp, views, shared", {"fused": True}),
         ("own", {"replay": True}),
         ("own, shared", {"per_token": True}),
         ("ddp", {"route": "forward"}),
