@@ -25,7 +25,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from inrun.attributor.books import NonFiniteError, check_books, check_seen, common_factor, gradient_norms
 from inrun.attributor.ledger import Ledger, Waiting
@@ -131,7 +130,7 @@ class Attributor:
         run: Mapping | None = None,
         resume: Mapping | None = None,
         flush_every: int = 200,
-        group: ProcessGroup | None = None,
+        group: "torch.distributed.ProcessGroup | None" = None,
         share_targets: bool = False,
     ):
         model, self.processes = Processes.of(model, group)
