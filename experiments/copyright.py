@@ -38,8 +38,9 @@ class CopyrightConfig(LanguageStudy):
 
 def main(config: DictConfig) -> None:
     console = Console(stderr=True)
-    settings = build(CopyrightConfig, plain(config))
-    out = Outputs.open(settings.runs, dataclasses.asdict(settings), settings.name)
+    given = plain(config)
+    settings = build(CopyrightConfig, given)
+    out = Outputs.open(settings.runs, given, settings.name)
 
     def measure() -> None:
         texts = write_texts(settings.texts, settings.data, settings.data_root, out.folder / "texts")

@@ -65,8 +65,9 @@ class RetrievalConfig(LanguageStudy):
 
 def main(config: DictConfig) -> None:
     console = Console(stderr=True)
-    settings = build(RetrievalConfig, plain(config))
-    out = Outputs.open(settings.runs, dataclasses.asdict(settings), settings.name)
+    given = plain(config)
+    settings = build(RetrievalConfig, given)
+    out = Outputs.open(settings.runs, given, settings.name)
 
     def measure() -> None:
         with shown(console) as report:

@@ -391,3 +391,41 @@ def test_impulse_credit_moves_drift_to_values_and_leaves_the_residual(ten_batche
         assert b["residual"] == pytest.approx(a["residual"], abs=1e-14)
         assert b["drop"] == a["drop"]
         assert b["drift"] + b["values"] == pytest.approx(a["drift"] + a["values"], abs=1e-14)
+
+
+# -- a tolerance on the sum
+
+ADAMW = {lr: (lambda p, lr=lr: torch.optim.AdamW(p, lr=lr, betas=(0.9, 0.95))) for lr in (1e-3, 1e-2)}
+
+
+@pytest.mark.parametrize(("lr", "nodes"), [(1e-3, 1), (1e-2, 9)])
+def test_with_a_tolerance_nodes_are_tripled_until_the_values_add_up_to_what_the_step_did(lr, nodes):
+    case = gpt2_case(ADAMW[lr], warm_steps=12)
+    game = case.game()
+    utility = game.utility(np.ones(game.n, dtype=bool))
+    found = case.values(
+        Method("path", tolerance=0.02, name="asked"),
+        Method("path", nodes=nodes, name="enough"),
+        Method("path", nodes=max(nodes // 3, 1), name="fewer"),
+    )
+    np.testing.assert_array_equal(found["asked"], found["enough"])
+    missed = {name: abs(values.sum() - utility) / abs(utility) for name, values in found.items()}
+    assert missed["asked"] <= 0.02
+    assert nodes == 1 or missed["fewer"] > 0.02
+
+
+def test_nodes_are_not_tripled_where_that_does_not_help():
+    # the first step of Adam averages slopes over coalitions, and these do not add up
+    case = gpt2_case(ADAMW[1e-3], warm_steps=0)
+    found = case.values(Method("path", tolerance=1e-4, name="asked"), Method("path", nodes=3, name="once more"))
+    np.testing.assert_array_equal(found["asked"], found["once more"])
+
+
+def test_a_tolerance_is_for_path_and_for_gradients_of_this_step():
+    with pytest.raises(ValueError, match="a positive share, for 'path' only"):
+        Method("second_order", tolerance=0.1)
+    with pytest.raises(ValueError, match="tolerance=0"):
+        Method("path", tolerance=0.0)
+    case = regression_case(AFFINE["sgd"], warm_steps=1)
+    with pytest.raises(ValueError, match="choose one of them"):
+        case.values(Method("path", tolerance=0.1), refresh=2)

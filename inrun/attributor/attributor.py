@@ -64,7 +64,7 @@ class Attributor:
         targets: name -> closure that evaluates a validation loss of `model` and returns the scalar. Evaluated once per step or more; it must give the same loss
             for the same weights if the ledger is to telescope.
         method: "first_order" | "second_order" | "path", a `Method`, or a list of them. The first one is what `last` shows.
-        update, state, nodes, quadrature, credit: see `Method`; they apply to methods given by name.
+        update, state, nodes, quadrature, credit, tolerance: see `Method`; they apply to methods given by name.
         route: "rules" (a rule per operation; exact, fast), "forward" (one forward-mode pass per direction; any architecture;
             needs ``batch(ids, forward=...)``), or "compiled" (for models under torch.compile: linear, embedding and norm
             layers and this project's fused head; directions known before the backward only; the weight gradient is summed
@@ -115,6 +115,7 @@ class Attributor:
         nodes: int = 1,
         quadrature: str = "midpoint",
         credit: str = "immediate",
+        tolerance: float | None = None,
         route: str = "rules",
         store: str | Path | None = None,
         params: str | None = None,
@@ -135,7 +136,14 @@ class Attributor:
     ):
         model, self.processes = Processes.of(model, group)
         given = [method] if isinstance(method, (str, Method)) else list(method)
-        options = {"update": update, "state": state, "nodes": nodes, "quadrature": quadrature, "credit": credit}
+        options = {
+            "update": update,
+            "state": state,
+            "nodes": nodes,
+            "quadrature": quadrature,
+            "credit": credit,
+            "tolerance": tolerance,
+        }
         self.methods = [m if isinstance(m, Method) else Method(m, **options) for m in given]
         self._check_arguments(targets, route, every, refresh)
         self.model, self.route, self.every, self.per_token = model, route, every, per_token
@@ -362,6 +370,10 @@ class Attributor:
         if refresh < 1 or (refresh > 1 and second):
             why = f"; {', '.join(second)} needs 1, since its Hessian-vector product is along the step's own gradient"
             raise ValueError(f"refresh={refresh}: choose 1 or more{why if second else ''}")
+        if refresh > 1 and any(m.tolerance for m in self.methods):
+            raise ValueError(
+                "tolerance compares with the loss of this step, and refresh uses the gradients of earlier ones: choose one of them"
+            )
 
     def _find_owners(self) -> dict[int, tuple[torch.optim.Optimizer, dict]]:
         return {id(p): (o, group) for o in self.optimizers for group in o.param_groups for p in group["params"]}

@@ -31,6 +31,8 @@ class Method:
         quadrature: "midpoint" | "gauss" (Gauss-Legendre), where along the step those points lie.
         credit: "immediate" gives a sample its part in this step; "impulse" the whole response that momentum will make of its gradient,
             at this step's direction.
+        tolerance: for path, the largest share of what the step did to the loss, drift apart, by which the values' sum may miss it: where it is missed by more, the
+            nodes are tripled as long as that helps. Costs two evaluations of the target's loss at every step, and None asks for none.
         name: the method's column in the store; the kind by default.
     """
 
@@ -40,6 +42,7 @@ class Method:
     nodes: int = 1
     quadrature: str = "midpoint"
     credit: str = "immediate"
+    tolerance: float | None = None
     name: str = ""
 
     def __post_init__(self):
@@ -50,6 +53,8 @@ class Method:
         _one_of("credit", self.credit, ("immediate", "impulse"))
         if self.nodes < 1:
             raise ValueError(f"nodes must be 1 or more, not {self.nodes}")
+        if self.tolerance is not None and not (self.kind == "path" and self.tolerance > 0):
+            raise ValueError(f"tolerance={self.tolerance} with method {self.kind!r}: a positive share, for 'path' only")
         if not self.name:
             object.__setattr__(self, "name", self.kind)
 
