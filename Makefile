@@ -14,7 +14,7 @@ PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $
 
 # the paper's experiments: a target each, all of them with `make reproduce`, the longest first; finished ones have nothing to do. What is timed runs alone, the others JOBS at once
 TIMED := throughput
-EXPERIMENTS := curation classification fidelity curation-pythia retrieval copyright fidelity-pythia stability dynamics sparing
+EXPERIMENTS := curation classification fidelity curation-pythia sparing copyright stability dynamics fidelity-pythia retrieval
 JOBS ?= 2
 THREADS = $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(JOBS) )); echo $$(( n > 1 ? n : 1 )))
 
