@@ -7,7 +7,7 @@ from inrun.evaluate.datamodelling import (
     linear_datamodelling_interval,
     linear_datamodelling_score,
 )
-from inrun.evaluate.loss import ChunkSource, EvalBatch, Losses, chunk_batches, evaluate
+from inrun.evaluate.loss import ChunkSource, EvalBatch, Losses, chunk_batches, evaluate, evaluating
 from inrun.evaluate.metrics import (
     Interval,
     auroc,
@@ -32,6 +32,7 @@ __all__ = [
     "chunk_batches",
     "detection_curve",
     "evaluate",
+    "evaluating",
     "iterations_to",
     "leave_one_out_correlation",
     "linear_datamodelling_interval",

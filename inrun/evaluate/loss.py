@@ -91,7 +91,7 @@ def evaluate(model: LanguageModel, batches: Iterable[EvalBatch], autocast: torch
     device = next(model.parameters()).device
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
-    with _evaluating(model), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+    with evaluating(model), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         for batch in batches:
             document_ids = None if batch.document_ids is None else batch.document_ids.to(device)
             targets = batch.targets.to(device)
@@ -109,7 +109,7 @@ def evaluate(model: LanguageModel, batches: Iterable[EvalBatch], autocast: torch
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode inside, in its own former mode after (a frozen dropout stays frozen)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

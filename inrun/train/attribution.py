@@ -21,6 +21,7 @@ from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler
 from inrun.data.sources import read_files
 from inrun.directions import Method
+from inrun.evaluate import evaluating
 from inrun.models import LanguageModel
 from inrun.train.batch import Batch, Precision, batch_of, batch_of_texts
 from inrun.train.strict import ConfigError
@@ -130,13 +131,9 @@ def target_closure(
     parts = batch.split(micro_batch)
 
     def part_loss(part: Batch) -> Tensor:
-        training = model.training  # asked here: a part is computed again in the backward, after `loss` has returned
-        model.eval()
-        try:
-            with precision.autocast():
-                return part.loss(model) / total
-        finally:
-            model.train(training)
+        # here, not around `loss`: a part is computed again in the backward, after `loss` has returned
+        with evaluating(model), precision.autocast():
+            return part.loss(model) / total
 
     def loss() -> Tensor:
         if len(parts) == 1:
