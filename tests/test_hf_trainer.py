@@ -115,6 +115,13 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_same_tables(tmp_path):
     assert again.values.sql(query).to_pylist() == whole.values.sql(query).to_pylist()
 
 
+def test_a_checkpoint_without_values_is_refused(tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2}
+    transformers.Trainer(model(), arguments(tmp_path, **changes), train_dataset=Rows(rows(24, 1))).train()
+    with pytest.raises(ValueError, match="checkpoint-2 was saved without values"):
+        trainer(tmp_path, **changes).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 def test_what_is_missing_is_said(tmp_path):
     without = trainer(tmp_path)
     without.train_dataset = Rows(rows(24, 1))

@@ -18,6 +18,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from inrun.attributor import Attributor
+from inrun.evaluate import evaluating
 from inrun.store import ValueStore
 
 CHECKPOINT_FILE = "attribution.json"
@@ -28,14 +29,15 @@ class WithValues:
 
     Args:
         targets: name -> a validation set, whose loss is the trainer's on all of it at once in evaluation mode, or a closure as for `Attributor`.
-        method, store, **attribution: of `Attributor`. The values of a run that is resumed from a checkpoint go on in the same store.
+        method, store: of `Attributor`. The values of a run that is resumed from a checkpoint go on in the same store.
+        attribution: further options of `Attributor` by name.
         sample_id: the column of ids; it is kept out of the model.
 
     Attributes:
         attributor: of the run that is going on, or the last one. values: the store after `train`.
 
     Raises:
-        ValueError: the batch has no ids, or an option wants a second forward of the batch (per_token, replay, route="forward").
+        ValueError: the batch has no ids, the checkpoint that is to be resumed was saved without values, or an option wants a second forward of the batch (per_token, replay, route="forward").
     """
 
     def __init__(
@@ -92,7 +94,12 @@ class WithValues:
         }
         resume = None
         if self._came_from:
-            resume = json.loads((self._came_from / CHECKPOINT_FILE).read_text(encoding="utf-8"))
+            kept = self._came_from / CHECKPOINT_FILE
+            if not kept.is_file():
+                raise ValueError(
+                    f"{self._came_from} was saved without values (it has no {CHECKPOINT_FILE}); resume from a checkpoint of a run with values, or start anew"
+                )
+            resume = json.loads(kept.read_text(encoding="utf-8"))
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         return Attributor(model, optimizer, targets, resume=resume, **self._attribution)
 
@@ -102,22 +109,20 @@ class WithValues:
         batch = self._prepare_inputs(batch)
 
         def loss() -> Tensor:
-            training = model.training
-            model.eval()
-            try:
-                with self.compute_loss_context_manager():
-                    return self.compute_loss(model, dict(batch))
-            finally:
-                model.train(training)
+            with evaluating(model), self.compute_loss_context_manager():
+                return self.compute_loss(model, dict(batch))
 
         return loss
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
         state = self.attributor.state_dict() if self.attributor else None
-        super()._save_checkpoint(*args, **kwargs)
-        if state is not None and self.attributor.processes.leads:
+        if state is not None and self.attributor.processes.leads:  # first: a checkpoint that is whole then has it
             folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-            (folder / CHECKPOINT_FILE).write_text(json.dumps(state), encoding="utf-8")
+            folder.mkdir(parents=True, exist_ok=True)
+            beside = folder / f"{CHECKPOINT_FILE}.partial"
+            beside.write_text(json.dumps(state), encoding="utf-8")
+            beside.replace(folder / CHECKPOINT_FILE)
+        super()._save_checkpoint(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
