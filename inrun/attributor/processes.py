@@ -61,19 +61,18 @@ class Processes:
         """Sums over the processes of tensors that all of them give in the same order; the given ones are not written to."""
         if self.alone:
             return list(tensors)
-        copies = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
-        for waiting in [dist.all_reduce(copy, group=self.group, async_op=True) for copy in copies]:
-            waiting.wait()
-        return copies
+        return self._add_up([tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors])
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Each tensor's mean over the processes, in place."""
         if self.alone:
             return
-        tensors = list(tensors)
+        torch._foreach_div_(self._add_up(list(tensors)), self.size)
+
+    def _add_up(self, tensors: list[Tensor]) -> list[Tensor]:
         for waiting in [dist.all_reduce(tensor, group=self.group, async_op=True) for tensor in tensors]:
             waiting.wait()
-        torch._foreach_div_(tensors, self.size)
+        return tensors
 
     def gathered(self, thing: Any) -> list[Any]:
         """What every process gave, by rank."""

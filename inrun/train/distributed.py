@@ -6,6 +6,7 @@ A run of several processes is the run of one: the logical batch is dealt out, gr
 writes the values of its own chunks. With another number of processes the sums of a step have another order, and results differ by rounding.
 """
 
+import atexit
 import os
 
 import torch
@@ -26,4 +27,5 @@ def joined(device: str) -> Processes:
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        atexit.register(dist.destroy_process_group)
     return Processes(dist.group.WORLD)

@@ -52,7 +52,7 @@ def value_row(attributor: Attributor | None, step: int) -> dict[str, float]:
     method = attributor.methods[0].name
     for target, values in attributor.last.items():
         values = torch.cat(attributor.processes.gathered(values.cpu()))
-        row[f"value/sum/{target}"] = float(values.sum())
+        row[f"value/sum/{target}"] = attributor.last_step.sums[method, target]
         row[f"value/pos_frac/{target}"] = float((values > 0).double().mean())
         row[f"value/entropy/{target}"] = _spread(values)
         booked = attributor.ledger.last.get((method, target))
