@@ -1,1 +1,3 @@
-"""Thin: compose a config, call inrun, write one table, draw one figure. The only place that knows Hydra."""
+"""Thin: compose a config, call inrun, write one table, draw one figure. The only place that knows
+Hydra.
+"""

@@ -1,4 +1,5 @@
-"""A small run with values, and the notebooks executed on it: `python -m experiments.notebooks`. Under a minute on one core.
+"""A small run with values, and the notebooks executed on it: `python -m experiments.notebooks`.
+Under a minute on one core.
 
 The executed notebooks are left in runs/notebooks/executed; those of the repository keep no outputs.
 """
@@ -14,13 +15,21 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.command import command, plain
-from experiments.copyright_texts import Texts, TextsConfig, write_texts
-from experiments.outputs import whole
+from experiments.artifacts import whole
+from experiments.copyright.texts import Texts, TextsConfig, write_texts
+from experiments.frame import command, plain
+from inrun.config import build
 from inrun.data.prepare import DataConfig
-from inrun.directions import Method
-from inrun.train import AttributionConfig, ConfigError, OptimConfig, RunConfig, TargetConfig, TrainConfig, trained
-from inrun.train.strict import build
+from inrun.methods import Method
+from inrun.train import (
+    AttributionConfig,
+    ConfigError,
+    OptimConfig,
+    RunConfig,
+    TargetConfig,
+    TrainConfig,
+    train_or_reuse,
+)
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 SECONDS_PER_CELL = 120
@@ -28,7 +37,9 @@ SECONDS_PER_CELL = 120
 
 @dataclass(frozen=True)
 class NotebooksConfig:
-    """level: the rewritten texts that are targets. domains: domains of the corpus that are targets as well, with a few chunks of the val split."""
+    """level: the rewritten texts that are targets. domains: domains of the corpus that are targets
+    as well, with a few chunks of the val split.
+    """
 
     name: str
     texts: TextsConfig
@@ -48,7 +59,7 @@ def main(config: DictConfig) -> None:
     settings = build(NotebooksConfig, plain(config))
     folder = Path(settings.runs).resolve() / settings.name
     texts = write_texts(settings.texts, settings.data, settings.data_root, folder / "texts")
-    run = trained(run_config(settings, texts, folder), console)
+    run = train_or_reuse(run_config(settings, texts, folder), console)
     for path in executed(run, folder / "executed"):
         console.print(f"executed: {path}", highlight=False, soft_wrap=True)
 
@@ -59,14 +70,18 @@ def run_config(settings: NotebooksConfig, texts: Texts, folder: Path) -> RunConf
         raise ConfigError(f"level={settings.level!r}: the texts have {', '.join(texts.levels)}")
     path = str(texts.variants(settings.level))
     targets = [TargetConfig(name, domains=(name,), chunks=4) for name in settings.domains]
-    targets += [TargetConfig(o.name, domains=(o.name,), chunks=1, path=path) for o in texts.originals]
+    targets += [
+        TargetConfig(o.name, domains=(o.name,), chunks=1, path=path) for o in texts.originals
+    ]
     return RunConfig(
         name="run",
         model=settings.model,
         data=dataclasses.replace(settings.data, path=str(texts.training)),
         optim=settings.optim,
         train=settings.train,
-        attribution=AttributionConfig((Method("first_order"), Method("path")), tuple(targets), fused=True),
+        attribution=AttributionConfig(
+            (Method("first_order"), Method("path")), tuple(targets), fused=True
+        ),
         runs=str(folder),
         data_root=str(Path(settings.data_root).resolve()),
         seed=settings.seed,
@@ -74,7 +89,9 @@ def run_config(settings: NotebooksConfig, texts: Texts, folder: Path) -> RunConf
 
 
 def executed(run: Path, folder: Path) -> Iterator[Path]:
-    """Every notebook with its outputs for this run, in `folder`. Raises nbclient's CellExecutionError, which shows the cell that failed."""
+    """Every notebook with its outputs for this run, in `folder`. Raises nbclient's
+    CellExecutionError, which shows the cell that failed.
+    """
     import nbformat
     from nbclient import NotebookClient
 

@@ -1,14 +1,16 @@
-"""Pretrain a language model with values: `python -m experiments.pretrain --help`. Outputs go to runs/<name>/."""
+"""Pretrain a language model with values: `python -m experiments.pretrain --help`. Outputs go to
+runs/<name>/.
+"""
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from experiments.command import command, plain
+from experiments.frame import command, plain
 from inrun.data.errors import SourceUnreachable
 from inrun.store import ValueStore
 from inrun.train import ConfigError, Run, RunConfig
-from inrun.train.estimate import estimate
+from inrun.train.dry_run import estimate
 
 ONLY_HERE = ("resume", "dry_run", "experiment")
 
@@ -41,15 +43,19 @@ def _start(settings: RunConfig, console: Console) -> Run:
         if settings.data.source != "hub":
             raise
         raise SourceUnreachable(
-            f"{error}. With make, that is DATA=offline (text from package archives), for example: make pretrain-gpt2 DATA=offline STEPS=3"
+            f"{error}. With make, that is DATA=offline (text from package archives), for "
+            "example: make pretrain-gpt2 DATA=offline STEPS=3"
         ) from error
 
 
 def _refuse_other_settings() -> None:
-    others = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith("resume=")]
+    others = [
+        o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith("resume=")
+    ]
     if others:
         raise ConfigError(
-            f"resume goes on by the run's own config; {', '.join(others)} would have no effect. Leave it out, or start a new run"
+            f"resume goes on by the run's own config; {', '.join(others)} would have no "
+            "effect. Leave it out, or start a new run"
         )
 
 
@@ -61,7 +67,8 @@ def summary(store: ValueStore) -> str:
             books, share = store.ledger(target, method), store.negative_share(target, method)
             gap = "not measured at every step" if books.gap is None else f"{books.gap:+.1%}"
             lines.append(
-                f"  {target}, {method}: loss fell by {books.drop:.4f} nats over {books.steps} steps, values add up to {books.values:.4f}, "
+                f"  {target}, {method}: loss fell by {books.drop:.4f} nats over "
+                f"{books.steps} steps, values add up to {books.values:.4f}, "
                 f"efficiency gap {gap}, {share:.1%} of the chunks negative"
             )
     return "\n".join(lines)

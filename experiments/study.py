@@ -1,4 +1,6 @@
-"""What the studies share: the settings of language-model runs, and how one ends that is measured once and shown from its table."""
+"""What the studies share: the settings of language-model runs, and how one ends that is measured
+once and shown from its table.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,14 +9,16 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.outputs import Outputs
+from experiments.artifacts import Outputs
 from inrun.data.prepare import DataConfig
 from inrun.train import AttributionConfig, OptimConfig, RunConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageStudy:
-    """Settings of the runs that a study trains, as in `inrun.train.RunConfig`; where it lies (`runs`, `name`), and whether it goes into the committed results (`record`)."""
+    """Settings of the runs that a study trains, as in `inrun.train.RunConfig`; where it lies
+    (`runs`, `name`), and whether it goes into the committed results (`record`).
+    """
 
     model: dict[str, Any]
     data: DataConfig
@@ -28,8 +32,13 @@ class LanguageStudy:
     record: bool = False
 
     def run_config(self, folder: Path, name: str, **changes) -> RunConfig:
-        """A run of the study in `folder`, with other or further fields of `RunConfig` as `changes` give them."""
-        own = {key: getattr(self, key) for key in ("model", "data", "optim", "train", "attribution", "data_root")}
+        """A run of the study in `folder`, with other or further fields of `RunConfig` as `changes`
+        give them.
+        """
+        own = {
+            key: getattr(self, key)
+            for key in ("model", "data", "optim", "train", "attribution", "data_root")
+        }
         return RunConfig(name=name, runs=str(folder), **{**own, **changes})
 
 
@@ -41,9 +50,11 @@ def measured_once(
     shown: str,
     recorded: Mapping[str, str] | None = None,
 ) -> None:
-    """Call `measure`, which leaves its tables in `out`, unless that was finished before; record them if wanted, and print one.
+    """Call `measure`, which leaves its tables in `out`, unless that was finished before; record
+    them if wanted, and print one.
 
-    shown: the table whose markdown is printed. recorded: name of the committed CSV -> table whose rows it gets; by default `shown`, under its own name.
+    shown: the table whose markdown is printed. recorded: name of the committed CSV -> table whose
+    rows it gets; by default `shown`, under its own name.
     """
     if out.finished:
         console.print("finished before", highlight=False)

@@ -1,10 +1,12 @@
-"""In-Run Data Shapley: the worth of every training sample, measured while the model is trained once."""
+"""In-Run Data Shapley: the worth of every training sample, measured while the model is trained
+once.
+"""
 
 from importlib import import_module
 
 _PUBLIC = {
     "Attributor": "inrun.attributor",
-    "Method": "inrun.directions",
+    "Method": "inrun.methods",
     "ValueStore": "inrun.store",
 }
 

@@ -1,9 +1,12 @@
-"""Shared by all tests: the interpreter switch of Triton must be set before triton is imported anywhere."""
+"""Shared by all tests: the interpreter switch of Triton must be set before triton is imported
+anywhere.
+"""
 
 import os
 import sys
 
-# torch's inductor imports it late; inside a test, where warnings are errors, its stand-in for distutils would give up
+# torch's inductor imports it late; inside a test, where warnings are errors, its stand-in for
+# distutils would give up
 import setuptools  # noqa: F401
 import torch
 
@@ -17,9 +20,13 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    """Every test starts from the same random state, compiles anew, and leaves the default dtype as it was."""
+    """Every test starts from the same random state, compiles anew, and leaves the default dtype as
+    it was.
+    """
     torch.manual_seed(0)
-    if "torch._dynamo" in sys.modules:  # it counts the recompilations of a function over all models that share it
+    if (
+        "torch._dynamo" in sys.modules
+    ):  # it counts the recompilations of a function over all models that share it
         torch._dynamo.reset()
     yield
     assert torch.get_default_dtype() == torch.float32, "a test left another default dtype behind"

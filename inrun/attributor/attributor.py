@@ -7,8 +7,9 @@
         optimizer.step(); optimizer.zero_grad()
     values = attr.close()
 
-The model is not wrapped and the optimizer is not replaced: uses of parameters are seen while the context is open, everything else happens in a hook just before
-the optimizer moves the weights. The trained weights are the same bits with and without attribution.
+The model is not wrapped and the optimizer is not replaced: uses of parameters are seen while the
+context is open, everything else happens in a hook just before the optimizer moves the weights. The
+trained weights are the same bits with and without attribution.
 """
 
 import logging
@@ -26,17 +27,23 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from inrun.attributor.books import NonFiniteError, check_books, check_seen, common_factor, gradient_norms
+from inrun.attributor.balance import (
+    NonFiniteError,
+    check_balance,
+    check_seen,
+    common_factor,
+    gradient_norms,
+)
 from inrun.attributor.ledger import Ledger, Waiting
 from inrun.attributor.processes import Processes
 from inrun.attributor.result import StepResult
-from inrun.directions import Method, Step, Target, directions
-from inrun.ghost import Dots, KeptMemory, Probes, Tape, Watch, token_dots
+from inrun.ghost import CompiledProbes, GradientBuffers, StreamingDots, Tape, UseTracker, token_dots
 from inrun.ghost.backward import grad
+from inrun.methods import Method, Step, Target, directions
 from inrun.store import ValueStore, ValueWriter
 from inrun.updates import PlainSGD, UnknownOptimizerError, snapshots
-from kernels import recycle
-from kernels.host import on_host
+from inrun_kernels import memory
+from inrun_kernels.host import read_together
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ _LOOK_FOR_STATE = 256
 @dataclass
 class _MicroBatch:
     ids: np.ndarray
-    record: Dots | Tape | Probes | None
+    record: StreamingDots | Tape | CompiledProbes | None
     forward: Callable[[], Tensor] | None
     rng: list[Tensor]
 
@@ -58,49 +65,61 @@ class Attributor:
     """Values every sample of every optimizer step for one or several targets.
 
     Args:
-        model: any nn.Module; its trainable parameters that the optimizer updates are tracked. Of a DistributedDataParallel the module inside, and its processes:
-            every process then has an Attributor, for its own samples, and all make the same calls.
+        model: any nn.Module; its trainable parameters that the optimizer updates are tracked. Of a
+            DistributedDataParallel the module inside, and its processes: every process then has an
+            Attributor, for its own samples, and all make the same calls.
         optimizer: the optimizer whose step uses the gradients, or several that step together.
-        targets: name -> closure that evaluates a validation loss of `model` and returns the scalar. Evaluated once per step or more; it must give the same loss
-            for the same weights if the ledger is to telescope.
-        method: "first_order" | "second_order" | "path", a `Method`, or a list of them. The first one is what `last` shows.
-        update, state, nodes, quadrature, credit, tolerance: see `Method`; they apply to methods given by name.
-        route: "rules" (a rule per operation; exact, fast), "forward" (one forward-mode pass per direction; any architecture;
-            needs ``batch(ids, forward=...)``), or "compiled" (for models under torch.compile: linear, embedding and norm
-            layers and this project's fused head; directions known before the backward only; the weight gradient is summed
-            sample by sample, as with fused=True).
+        targets: name -> closure that evaluates a validation loss of `model` and returns the scalar.
+            Evaluated once per step or more; it must give the same loss for the same weights if the
+            ledger is to telescope.
+        method: "first_order" | "second_order" | "path", a `Method`, or a list of them. The first
+            one is what `last` shows.
+        update, state, nodes, quadrature, credit, tolerance: see `Method`; they apply to methods
+            given by name.
+        route: "rules" (a rule per operation; exact, fast), "forward" (one forward-mode pass per
+            direction; any architecture; needs ``batch(ids, forward=...)``), or "compiled" (for
+            models under torch.compile: linear, embedding and norm layers and this project's fused
+            head; directions known before the backward only; the weight gradient is summed sample by
+            sample, as with fused=True).
         store: folder for the values, or None to keep only `last`.
         params: regular expression; only parameters whose name it finds are valued.
         every: value every k-th step only.
-        refresh: evaluate the targets' gradients on every k-th valued step only and use them for the steps between (first_order, path).
-            The optimizer's slopes are always those of the step. `docs/performance.md` has what it costs in fidelity. The ledger
-            still evaluates the targets' losses at each step: see `ledger`.
+        refresh: evaluate the targets' gradients on every k-th valued step only and use them for the
+            steps between (first_order, path). The optimizer's slopes are always those of the step.
+            `docs/performance.md` has what it costs in fidelity. The ledger still evaluates the
+            targets' losses at each step: see `ledger`.
         per_token: also value every predicted token; needs ``batch(ids, forward=...)``.
-        fused: linear layers and the language-model head take dots in their own backward: faster; the weight gradient is
-            summed sample by sample, so that the trained weights differ from unattributed training by rounding. False
-            leaves them the same bits.
-        replay: methods whose direction is known after the backward keep nothing of the batch and run it once more instead:
-            no memory, a forward and a backward more, any number of micro-batches; needs ``batch(ids, forward=...)``.
-        memory_budget: bytes of per-sample weight gradients that methods whose direction is known after the backward
-            (second_order, path) may keep with fused=True; None: a quarter of the device's memory. Past it they keep
-            layer inputs and output gradients and pay one more product.
-        ledger: evaluate drift on every k-th valued step (0: no ledger at all). Costs a forward pass of each target.
+        fused: linear layers and the language-model head take dots in their own backward: faster;
+            the weight gradient is summed sample by sample, so that the trained weights differ from
+            unattributed training by rounding. False leaves them the same bits.
+        replay: methods whose direction is known after the backward keep nothing of the batch and
+            run it once more instead: no memory, a forward and a backward more, any number of
+            micro-batches; needs ``batch(ids, forward=...)``.
+        memory_budget: bytes of per-sample weight gradients that methods whose direction is known
+            after the backward (second_order, path) may keep with fused=True; None: a quarter of the
+            device's memory. Past it they keep layer inputs and output gradients and pay one more
+            product.
+        ledger: evaluate drift on every k-th valued step (0: no ledger at all). Costs a forward pass
+            of each target.
         check: check the books on every k-th valued step (0: never).
         samples: table about the samples (`sample_id`, domain, ...) that is copied into the store.
         run: entries for the store's run.json: config, corpus_digest, git_revision.
-        resume: what `state_dict` returned at the checkpoint that training goes on from; the store drops what came after it.
+        resume: what `state_dict` returned at the checkpoint that training goes on from; the store
+            drops what came after it.
         flush_every: steps between flushes of the store.
-        group: the processes that train together, where you average `.grad` over them yourself (at the end of the last micro-batch's block) instead of by
-            DistributedDataParallel.
-        share_targets: with several processes, each one's closure gives its part of a target's loss, and the parts are added up. False: each evaluates the whole.
+        group: the processes that train together, where you average `.grad` over them yourself (at
+            the end of the last micro-batch's block) instead of by DistributedDataParallel.
+        share_targets: with several processes, each one's closure gives its part of a target's loss,
+            and the parts are added up. False: each evaluates the whole.
 
-    With several processes `store` is one folder for all, values and `last` are those of this process's samples, and what is said of a step (books, ledger, loss)
-    is of all samples. Values are those of one process with the whole batch, whose loss is the mean of the processes' losses.
+    With several processes `store` is one folder for all, values and `last` are those of this
+    process's samples, and what is said of a step (books, ledger, loss) is of all samples. Values
+    are those of one process with the whole batch, whose loss is the mean of the processes' losses.
 
     Raises:
         ValueError, UnknownOptimizerError: at construction, for options that cannot work.
         UncoveredUseError, MixedSamplesError: in the forward, for an operation without a rule.
-        BooksError, NonFiniteError: in ``optimizer.step()``, before the weights are touched.
+        BalanceError, NonFiniteError: in ``optimizer.step()``, before the weights are touched.
     """
 
     def __init__(
@@ -149,24 +168,39 @@ class Attributor:
         self.model, self.route, self.every, self.per_token = model, route, every, per_token
         self._ledger_every, self._check_every = ledger, check
         self.fused, self.replay = fused, replay
-        self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        self.optimizers = (
+            [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        )
         self._owners = self._find_owners()
         self.parameters = self._track(model, params)
         tracked = {id(p) for p in self.parameters.values()}
-        self._constants = [*model.buffers(), *(p for p in model.parameters() if id(p) not in tracked)]
+        self._constants = [
+            *model.buffers(),
+            *(p for p in model.parameters() if id(p) not in tracked),
+        ]
         shared = self.processes.sums if share_targets and not self.processes.alone else None
         self.targets = {
-            name: Target(name, closure, self.parameters, model, fused, refresh > 1, self.processes.quietly, shared)
+            name: Target(
+                name,
+                closure,
+                self.parameters,
+                model,
+                fused,
+                refresh > 1,
+                self.processes.quietly,
+                shared,
+            )
             for name, closure in targets.items()
         }
         self.keys: list[Key] = [(m.name, target) for m in self.methods for target in self.targets]
         self._known = [(m, t) for m in self.methods if m.known_before for t in self.targets]
         self._later = [(m, t) for m in self.methods if not m.known_before for t in self.targets]
-        self._snapshots()  # an optimizer without a rule is refused now, not after the first backward
+        # an optimizer without a rule is refused now, not after the first backward
+        self._snapshots()
 
         if memory_budget is None:
             memory_budget = _memory(next(iter(self.parameters.values())).device) // 4
-        self._kept = KeptMemory(memory_budget if fused and self._later else 0)
+        self._kept = GradientBuffers(memory_budget if fused and self._later else 0)
         self.step = int(resume["step"]) if resume else 0
         self.last_step: StepResult | None = None
         self._refresh_every, self._valued_since_refresh = refresh, 0
@@ -175,7 +209,9 @@ class Attributor:
         self.ledger = Ledger()
         self._annotations: dict[str, float | int | None] = {}
         self._reset()
-        self.writer = self.processes.one_by_one(lambda: self._open_store(store, run, resume, flush_every))
+        self.writer = self.processes.one_by_one(
+            lambda: self._open_store(store, run, resume, flush_every)
+        )
         if self.writer and samples is not None and self.processes.leads:
             self.writer.samples(samples)
         self._hooks = [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
@@ -189,15 +225,16 @@ class Attributor:
 
         Args:
             ids: one integer per sample [n], in the order of axis 0.
-            forward: evaluates the micro-batch's loss again and returns it; needed for per_token=True, replay=True and
-                route="forward" only.
+            forward: evaluates the micro-batch's loss again and returns it; needed for
+                per_token=True, replay=True and route="forward" only.
         """
         if self._closed:
             raise RuntimeError("this Attributor is closed")
         ids = self._sample_ids(ids)
         if forward is None and (self.per_token or self.replay or self.route == "forward"):
             raise ValueError(
-                "per_token=True, replay=True and route='forward' need attr.batch(ids, forward=lambda: <the loss that is backpropagated>)"
+                "per_token=True, replay=True and route='forward' need attr.batch(ids, "
+                "forward=lambda: <the loss that is backpropagated>)"
             )
         self._drop_unused()
         if not self._open:
@@ -217,25 +254,36 @@ class Attributor:
         self._norms = gradient_norms(self.parameters)
         self._versions = self._gradient_versions()
 
-    def _recorder(self, n: int) -> Dots | Tape | Probes | None:
-        """What takes the dots of a micro-batch: at once where the directions are known, from a tape or by a second pass otherwise."""
+    def _recorder(self, n: int) -> StreamingDots | Tape | CompiledProbes | None:
+        """What takes the dots of a micro-batch: at once where the directions are known, from a tape
+        or by a second pass otherwise.
+        """
         if self.route == "compiled":
-            return Probes(self.parameters, self._directions, n)
+            return CompiledProbes(self.parameters, self._directions, n)
         if self.route == "forward" or (self.replay and self._later):
             return None
-        return Tape(n, self.fused, self._kept) if self._later else Dots(self._directions, n, self.fused)
+        return (
+            Tape(n, self.fused, self._kept)
+            if self._later
+            else StreamingDots(self._directions, n, self.fused)
+        )
 
     @contextmanager
-    def _watching(self, record: Dots | Tape | Probes | None) -> Iterator[None]:
+    def _watching(self, record: StreamingDots | Tape | CompiledProbes | None) -> Iterator[None]:
         if record is None:
             yield
             return
-        mode = record if isinstance(record, Probes) else Watch(self.parameters, self._constants, record)
-        # backward in the caller's thread, where the context is active: recomputed forwards (checkpointing) are then seen as well
+        mode = (
+            record
+            if isinstance(record, CompiledProbes)
+            else UseTracker(self.parameters, self._constants, record)
+        )
+        # backward in the caller's thread, where the context is active: recomputed forwards
+        # (checkpointing) are then seen as well
         with torch.autograd.set_multithreading_enabled(False), mode:
             yield
 
-    def _replay(self, micro: "_MicroBatch", record: Dots | Tape) -> Dots | Tape:
+    def _replay(self, micro: "_MicroBatch", record: StreamingDots | Tape) -> StreamingDots | Tape:
         """The micro-batch once more, for another record; its gradient is thrown away."""
         with self._again(micro), self._watching(record), torch.enable_grad():
             grad([micro.forward()], list(self.parameters.values()))
@@ -243,7 +291,9 @@ class Attributor:
 
     @contextmanager
     def _again(self, micro: "_MicroBatch") -> Iterator[None]:
-        """For a second forward of a micro-batch: dropout repeats what the training pass drew, and buffers are written once."""
+        """For a second forward of a micro-batch: dropout repeats what the training pass drew, and
+        buffers are written once.
+        """
         now = _random_state(self.parameters)
         buffers = [(buffer, buffer._version, buffer.clone()) for buffer in self.model.buffers()]
         _set_random_state(micro.rng)
@@ -258,28 +308,40 @@ class Attributor:
                         buffer.copy_(kept)
 
     def annotate(self, **columns: float | int | None) -> None:
-        """Columns for the store's row of the coming step (loss, tokens, seconds, or numbers of your own, the same ones every step)."""
+        """Columns for the store's row of the coming step (loss, tokens, seconds, or numbers of your
+        own, the same ones every step).
+        """
         self._annotations.update(columns)
 
     @property
     def last(self) -> dict[str, Tensor]:
-        """target -> values [n] of the step just taken by the first method, in the order of the ids."""
+        """target -> values [n] of the step just taken by the first method, in the order of the
+        ids.
+        """
         if self.last_step is None:
             raise RuntimeError("no step has been valued yet")
-        return {target: self.last_step.values[self.methods[0].name, target] for target in self.targets}
+        return {
+            target: self.last_step.values[self.methods[0].name, target] for target in self.targets
+        }
 
     @torch.no_grad()
     def interactions(self, target: str | None = None) -> Tensor:
-        """Pairwise Shapley interaction index of the samples of the current step, for the quadratic utility: ``-eta^2 g_i^T H_L g_j`` [n, n].
+        """Pairwise Shapley interaction index of the samples of the current step, for the quadratic
+        utility: ``-eta^2 g_i^T H_L g_j`` [n, n].
 
-        Call it between the backward and ``optimizer.step()``. Negative: the two are redundant; positive: they complement each other. For adaptive
-        optimizers eta is the secant of the update. Needs a method that keeps a tape (second_order, path, or first_order with state="current").
+        Call it between the backward and ``optimizer.step()``. Negative: the two are redundant;
+        positive: they complement each other. For adaptive optimizers eta is the secant of the
+        update. Needs a method that keeps a tape (second_order, path, or first_order with
+        state="current").
         """
         if not self.processes.alone:
-            raise RuntimeError("interactions() are of samples in one process; train in a single one to see them")
+            raise RuntimeError(
+                "interactions() are of samples in one process; train in a single one to see them"
+            )
         if not self._micro or not all(isinstance(m.record, Tape) for m in self._micro):
             raise RuntimeError(
-                "interactions() is called between the backward and optimizer.step(), with a method whose direction is known after the backward "
+                "interactions() is called between the backward and optimizer.step(), with a "
+                "method whose direction is known after the backward "
                 "(second_order, path): those keep what it needs"
             )
         chosen = self.targets[target if target is not None else next(iter(self.targets))]
@@ -296,37 +358,52 @@ class Attributor:
                     if g is not None
                 }
                 _, hvp = chosen.gradient_and_hvp(moved)
-                V = {name: step.pull_back(method, name, h)[None] for name, h in hvp.items() if name in gradients}
-                rows.append(-c * torch.cat([sum(m.record.dots(V).values())[0] for m in self._micro]))
+                V = {
+                    name: step.pull_back(method, name, h)[None]
+                    for name, h in hvp.items()
+                    if name in gradients
+                }
+                rows.append(
+                    -c * torch.cat([sum(m.record.dots(V).values())[0] for m in self._micro])
+                )
         return torch.stack(rows)
 
     def flush(self) -> None:
-        """Complete the ledger at the current weights and make all rows durable, those of all processes."""
+        """Complete the ledger at the current weights and make all rows durable, those of all
+        processes.
+        """
         self._close_ledger()
         if self.writer:
             self.writer.flush()
             self.processes.wait()
 
     def state_dict(self) -> dict:
-        """For a checkpoint taken between two steps; flushes the store first, so that nothing before the checkpoint can be missing."""
+        """For a checkpoint taken between two steps; flushes the store first, so that nothing before
+        the checkpoint can be missing.
+        """
         if self._open:
             raise RuntimeError(
-                "state_dict() is called between optimizer steps, not after a backward whose step has not been taken"
+                "state_dict() is called between optimizer steps, not after a backward whose "
+                "step has not been taken"
             )
         self.flush()
-        self._valued_since_refresh = 0  # a resumed run has no gradient to reuse, so this one must not have one either
+        self._valued_since_refresh = (
+            0  # a resumed run has no gradient to reuse, so this one must not have one either
+        )
         return {"step": self.step}
 
     def close(self) -> ValueStore | None:
-        """Complete the books, remove the hooks, and open the store for reading. Closing twice is allowed."""
+        """Complete the books, remove the hooks, and open the store for reading. Closing twice is
+        allowed.
+        """
         if not self._closed:
             self._closed = True
             for hook in self._hooks:
                 hook.remove()
             self._reset()
             self._close_ledger()
-            self._kept = KeptMemory()
-            recycle.release()
+            self._kept = GradientBuffers()
+            memory.release()
             if self.writer:
                 self.writer.close()
                 self.processes.wait()
@@ -351,7 +428,9 @@ class Attributor:
     def _check_arguments(self, targets, route, every, refresh) -> None:
         names = [m.name for m in self.methods]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"methods need distinct names, got {names}; give Method(..., name=...)")
+            raise ValueError(
+                f"methods need distinct names, got {names}; give Method(..., name=...)"
+            )
         if not targets:
             raise ValueError("give at least one target: targets={'val': lambda: <validation loss>}")
         if route not in ("rules", "forward", "compiled"):
@@ -359,39 +438,63 @@ class Attributor:
         late = [m.name for m in self.methods if not m.known_before]
         if route == "compiled" and late:
             raise ValueError(
-                f"route='compiled' needs directions that are known before the backward, and {', '.join(late)} is not; use first_order with "
+                "route='compiled' needs directions that are known before the backward, and "
+                f"{', '.join(late)} is not; use first_order with "
                 "state='previous' or update='sgd', or train uncompiled with route='rules'"
             )
         if route == "compiled" and not self.processes.alone:
-            raise ValueError("route='compiled' works in one process only; with several use route='rules', uncompiled")
+            raise ValueError(
+                "route='compiled' works in one process only; with several use route='rules', "
+                "uncompiled"
+            )
         if every < 1:
             raise ValueError(f"every must be 1 or more, not {every}")
         second = [m.name for m in self.methods if m.kind == "second_order"]
         if refresh < 1 or (refresh > 1 and second):
-            why = f"; {', '.join(second)} needs 1, since its Hessian-vector product is along the step's own gradient"
+            why = (
+                f"; {', '.join(second)} needs 1, since its Hessian-vector product is along the "
+                "step's own gradient"
+            )
             raise ValueError(f"refresh={refresh}: choose 1 or more{why if second else ''}")
         if refresh > 1 and any(m.tolerance for m in self.methods):
             raise ValueError(
-                "tolerance compares with the loss of this step, and refresh uses the gradients of earlier ones: choose one of them"
+                "tolerance compares with the loss of this step, and refresh uses the "
+                "gradients of earlier ones: choose one of them"
             )
 
     def _find_owners(self) -> dict[int, tuple[torch.optim.Optimizer, dict]]:
-        return {id(p): (o, group) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        return {
+            id(p): (o, group)
+            for o in self.optimizers
+            for group in o.param_groups
+            for p in group["params"]
+        }
 
     def _track(self, model: nn.Module, params: str | None) -> dict[str, Tensor]:
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) in self._owners}
+        trainable = {
+            name: p
+            for name, p in model.named_parameters()
+            if p.requires_grad and id(p) in self._owners
+        }
         if not trainable:
             raise ValueError(
-                "the optimizer updates no trainable parameter of the model; was it built from another model's parameters?"
+                "the optimizer updates no trainable parameter of the model; was it built "
+                "from another model's parameters?"
             )
-        tracked = {name: p for name, p in trainable.items() if params is None or re.search(params, name)}
+        tracked = {
+            name: p for name, p in trainable.items() if params is None or re.search(params, name)
+        }
         if not tracked:
             raise ValueError(
-                f"params={params!r} matches no trainable parameter; they are {', '.join(list(trainable)[:8])}, ..."
+                f"params={params!r} matches no trainable parameter; they are "
+                f"{', '.join(list(trainable)[:8])}, ..."
             )
-        if sharded := [name for name, p in tracked.items() if hasattr(p, "device_mesh")]:  # a DTensor
+        if sharded := [
+            name for name, p in tracked.items() if hasattr(p, "device_mesh")
+        ]:  # a DTensor
             raise ValueError(
-                f"parameter {sharded[0]} is sharded over devices (FSDP, tensor parallelism), which is not supported; use DistributedDataParallel"
+                f"parameter {sharded[0]} is sharded over devices (FSDP, tensor parallelism), "
+                "which is not supported; use DistributedDataParallel"
             )
         return tracked
 
@@ -402,7 +505,9 @@ class Attributor:
             "targets": list(self.targets),
             "methods": [m.name for m in self.methods],
             "attribution": {
-                "methods": {m.name: {k: v for k, v in vars(m).items() if k != "name"} for m in self.methods},
+                "methods": {
+                    m.name: {k: v for k, v in vars(m).items() if k != "name"} for m in self.methods
+                },
                 "every": self.every,
                 "refresh": self._refresh_every,
             },
@@ -428,12 +533,15 @@ class Attributor:
         self._kept.release()
 
     def _drop_unused(self) -> None:
-        """A gradient that was zeroed without a step (a loss scaler found an overflow, a batch was skipped) takes its micro-batches with it."""
+        """A gradient that was zeroed without a step (a loss scaler found an overflow, a batch was
+        skipped) takes its micro-batches with it.
+        """
         if not self._micro or self._gradient_versions() == self._versions:
             return
-        if all(norm == 0 for norm in on_host(gradient_norms(self.parameters)).values()):
+        if all(norm == 0 for norm in read_together(gradient_norms(self.parameters)).values()):
             log.warning(
-                "step %d: the gradient was zeroed without an optimizer step; %d micro-batches are dropped",
+                "step %d: the gradient was zeroed without an optimizer step; %d "
+                "micro-batches are dropped",
                 self.step,
                 len(self._micro),
             )
@@ -441,10 +549,16 @@ class Attributor:
 
     def _gradient_versions(self) -> dict[str, tuple[int, int]]:
         """What tells without a look at the numbers that no gradient was written to."""
-        return {name: (id(p.grad), p.grad._version) for name, p in self.parameters.items() if p.grad is not None}
+        return {
+            name: (id(p.grad), p.grad._version)
+            for name, p in self.parameters.items()
+            if p.grad is not None
+        }
 
     def _begin(self) -> None:
-        """First micro-batch of a step: the weights are those of the step, and the directions that can be known are made."""
+        """First micro-batch of a step: the weights are those of the step, and the directions that
+        can be known are made.
+        """
         self._open = True
         self._scored = self.step % self.every == 0
         for target in self.targets.values():
@@ -490,31 +604,47 @@ class Attributor:
         self._finish(step, gradients, c, V, keys)
 
     def _finish(
-        self, step: Step, gradients: dict[str, Tensor], c: float, V: dict[str, Tensor], keys: list[Key]
+        self,
+        step: Step,
+        gradients: dict[str, Tensor],
+        c: float,
+        V: dict[str, Tensor],
+        keys: list[Key],
     ) -> None:
         checking = self._check_every and self.step // self.every % self._check_every == 0
         tokens: dict[Key, list[Tensor]] = {}
         if self.route != "forward":
             dots = self._collect_dots(V)
             if checking:
-                check_books(dots, gradients, V, c, keys, self._lowest_dtype(), self.processes.total)
+                check_balance(
+                    dots, gradients, V, c, keys, self._lowest_dtype(), self.processes.total
+                )
             dots = {name: c * self._at_present_lr(name, d, keys) for name, d in dots.items()}
             total = (
                 sum(dots.values())
                 if dots
-                else torch.zeros(len(keys), sum(len(m.ids) for m in self._micro), dtype=torch.float64)
+                else torch.zeros(
+                    len(keys), sum(len(m.ids) for m in self._micro), dtype=torch.float64
+                )
             )
         if self.route == "forward" or self.per_token:
             now = {name: self._at_present_lr(name, v, keys) for name, v in V.items()}
-            tokens = {key: self._token_values({name: v[k] for name, v in now.items()}, c) for k, key in enumerate(keys)}
+            tokens = {
+                key: self._token_values({name: v[k] for name, v in now.items()}, c)
+                for k, key in enumerate(keys)
+            }
             if self.route == "forward":
                 dots = {}
-                total = torch.stack([torch.cat([rows.sum(1) for rows in tokens[key]]) for key in keys])
+                total = torch.stack(
+                    [torch.cat([rows.sum(1) for rows in tokens[key]]) for key in keys]
+                )
                 if checking:
                     self._check_forward_books(total, gradients, now, keys)
         ids = np.concatenate([m.ids for m in self._micro])
         bad = (~torch.isfinite(total)).any(0)
-        count, *sums = self.processes.total(torch.cat([bad.sum()[None].to(total.dtype), total.sum(1)])).tolist()
+        count, *sums = self.processes.total(
+            torch.cat([bad.sum()[None].to(total.dtype), total.sum(1)])
+        ).tolist()
         if count:
             self._raise_non_finite(ids[bad.cpu().numpy()].tolist())
         values = {key: total[k] for k, key in enumerate(keys)}
@@ -522,13 +652,16 @@ class Attributor:
             step=self.step,
             ids=ids,
             values={key: values[key] for key in self.keys},
-            per_parameter={key: {name: d[k] for name, d in dots.items()} for k, key in enumerate(keys)},
+            per_parameter={
+                key: {name: d[k] for name, d in dots.items()} for k, key in enumerate(keys)
+            },
             tokens=tokens if self.per_token else {},
             sums=dict(zip(keys, sums)),
             clip=c * self.processes.size,
             stateless=step.stateless_share(),
         )
-        # a second moment decays to zero only by underflow, over a thousand steps and more without a gradient
+        # a second moment decays to zero only by underflow, over a thousand steps and more without a
+        # gradient
         self._settled = set() if self.step % _LOOK_FOR_STATE == 0 else step.settled
         self._book(step, result)
         self._write(result)
@@ -538,9 +671,10 @@ class Attributor:
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         if not gradients:
             raise RuntimeError(
-                "optimizer.step() was called with no gradient; the backward must run inside `with attr.batch(...)`"
+                "optimizer.step() was called with no gradient; the backward must run inside "
+                "`with attr.batch(...)`"
             )
-        norms = on_host(gradient_norms(self.parameters))
+        norms = read_together(gradient_norms(self.parameters))
         if not all(map(math.isfinite, norms.values())):
             self._name_non_finite()
         seen = set().union(*(m.record.seen for m in self._micro if m.record is not None))
@@ -549,13 +683,20 @@ class Attributor:
         if any(m.record is not None for m in self._micro):
             check_seen(norms, {name for name, used in zip(self.parameters, uses) if used})
         dtypes = {name: p.dtype for name, p in self.parameters.items()}
-        return gradients, common_factor(on_host(self._norms), norms, dtypes) / self.processes.size
+        return gradients, common_factor(
+            read_together(self._norms), norms, dtypes
+        ) / self.processes.size
 
     def _collect_dots(self, V: dict[str, Tensor]) -> dict[str, Tensor]:
-        """name -> [k, n] over all micro-batches; a micro-batch that did not use a parameter contributes zeros."""
+        """name -> [k, n] over all micro-batches; a micro-batch that did not use a parameter
+        contributes zeros.
+        """
         k = next(iter(V.values())).shape[0] if V else 0
         per_micro = [
-            (self._replay(m, Dots(V, len(m.ids))) if m.record is None else m.record).dots(V) for m in self._micro
+            (self._replay(m, StreamingDots(V, len(m.ids))) if m.record is None else m.record).dots(
+                V
+            )
+            for m in self._micro
         ]
         out: dict[str, Tensor] = {}
         for name in V:
@@ -582,8 +723,9 @@ class Attributor:
         whole = {name: v for name, v in V.items() if name in gradients}
         flat_V = torch.cat([v.reshape(len(keys), -1).double() for v in whole.values()], 1)
         flat_g = torch.cat([gradients[name].flatten().double() for name in whole])
-        # the forward pass uses unfused attention, so its rounding is that of the coarsest dtype in use, not the order of a sum
-        check_books(
+        # the forward pass uses unfused attention, so its rounding is that of the coarsest dtype in
+        # use, not the order of a sum
+        check_balance(
             {"(all)": total},
             {"(all)": flat_g.to(next(iter(gradients.values())).dtype)},
             {"(all)": flat_V},
@@ -605,17 +747,29 @@ class Attributor:
         for name, target in self.targets.items():
             result.loss_before[name] = target.loss()
             if measure:
-                result.drift[name] = 0.0 if nobody is None else target.loss() - target.loss(at=nobody)
+                result.drift[name] = (
+                    0.0 if nobody is None else target.loss() - target.loss(at=nobody)
+                )
         for method in self.methods:
             for name in self.targets:
                 parts = result.per_parameter[method.name, name]
                 drift = result.drift.get(name)
-                if drift is not None and method.credit == "impulse" and method.update == "auto" and parts:
-                    # what the samples are given of later steps is taken from the drift of those steps, here as a shift of this one's
-                    shift = sum((1.0 - 1.0 / step.updates[p].impulse) * v.sum() for p, v in parts.items())
+                if (
+                    drift is not None
+                    and method.credit == "impulse"
+                    and method.update == "auto"
+                    and parts
+                ):
+                    # what the samples are given of later steps is taken from the drift of those
+                    # steps, here as a shift of this one's
+                    shift = sum(
+                        (1.0 - 1.0 / step.updates[p].impulse) * v.sum() for p, v in parts.items()
+                    )
                     drift -= float(self.processes.total(shift))
                 total = result.sums[method.name, name]
-                self.ledger.open(Waiting(self.step, name, method.name, result.loss_before[name], drift, total))
+                self.ledger.open(
+                    Waiting(self.step, name, method.name, result.loss_before[name], drift, total)
+                )
 
     def _close_ledger(self) -> None:
         if self.ledger.waiting:
@@ -653,10 +807,14 @@ class Attributor:
     # -- small facts
 
     def _snapshots(self):
-        plain = {name: PlainSGD(p, {}, self._owners[id(p)][1]) for name, p in self.parameters.items()}
+        plain = {
+            name: PlainSGD(p, {}, self._owners[id(p)][1]) for name, p in self.parameters.items()
+        }
         try:
             owners = {name: self._owners[id(p)] for name, p in self.parameters.items()}
-            return snapshots({name: (o, self.parameters[name], group) for name, (o, group) in owners.items()}), plain
+            return snapshots(
+                {name: (o, self.parameters[name], group) for name, (o, group) in owners.items()}
+            ), plain
         except UnknownOptimizerError:
             if any(m.update != "sgd" for m in self.methods):
                 raise
@@ -679,14 +837,22 @@ class Attributor:
             if self.processes.alone:
                 return own
             (everybodys,) = self.processes.sums(
-                [torch.zeros_like(self.parameters[name]) if own is None else own.to(self.parameters[name].dtype)]
+                [
+                    torch.zeros_like(self.parameters[name])
+                    if own is None
+                    else own.to(self.parameters[name].dtype)
+                ]
             )
             return everybodys
 
-        return Step(updates, plain, self.parameters, gradients, self._samples, squares, self._settled)
+        return Step(
+            updates, plain, self.parameters, gradients, self._samples, squares, self._settled
+        )
 
     def _replayed_squares(self) -> dict[str, Tensor]:
-        """name -> sum_i g_i^2, from one more pass over each micro-batch; one tape at a time is in memory."""
+        """name -> sum_i g_i^2, from one more pass over each micro-batch; one tape at a time is in
+        memory.
+        """
         totals: dict[str, Tensor] = {}
         for micro in self._micro:
             tape = self._replay(micro, Tape(len(micro.ids)))
@@ -700,8 +866,11 @@ class Attributor:
         if not self._said_coarse:
             self._said_coarse = True
             log.warning(
-                "step %d: the optimizer has no state yet for some elements, or one of its first steps; route='forward' cannot average their slope over coalitions and takes the "
-                "secant, so the values of the first steps are coarse. route='rules' has no such limit.",
+                "step %d: the optimizer has no state yet for some elements, or one of its "
+                "first steps; route='forward' cannot average their slope over coalitions and "
+                "takes the "
+                "secant, so the values of the first steps are coarse. route='rules' has no "
+                "such limit.",
                 self.step,
             )
 
@@ -709,21 +878,25 @@ class Attributor:
         return (directions(method, step, self.targets[target]) for method, target in pairs)
 
     def _stack(self, found: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-        """`count` dicts {name: V} as one {name: V [count, *shape]}, made one after the other; a target that does not depend on a parameter has direction 0 there."""
+        """`count` dicts {name: V} as one {name: V [count, *shape]}, made one after the other; a
+        target that does not depend on a parameter has direction 0 there.
+        """
         if count == 1:  # a view: a copy would be as large as the model
             return {name: V[None] for name, V in next(found).items()}
         stacked: dict[str, Tensor] = {}
         for k, directions_k in enumerate(found):
             for name, V in directions_k.items():
                 if name not in stacked:
-                    stacked[name] = recycle.empty((count, *V.shape), V.dtype, V.device)
+                    stacked[name] = memory.empty((count, *V.shape), V.dtype, V.device)
                     stacked[name][:k] = 0.0
                 stacked[name][k] = V
             for name in stacked.keys() - directions_k.keys():
                 stacked[name][k] = 0.0
         return {name: stacked[name] for name in self.parameters if name in stacked}
 
-    def _stack_with(self, known: dict[str, Tensor], found: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _stack_with(
+        self, known: dict[str, Tensor], found: Iterator[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         ahead = ({name: V[k] for name, V in known.items()} for k in range(len(self._known)))
         return self._stack(chain(ahead, found), len(self._known) + len(self._later))
 
@@ -731,7 +904,9 @@ class Attributor:
         return float(self._owners[id(self.parameters[name])][1]["lr"])
 
     def _lr_ratios(self, name: str, keys: list[Key]) -> Tensor:
-        """[k] float64. The learning rate may have changed between the direction and the step; every update is proportional to it."""
+        """[k] float64. The learning rate may have changed between the direction and the step; every
+        update is proportional to it.
+        """
         known = torch.tensor([key in {(m.name, t) for m, t in self._known} for key in keys])
         return torch.where(known, torch.tensor(self._lr_ratio(name), dtype=torch.float64), 1.0)
 
@@ -746,7 +921,8 @@ class Attributor:
             return 1.0
         if then == 0.0:
             raise RuntimeError(
-                "the learning rate was 0 when the step began and is not at optimizer.step(); set it before the first micro-batch"
+                "the learning rate was 0 when the step began and is not at optimizer.step(); "
+                "set it before the first micro-batch"
             )
         return now / then
 
@@ -759,13 +935,20 @@ class Attributor:
 
     def _name_non_finite(self) -> None:
         records = [(m.ids, m.record) for m in self._micro if m.record is not None]
-        self._raise_non_finite([int(i) for ids, record in records for i, bad in zip(ids, record.non_finite()) if bad])
+        self._raise_non_finite(
+            [int(i) for ids, record in records for i, bad in zip(ids, record.non_finite()) if bad]
+        )
 
     def _raise_non_finite(self, bad: list) -> None:
-        others = "the whole batch" if self.processes.alone else "a sample of another process, or of the whole batch,"
+        others = (
+            "the whole batch"
+            if self.processes.alone
+            else "a sample of another process, or of the whole batch,"
+        )
         who = f"samples {', '.join(map(str, bad[:8]))}" if len(bad) else others
         raise NonFiniteError(
-            f"step {self.step}: the gradient of {who} is not finite. The weights have not been changed and no value of this step was stored; zero the gradient and go "
+            f"step {self.step}: the gradient of {who} is not finite. The weights have not "
+            "been changed and no value of this step was stored; zero the gradient and go "
             "on without these samples, or look at their text, the learning rate and the loss scale."
         )
 
@@ -773,12 +956,17 @@ class Attributor:
     def _sample_ids(ids) -> np.ndarray:
         array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
         if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"ids must be integers, one per sample [n], not {array.dtype} of shape {array.shape}")
+            raise ValueError(
+                f"ids must be integers, one per sample [n], not {array.dtype} of shape "
+                f"{array.shape}"
+            )
         return array.astype(np.int64)
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes that the device has. Not those that are free: what is kept decides the order of sums, and a run's bits must not depend on what else is running."""
+    """Bytes that the device has. Not those that are free: what is kept decides the order of sums,
+    and a run's bits must not depend on what else is running.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:

@@ -1,8 +1,10 @@
 """``drop = drift + sum of values + residual``, for every step, target and method.
 
-`drop` is what the target's loss lost between this step's weights and the next's; `drift` what momentum and weight decay would have done without any sample,
-``L(w) - L(w - u(0))``; `residual` what the method's approximation leaves. Over a run with every=1 the drops telescope to the total drop of the loss.
-A row is complete only when the weights have moved, so it waits until the next evaluation at the new ones.
+`drop` is what the target's loss lost between this step's weights and the next's; `drift` what
+momentum and weight decay would have done without any sample, ``L(w) - L(w - u(0))``; `residual`
+what the method's approximation leaves. Over a run with every=1 the drops telescope to the total
+drop of the loss. A row is complete only when the weights have moved, so it waits until the next
+evaluation at the new ones.
 """
 
 from dataclasses import dataclass

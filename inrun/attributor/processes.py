@@ -1,7 +1,9 @@
 """The processes that take every step together: data parallel training.
 
-Each process has samples of its own; weights, optimizer state and, at the end of the backward, gradients are the same bits in all of them. A sample's share in the
-mean gradient is its share in its own process's gradient divided by the number of processes. With one process nothing here does anything.
+Each process has samples of its own; weights, optimizer state and, at the end of the backward,
+gradients are the same bits in all of them. A sample's share in the mean gradient is its share in
+its own process's gradient divided by the number of processes. With one process nothing here does
+anything.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,20 +27,29 @@ class Processes:
 
     Attributes:
         rank, size: this process's place, and how many there are.
-        quietly: a context in which a forward of the wrapped model announces no exchange of gradients.
+        quietly: a context in which a forward of the wrapped model announces no exchange of
+            gradients.
     """
 
     def __init__(
-        self, group: "dist.ProcessGroup | None" = None, quietly: Callable[[], AbstractContextManager] = nullcontext
+        self,
+        group: "dist.ProcessGroup | None" = None,
+        quietly: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self.group, self.quietly = group, quietly
-        self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        self.rank, self.size = (
+            (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        )
         # small facts are exchanged where that makes no process wait for its device
         backends = "" if group is None else dist.get_backend_config(group)
-        self._device = torch.device("cuda" if group is not None and "gloo" not in backends else "cpu")
+        self._device = torch.device(
+            "cuda" if group is not None and "gloo" not in backends else "cpu"
+        )
 
     @classmethod
-    def of(cls, model: nn.Module, group: "dist.ProcessGroup | None") -> "tuple[nn.Module, Processes]":
+    def of(
+        cls, model: nn.Module, group: "dist.ProcessGroup | None"
+    ) -> "tuple[nn.Module, Processes]":
         """The model itself and its processes: those of a DistributedDataParallel, or `group`."""
         if isinstance(model, DistributedDataParallel):
             return model.module, cls(model.process_group, model.no_sync)
@@ -54,14 +65,20 @@ class Processes:
         return self.size == 1
 
     def total(self, fact: Tensor) -> Tensor:
-        """The sum over the processes, the same bits in each; a small tensor comes back where it was."""
+        """The sum over the processes, the same bits in each; a small tensor comes back where it
+        was.
+        """
         return fact if self.alone else self.sums([fact.to(self._device)])[0].to(fact.device)
 
     def sums(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        """Sums over the processes of tensors that all of them give in the same order; the given ones are not written to."""
+        """Sums over the processes of tensors that all of them give in the same order; the given
+        ones are not written to.
+        """
         if self.alone:
             return list(tensors)
-        return self._add_up([tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors])
+        return self._add_up(
+            [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
+        )
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Each tensor's mean over the processes, in place."""
@@ -70,7 +87,9 @@ class Processes:
         torch._foreach_div_(self._add_up(list(tensors)), self.size)
 
     def _add_up(self, tensors: list[Tensor]) -> list[Tensor]:
-        for waiting in [dist.all_reduce(tensor, group=self.group, async_op=True) for tensor in tensors]:
+        for waiting in [
+            dist.all_reduce(tensor, group=self.group, async_op=True) for tensor in tensors
+        ]:
             waiting.wait()
         return tensors
 

@@ -14,12 +14,15 @@ class StepResult:
         step: number of optimizer steps before this one.
         ids: sample ids [n] of this process, all micro-batches in order.
         values: (method, target) -> float64 [n], positive = lowered the target's loss.
-        per_parameter: (method, target) -> {parameter name: float64 [n]}; the parts of `values`. Empty on the universal route.
+        per_parameter: (method, target) -> {parameter name: float64 [n]}; the parts of `values`.
+            Empty on the universal route.
         tokens: (method, target) -> one [n_micro, t] tensor per micro-batch, with per_token=True.
         sums: (method, target) -> sum of the values, over all processes.
-        clip: c, the common factor between the gradients that were backpropagated and those that the optimizer got.
+        clip: c, the common factor between the gradients that were backpropagated and those that the
+            optimizer got.
         loss_before: target -> L(w) where it was evaluated.
-        drift: target -> what the optimizer does to the loss without any sample, where it was evaluated.
+        drift: target -> what the optimizer does to the loss without any sample, where it was
+            evaluated.
         stateless: share of the elements whose second moment is still zero.
     """
 

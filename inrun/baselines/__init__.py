@@ -1,4 +1,6 @@
-"""Every method that values are compared with, one file each, over one contract (`inrun.baselines.contract`)."""
+"""Every method that values are compared with, one file each, over one contract
+(`inrun.baselines.registry`).
+"""
 
 from inrun.baselines import (
     data_shapley,
@@ -17,7 +19,7 @@ from inrun.baselines import (
     tracin,
     trak,
 )
-from inrun.baselines.contract import (
+from inrun.baselines.registry import (
     AdamMoments,
     Adaptive,
     Baseline,

@@ -1,10 +1,13 @@
-"""Retraining-based Data Shapley (Ghorbani and Zou 2019): truncated Monte Carlo over a pool of subset trainings.
+"""Retraining-based Data Shapley (Ghorbani and Zou 2019): truncated Monte Carlo over a pool of
+subset trainings.
 
     value_i = mean over random orders of U(P_i + i) - U(P_i),  U(S) = utility of the model trained on S, U({}) = of the untrained model
 
-Every pair of orders has a training seed of its own, so that what training's randomness does is part of the scatter between pairs and hence of the
-standard errors; within a pair all subsets share the seed, which takes some of it out of the differences. The number of players decides: an order costs up to n
-trainings, so a thousand trainings are one order of a thousand samples, and the marginal contribution of one sample is lost in the noise of a training.
+Every pair of orders has a training seed of its own, so that what training's randomness does is part
+of the scatter between pairs and hence of the standard errors; within a pair all subsets share the
+seed, which takes some of it out of the differences. The number of players decides: an order costs
+up to n trainings, so a thousand trainings are one order of a thousand samples, and the marginal
+contribution of one sample is lost in the noise of a training.
 """
 
 from dataclasses import dataclass
@@ -12,15 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from inrun.baselines.contract import Retrainable, TrainedRun, baseline, value_table
 from inrun.baselines.pool import Pool
+from inrun.baselines.registry import Retrainable, TrainedRun, baseline, value_table
 from inrun.shapley import Truncated, truncated
 
 
 @dataclass(frozen=True)
 class DataShapleyOptions:
-    """pool: folder, None: in memory. utility: loss, accuracy or margin. trainings: budget. tolerance: of the truncation, as a share of |U(all) - U(none)|
-    averaged over three seeds; 0: no truncation. patience: places in a row within it. seed: of orders and trainings."""
+    """pool: folder, None: in memory. utility: loss, accuracy or margin. trainings: budget.
+    tolerance: of the truncation, as a share of |U(all) - U(none)| averaged over three seeds; 0: no
+    truncation. patience: places in a row within it. seed: of orders and trainings."""
 
     pool: str | None = None
     utility: str = "loss"
@@ -36,7 +40,9 @@ def data_shapley(run: TrainedRun, target: str, options: DataShapleyOptions) -> p
 
 
 def estimate(pool: Pool, target: str, options: DataShapleyOptions) -> Truncated:
-    """Values in the order of the run's samples, with standard errors and the number of trainings."""
+    """Values in the order of the run's samples, with standard errors and the number of
+    trainings.
+    """
     seeds = 1_000_000 * options.seed
 
     def utilities(members: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -45,9 +51,15 @@ def estimate(pool: Pool, target: str, options: DataShapleyOptions) -> Truncated:
     tolerance = 0.0
     if options.tolerance > 0:
         ends = utilities(
-            np.repeat([np.zeros(pool.n, bool), np.ones(pool.n, bool)], 3, axis=0), np.tile(np.arange(3), 2)
+            np.repeat([np.zeros(pool.n, bool), np.ones(pool.n, bool)], 3, axis=0),
+            np.tile(np.arange(3), 2),
         )
         tolerance = options.tolerance * abs(float(ends[3:].mean() - ends[:3].mean()))
     return truncated(
-        utilities, pool.n, budget=options.trainings, tolerance=tolerance, patience=options.patience, seed=options.seed
+        utilities,
+        pool.n,
+        budget=options.trainings,
+        tolerance=tolerance,
+        patience=options.patience,
+        seed=options.seed,
     )

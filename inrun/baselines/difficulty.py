@@ -1,7 +1,9 @@
-"""How hard a sample was to learn: forgetting events, EL2N, and distance to the prototype of its class. None of them looks at the target.
+"""How hard a sample was to learn: forgetting events, EL2N, and distance to the prototype of its
+class. None of them looks at the target.
 
-A hard sample is rich or wrong, and these scores cannot tell which. As published they are for pruning clean data, and keep what is hard (`prefer="hard"`: hard = high value); to
-find wrong labels one prefers what is easy.
+A hard sample is rich or wrong, and these scores cannot tell which. As published they are for
+pruning clean data, and keep what is hard (`prefer="hard"`: hard = high value); to find wrong labels
+one prefers what is easy.
 """
 
 from dataclasses import dataclass
@@ -10,7 +12,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from inrun.baselines.contract import BaselineError, Classified, Featured, TrainedRun, Watched, baseline, value_table
+from inrun.baselines.registry import (
+    BaselineError,
+    Classified,
+    Featured,
+    TrainedRun,
+    Watched,
+    baseline,
+    value_table,
+)
 
 BATCH = 256
 
@@ -38,30 +48,41 @@ class EL2NOptions(DifficultyOptions):
 
 @baseline("forgetting", DifficultyOptions, needs=(Watched,))
 def forgetting(run: TrainedRun, target: str, options: DifficultyOptions) -> pa.Table:
-    """Toneva et al. 2019: how often the sample was right after one epoch and wrong after the next; one that never was right counts as the number of epochs."""
+    """Toneva et al. 2019: how often the sample was right after one epoch and wrong after the next;
+    one that never was right counts as the number of epochs.
+    """
     epochs, correct = _by_epoch(run, "correct")
     correct = correct[epochs > 0]
     events = (correct[:-1] & ~correct[1:]).sum(0)
-    return value_table(run, options.value(np.where(correct.any(0), events, len(correct)).astype(np.float64)))
+    return value_table(
+        run, options.value(np.where(correct.any(0), events, len(correct)).astype(np.float64))
+    )
 
 
 @baseline("el2n", EL2NOptions, needs=(Watched,))
 def el2n(run: TrainedRun, target: str, options: EL2NOptions) -> pa.Table:
-    """Paul et al. 2021: Euclidean norm of softmax minus one-hot label, early in training (they average over ten runs; this is one)."""
+    """Paul et al. 2021: Euclidean norm of softmax minus one-hot label, early in training (they
+    average over ten runs; this is one).
+    """
     epochs, error = _by_epoch(run, "error_norm")
     if options.epoch not in epochs:
         raise BaselineError(
-            f"el2n: epoch {options.epoch} is not in the run's history, which has {epochs.min()} to {epochs.max()}"
+            f"el2n: epoch {options.epoch} is not in the run's history, which has "
+            f"{epochs.min()} to {epochs.max()}"
         )
     return value_table(run, options.value(error[epochs == options.epoch][0]))
 
 
 @baseline("prototypes", DifficultyOptions, needs=(Featured, Classified))
 def prototypes(run: TrainedRun, target: str, options: DifficultyOptions) -> pa.Table:
-    """Supervised prototypes (Sorscher et al. 2022): cosine distance to the mean feature of the sample's class, final weights."""
+    """Supervised prototypes (Sorscher et al. 2022): cosine distance to the mean feature of the
+    sample's class, final weights.
+    """
     model, ids = run.model(), np.asarray(run.sample_ids)
     with torch.no_grad():
-        x = torch.cat([run.features(model, ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)]).double()
+        x = torch.cat(
+            [run.features(model, ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)]
+        ).double()
     labels = run.labels(ids)
     distance = torch.empty(len(ids), dtype=torch.float64, device=x.device)
     for label in labels.unique():

@@ -1,18 +1,23 @@
-"""Influence functions at the final weights, with the curvature in Kronecker factors: any model, any number of targets at once.
+"""Influence functions at the final weights, with the curvature in Kronecker factors: any model, any
+number of targets at once.
 
     value_i = < g_i , (F + damping)^-1 grad L >        g_i: gradient of the sample's own loss; L: the target's loss
 
-the first-order change of the target's loss when sample i is given more weight in a training that has converged (Koh and Liang 2017), positive where it falls.
-F is the Fisher matrix, which for softmax losses equals the Gauss-Newton matrix. A weight that is used by matrix products has, for layer inputs a and output
-gradients b, the eigenvalue-corrected approximation (George et al. 2018; Grosse et al. 2023, section 2.2)
+the first-order change of the target's loss when sample i is given more weight in a training that
+has converged (Koh and Liang 2017), positive where it falls. F is the Fisher matrix, which for
+softmax losses equals the Gauss-Newton matrix. A weight that is used by matrix products has, for
+layer inputs a and output gradients b, the eigenvalue-corrected approximation (George et al. 2018;
+Grosse et al. 2023, section 2.2)
 
     A = E sum_t a a^T = Qa .. Qa^T      B = E sum_t b b^T = Qb .. Qb^T      F ~ (Qb x Qa) diag(L) (Qb x Qa)^T      L = E (Qb^T g Qa)^2
 
-Everything else (vectors, filters, tables, and weights with a side above `max_side`, whose factors would be too large) has the diagonal L = E g^2. Blocks of
-different parameters do not interact. The damping of a block is a share of its mean L.
+Everything else (vectors, filters, tables, and weights with a side above `max_side`, whose factors
+would be too large) has the diagonal L = E g^2. Blocks of different parameters do not interact. The
+damping of a block is a share of its mean L.
 
-The per-sample factors come from `inrun.ghost`, and the last step is its one primitive: dots of per-sample gradients with directions V = (F + damping)^-1 grad L.
-Axes: n samples, t tokens, i in, o out, k targets.
+The per-sample factors come from `inrun.ghost`, and the last step is its one primitive: dots of
+per-sample gradients with directions V = (F + damping)^-1 grad L. Axes: n samples, t tokens, i in, o
+out, k targets.
 """
 
 import re
@@ -26,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inrun.baselines.contract import BaselineError, Classified, TrainedRun, baseline, value_table
-from inrun.ghost import Dots, Tape, Watch
+from inrun.baselines.registry import BaselineError, Classified, TrainedRun, baseline, value_table
+from inrun.ghost import StreamingDots, Tape, UseTracker
 from inrun.ghost.backward import grad
 from inrun.ghost.origin import Parameter
 from inrun.ghost.tape import Recorder
@@ -36,7 +41,9 @@ from inrun.rules.factors import Factor, Outer, wide
 
 @runtime_checkable
 class Sampled(Protocol):
-    """sampled_losses(model, ids, seed): the training loss of each sample with labels drawn from the model's prediction."""
+    """sampled_losses(model, ids, seed): the training loss of each sample with labels drawn from the
+    model's prediction.
+    """
 
     def sampled_losses(self, model: nn.Module, ids: Sequence[int], seed: int) -> Tensor:
         """[len(ids)], differentiable; independent labels for another seed."""
@@ -44,9 +51,11 @@ class Sampled(Protocol):
 
 @dataclass(frozen=True)
 class EKFACOptions:
-    """damping: share of a block's mean eigenvalue (Grosse et al.: 0.1). fisher: sampled (labels drawn from the model: the Fisher matrix proper) or empirical
-    (the samples' own labels). samples: training samples that the curvature is estimated on, 0 for all. max_side: see above. params: regular expression of
-    the parameters that count, "" for all. batch: samples that go through the model at once.
+    """damping: share of a block's mean eigenvalue (Grosse et al.: 0.1). fisher: sampled (labels
+    drawn from the model: the Fisher matrix proper) or empirical (the samples' own labels). samples:
+    training samples that the curvature is estimated on, 0 for all. max_side: see above. params:
+    regular expression of the parameters that count, "" for all. batch: samples that go through the
+    model at once.
     """
 
     damping: float = 0.1
@@ -80,7 +89,9 @@ class _Kronecker:
 
     def solve(self, g: Tensor, damping: float) -> Tensor:
         inside = self.Qb.T @ g.reshape(self.eigenvalues.shape) @ self.Qa
-        return (self.Qb @ (inside / _damped(self.eigenvalues, damping)) @ self.Qa.T).reshape(g.shape)
+        return (self.Qb @ (inside / _damped(self.eigenvalues, damping)) @ self.Qa.T).reshape(
+            g.shape
+        )
 
 
 @dataclass
@@ -94,7 +105,9 @@ class _Diagonal:
 
 
 def _damped(eigenvalues: Tensor, damping: float) -> Tensor:
-    """A block that no sample has a gradient in has no curvature and no gradient of a sample to be dotted with either: it is left as it is."""
+    """A block that no sample has a gradient in has no curvature and no gradient of a sample to be
+    dotted with either: it is left as it is.
+    """
     mean = eigenvalues.mean()
     return eigenvalues + damping * mean if mean > 0 else torch.ones_like(eigenvalues)
 
@@ -110,21 +123,28 @@ class EKFAC:
         self.run, self.options, self.model = run, options, run.model()
         self.parameters = _chosen(self.model, options.params)
         tracked = {id(p) for p in self.parameters.values()}
-        self._constants = [*self.model.buffers(), *(p for p in self.model.parameters() if id(p) not in tracked)]
+        self._constants = [
+            *self.model.buffers(),
+            *(p for p in self.model.parameters() if id(p) not in tracked),
+        ]
         ids = np.asarray(run.sample_ids)
         if 0 < options.samples < len(ids):
-            ids = np.sort(np.random.default_rng(options.seed).choice(ids, options.samples, replace=False))
+            ids = np.sort(
+                np.random.default_rng(options.seed).choice(ids, options.samples, replace=False)
+            )
         bases = self._eigenbases(ids)
         self._blocks = self._eigenvalues(ids, bases)
         self.kronecker = sorted(bases)
         self.diagonal = sorted(set(self._blocks) - set(bases))
 
     def values(self, targets: Sequence[str]) -> dict[str, np.ndarray]:
-        """target -> float64 [n], in the order of the run's `sample_ids`; all targets from one pass over the samples."""
+        """target -> float64 [n], in the order of the run's `sample_ids`; all targets from one pass
+        over the samples.
+        """
         V = self._directions(targets)
         ids, rows = np.asarray(self.run.sample_ids), []
         for part in _parts(ids, self.options.batch):
-            dots = Dots(V, len(part))
+            dots = StreamingDots(V, len(part))
             self._backward(dots, lambda part=part: self.run.losses(self.model, part))
             rows.append(sum(dots.by_parameter.values()))
         return dict(zip(targets, torch.cat(rows, 1).double().cpu().numpy()))
@@ -171,7 +191,9 @@ class EKFAC:
                     rotated[name] = rotated[name] + g if name in rotated else g
             squares = {name: (g * g).sum(0) for name, g in rotated.items()}
             squares |= {
-                name: q for name in self.parameters if name not in bases and (q := tape.squares(name)) is not None
+                name: q
+                for name in self.parameters
+                if name not in bases and (q := tape.squares(name)) is not None
             }
             for name, q in squares.items():
                 totals[name] = totals[name] + q if name in totals else q
@@ -182,7 +204,9 @@ class EKFAC:
         return blocks
 
     def _tapes(self, ids: np.ndarray) -> Iterator[Tape]:
-        """The per-sample factors of the Fisher matrix's losses, batch after batch; the same labels each time."""
+        """The per-sample factors of the Fisher matrix's losses, batch after batch; the same labels
+        each time.
+        """
         for number, part in enumerate(_parts(ids, self.options.batch)):
             tape = Tape(len(part))
             self._backward(tape, lambda part=part, number=number: self._fisher_losses(part, number))
@@ -197,10 +221,13 @@ class EKFAC:
         if isinstance(run, Classified):
             logits = run.logits(self.model, ids)
             generator = torch.Generator(logits.device).manual_seed(seed)
-            drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(1)
+            drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(
+                1
+            )
             return F.cross_entropy(logits, drawn, reduction="none")
         raise BaselineError(
-            f"fisher='sampled' draws labels from the model, which a {type(run).__name__} cannot (it has neither sampled_losses nor logits). "
+            f"fisher='sampled' draws labels from the model, which a {type(run).__name__} "
+            "cannot (it has neither sampled_losses nor logits). "
             "Next: fisher='empirical'"
         )
 
@@ -219,7 +246,7 @@ class EKFAC:
         return {name: torch.stack(found) for name, found in rows.items()}
 
     def _backward(self, recorder: Recorder, losses) -> None:
-        watch = Watch(self.parameters, self._constants, recorder)
+        watch = UseTracker(self.parameters, self._constants, recorder)
         with torch.autograd.set_multithreading_enabled(False), watch, torch.enable_grad():
             grad([losses().sum()], list(self.parameters.values()))
 
@@ -229,7 +256,8 @@ def _chosen(model: nn.Module, params: str) -> dict[str, Tensor]:
     chosen = {name: p for name, p in trained.items() if re.search(params, name)}
     if not chosen:
         raise BaselineError(
-            f"params={params!r} matches no trained parameter; they are {', '.join(list(trained)[:8])}, ..."
+            f"params={params!r} matches no trained parameter; they are "
+            f"{', '.join(list(trained)[:8])}, ..."
         )
     return chosen
 

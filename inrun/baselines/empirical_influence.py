@@ -1,10 +1,12 @@
-"""Empirical influence and memorization (Feldman and Zhang 2020): the difference that being trained on a sample made, over random subsets.
+"""Empirical influence and memorization (Feldman and Zhang 2020): the difference that being trained
+on a sample made, over random subsets.
 
     influence(i, z) = E[ output on z | i in S ] - E[ output on z | i not in S ],     value_i = mean over the target's z
     memorization(i) = influence(i, i)
 
-Output is whether the model is right (the original), or minus the loss, or the margin. Subsets are uniform of a fixed share (0.7 in the original; 0.5 here by default,
-so that datamodels use the same trainings).
+Output is whether the model is right (the original), or minus the loss, or the margin. Subsets are
+uniform of a fixed share (0.7 in the original; 0.5 here by default, so that datamodels use the same
+trainings).
 """
 
 from dataclasses import dataclass
@@ -12,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from inrun.baselines.contract import BaselineError, Retrainable, TrainedRun, baseline, value_table
 from inrun.baselines.pool import SAMPLES, Outcomes, Pool, coin_subsets, random_subsets
+from inrun.baselines.registry import BaselineError, Retrainable, TrainedRun, baseline, value_table
 
 
 @dataclass(frozen=True)
 class SubsetOptions:
-    """pool: folder, None: in memory. utility: accuracy (the original's), loss or margin. trainings: number of subsets. share: of the samples in each.
-    seed: of subsets and trainings."""
+    """pool: folder, None: in memory. utility: accuracy (the original's), loss or margin. trainings:
+    number of subsets. share: of the samples in each. seed: of subsets and trainings."""
 
     pool: str | None = None
     utility: str = "accuracy"
@@ -36,17 +38,23 @@ def empirical_influence(run: TrainedRun, target: str, options: SubsetOptions) ->
 
 @baseline("memorization", SubsetOptions, needs=(Retrainable,))
 def memorization(run: TrainedRun, target: str, options: SubsetOptions) -> pa.Table:
-    """Minus the memorization score, whatever the target: a sample that is got right only when it is trained on is called harmful."""
+    """Minus the memorization score, whatever the target: a sample that is got right only when it is
+    trained on is called harmful.
+    """
     outcomes = _trained(run, options)
     own = outcomes.outputs(SAMPLES, options.utility)
     inside, outside = outcomes.members, ~outcomes.members
     _both_kinds(outcomes.members)
-    return value_table(run, (own * outside).sum(0) / outside.sum(0) - (own * inside).sum(0) / inside.sum(0))
+    return value_table(
+        run, (own * outside).sum(0) / outside.sum(0) - (own * inside).sum(0) / inside.sum(0)
+    )
 
 
 @dataclass(frozen=True)
 class BanzhafOptions:
-    """pool: folder, None: in memory. utility: loss, accuracy or margin. trainings: number of subsets. seed: of subsets and trainings."""
+    """pool: folder, None: in memory. utility: loss, accuracy or margin. trainings: number of
+    subsets. seed: of subsets and trainings.
+    """
 
     pool: str | None = None
     utility: str = "loss"
@@ -56,7 +64,8 @@ class BanzhafOptions:
 
 @baseline("data_banzhaf", BanzhafOptions, needs=(Retrainable,))
 def data_banzhaf(run: TrainedRun, target: str, options: BanzhafOptions) -> pa.Table:
-    """Data Banzhaf (Wang and Jia 2023) by its maximum-sample-reuse estimator: the same difference over subsets that a coin draws.
+    """Data Banzhaf (Wang and Jia 2023) by its maximum-sample-reuse estimator: the same difference
+    over subsets that a coin draws.
 
     value_i = 2^-(n-1) sum_{S without i} U(S + i) - U(S)
     """
@@ -66,7 +75,9 @@ def data_banzhaf(run: TrainedRun, target: str, options: BanzhafOptions) -> pa.Ta
 
 
 def difference(members: np.ndarray, utilities: np.ndarray) -> np.ndarray:
-    """float64 [n]: mean of utilities [k] over the trainings with a sample, minus the mean over those without; members bool [k, n]."""
+    """float64 [n]: mean of utilities [k] over the trainings with a sample, minus the mean over
+    those without; members bool [k, n].
+    """
     _both_kinds(members)
     inside = members.T.astype(np.float64)
     return inside @ utilities / inside.sum(1) - (1 - inside) @ utilities / (1 - inside).sum(1)
@@ -81,5 +92,6 @@ def _both_kinds(members: np.ndarray) -> None:
     constant = members.all(0) | ~members.any(0)
     if constant.any():
         raise BaselineError(
-            f"{constant.sum()} samples are in all of the {len(members)} subsets or in none; more trainings, or a share nearer to one half"
+            f"{constant.sum()} samples are in all of the {len(members)} subsets or in none; "
+            "more trainings, or a share nearer to one half"
         )

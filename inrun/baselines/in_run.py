@@ -1,11 +1,13 @@
-"""In-Run Data Shapley itself, as one method among the others: the values that an Attributor measured while the run trained."""
+"""In-Run Data Shapley itself, as one method among the others: the values that an Attributor
+measured while the run trained.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from inrun.baselines.contract import BaselineError, TrainedRun, Valued, baseline, value_table
+from inrun.baselines.registry import BaselineError, TrainedRun, Valued, baseline, value_table
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ def in_run(run: TrainedRun, target: str, options: InRunOptions) -> pa.Table:
     value = dict(zip(table["sample_id"].to_pylist(), table["value"].to_pylist()))
     if missing := [i for i in run.sample_ids if i not in value]:
         raise BaselineError(
-            f"in_run: {len(missing)} samples were never drawn, first {missing[0]}; the run is too short"
+            f"in_run: {len(missing)} samples were never drawn, first {missing[0]}; the run "
+            "is too short"
         )
     return value_table(run, np.array([value[i] for i in run.sample_ids]))

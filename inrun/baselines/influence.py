@@ -1,10 +1,13 @@
-"""Influence functions at the final weights with the curvature of all parameters together (Koh and Liang 2017), solved by iteration.
+"""Influence functions at the final weights with the curvature of all parameters together (Koh and
+Liang 2017), solved by iteration.
 
     value_i = < g_i , (C + damping)^-1 grad L >        the loss of the target falls where the sample is given more weight: positive = helped
 
-C is the Gauss-Newton matrix of the mean training loss (never negative; the Hessian where residuals vanish) or the Hessian itself. Conjugate gradients (Martens 2010) or LiSSA
-(Agarwal et al. 2017): x <- v + (I - (C_batch + damping) / scale) x on random batches, averaged over repetitions. Weight decay of the recipe is not part of C; the damping stands for it.
-EK-FAC, which scales to large models, is in `ekfac.py`.
+C is the Gauss-Newton matrix of the mean training loss (never negative; the Hessian where residuals
+vanish) or the Hessian itself. Conjugate gradients (Martens 2010) or LiSSA (Agarwal et al. 2017): x
+<- v + (I - (C_batch + damping) / scale) x on random batches, averaged over repetitions. Weight
+decay of the recipe is not part of C; the damping stands for it. EK-FAC, which scales to large
+models, is in `ekfac.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +18,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from inrun.baselines.contract import BaselineError, Classified, Regressed, TrainedRun, baseline, value_table
 from inrun.baselines.gradients import loss_dots, target_gradient, trained
+from inrun.baselines.registry import (
+    BaselineError,
+    Classified,
+    Regressed,
+    TrainedRun,
+    baseline,
+    value_table,
+)
 
 BATCH = 256
 
@@ -25,8 +35,9 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class InfluenceOptions:
-    """solver: cg | lissa. curvature: gauss_newton (needs a classification or a regression) | hessian. damping: added to C.
-    cg: `steps` at most, until the residual is below `tolerance` of |v|. lissa: `steps` of `batch` samples, `repetitions`, `scale` above the largest eigenvalue of C
+    """solver: cg | lissa. curvature: gauss_newton (needs a classification or a regression) |
+    hessian. damping: added to C. cg: `steps` at most, until the residual is below `tolerance` of
+    |v|. lissa: `steps` of `batch` samples, `repetitions`, `scale` above the largest eigenvalue of C
     (0: estimated by power iteration). seed: of the batches.
     """
 
@@ -43,7 +54,8 @@ class InfluenceOptions:
     def __post_init__(self):
         if self.solver not in ("cg", "lissa") or self.curvature not in ("gauss_newton", "hessian"):
             raise ValueError(
-                f"solver={self.solver!r}, curvature={self.curvature!r}: choose cg or lissa, gauss_newton or hessian"
+                f"solver={self.solver!r}, curvature={self.curvature!r}: choose cg or lissa, "
+                "gauss_newton or hessian"
             )
         if self.damping <= 0:
             raise ValueError("damping must be positive: C has no inverse without it")
@@ -57,13 +69,20 @@ def influence(run: TrainedRun, target: str, options: InfluenceOptions) -> pa.Tab
     return value_table(run, loss_dots(run, model, solve(run, model, v, options)[None])[0])
 
 
-def conjugate_gradients(run: TrainedRun, model: nn.Module, v: Tensor, options: InfluenceOptions) -> Tensor:
-    """(C + damping)^-1 v. Raises BaselineError if C + damping is not positive definite, or the residual stays large."""
+def conjugate_gradients(
+    run: TrainedRun, model: nn.Module, v: Tensor, options: InfluenceOptions
+) -> Tensor:
+    """(C + damping)^-1 v. Raises BaselineError if C + damping is not positive definite, or the
+    residual stays large.
+    """
     ids = np.asarray(run.sample_ids)
     dtype, v = v.dtype, v.double()
 
     def product(x: Tensor) -> Tensor:
-        return curvature_product(run, model, ids, x.to(dtype), options.curvature).double() + options.damping * x
+        return (
+            curvature_product(run, model, ids, x.to(dtype), options.curvature).double()
+            + options.damping * x
+        )
 
     x, residual = torch.zeros_like(v), v.clone()
     direction, square = residual, residual @ residual
@@ -73,14 +92,16 @@ def conjugate_gradients(run: TrainedRun, model: nn.Module, v: Tensor, options: I
         moved = product(direction)
         if (bend := direction @ moved) <= 0:
             raise BaselineError(
-                f"influence: {options.curvature} + damping {options.damping:g} has a negative eigenvalue. Next: curvature=gauss_newton, or more damping"
+                f"influence: {options.curvature} + damping {options.damping:g} has a "
+                "negative eigenvalue. Next: curvature=gauss_newton, or more damping"
             )
         step = square / bend
         x, residual = x + step * direction, residual - step * moved
         square, before = residual @ residual, square
         direction = residual + square / before * direction
     raise BaselineError(
-        f"influence: the residual is {float(square.sqrt() / v.norm()):.2g} of |v| after {options.steps} steps, tolerance {options.tolerance:g}. Next: more steps or damping"
+        f"influence: the residual is {float(square.sqrt() / v.norm()):.2g} of |v| after "
+        f"{options.steps} steps, tolerance {options.tolerance:g}. Next: more steps or damping"
     )
 
 
@@ -93,31 +114,49 @@ def lissa(run: TrainedRun, model: nn.Module, v: Tensor, options: InfluenceOption
         x = v.clone()
         for _ in range(options.steps):
             batch = rng.choice(ids, min(options.batch, len(ids)), replace=False)
-            x = v + x - (curvature_product(run, model, batch, x, options.curvature) + options.damping * x) / scale
+            x = (
+                v
+                + x
+                - (curvature_product(run, model, batch, x, options.curvature) + options.damping * x)
+                / scale
+            )
         if not torch.isfinite(x).all() or x.norm() > 2 * scale / options.damping * v.norm():
-            raise BaselineError(f"influence: LiSSA grows with scale {scale:g}. Next: a larger scale, or larger batches")
+            raise BaselineError(
+                f"influence: LiSSA grows with scale {scale:g}. Next: a larger scale, or "
+                "larger batches"
+            )
         estimates.append(x / scale)
     return torch.stack(estimates).mean(0)
 
 
-def curvature_product(run: TrainedRun, model: nn.Module, ids: Sequence[int], x: Tensor, curvature: str) -> Tensor:
+def curvature_product(
+    run: TrainedRun, model: nn.Module, ids: Sequence[int], x: Tensor, curvature: str
+) -> Tensor:
     """C x for C of the mean loss of these samples, x [p]."""
     total = torch.zeros_like(x)
     for start in range(0, len(ids), BATCH):
         part = ids[start : start + BATCH]
-        total += (_hessian_product if curvature == "hessian" else _gauss_newton_product)(run, model, part, x)
+        total += (_hessian_product if curvature == "hessian" else _gauss_newton_product)(
+            run, model, part, x
+        )
     return total / len(ids)
 
 
 def _hessian_product(run: TrainedRun, model: nn.Module, ids: Sequence[int], x: Tensor) -> Tensor:
     parameters = list(trained(model).values())
-    first = torch.autograd.grad(run.losses(model, ids).sum(), parameters, create_graph=True, allow_unused=True)
+    first = torch.autograd.grad(
+        run.losses(model, ids).sum(), parameters, create_graph=True, allow_unused=True
+    )
     slope = sum((g * part).sum() for g, part in zip(first, _parts(x, parameters)) if g is not None)
     return _flat(torch.autograd.grad(slope, parameters, allow_unused=True), parameters)
 
 
-def _gauss_newton_product(run: TrainedRun, model: nn.Module, ids: Sequence[int], x: Tensor) -> Tensor:
-    """J^T (d^2 loss / d output^2) J x, with J of the outputs: the tangent by differentiating the backward pass."""
+def _gauss_newton_product(
+    run: TrainedRun, model: nn.Module, ids: Sequence[int], x: Tensor
+) -> Tensor:
+    """J^T (d^2 loss / d output^2) J x, with J of the outputs: the tangent by differentiating the
+    backward pass.
+    """
     parameters = list(trained(model).values())
     if isinstance(run, Classified):
         out = run.logits(model, ids)
@@ -125,7 +164,8 @@ def _gauss_newton_product(run: TrainedRun, model: nn.Module, ids: Sequence[int],
         out = run.predictions(model, ids)
     else:
         raise BaselineError(
-            f"influence: a {type(run).__name__} has neither logits nor predictions. Next: curvature=hessian"
+            f"influence: a {type(run).__name__} has neither logits nor predictions. Next: "
+            "curvature=hessian"
         )
     seed = torch.zeros_like(out, requires_grad=True)
     back = torch.autograd.grad(out, parameters, seed, create_graph=True, allow_unused=True)
@@ -139,10 +179,14 @@ def _gauss_newton_product(run: TrainedRun, model: nn.Module, ids: Sequence[int],
     return _flat(torch.autograd.grad(out, parameters, bent, allow_unused=True), parameters)
 
 
-def _largest_eigenvalue(run: TrainedRun, model: nn.Module, ids: np.ndarray, options: InfluenceOptions) -> float:
+def _largest_eigenvalue(
+    run: TrainedRun, model: nn.Module, ids: np.ndarray, options: InfluenceOptions
+) -> float:
     generator = torch.Generator().manual_seed(options.seed)
     parameters = trained(model).values()
-    x = torch.randn(sum(p.numel() for p in parameters), generator=generator).to(next(iter(parameters)))
+    x = torch.randn(sum(p.numel() for p in parameters), generator=generator).to(
+        next(iter(parameters))
+    )
     size = 0.0
     for _ in range(20):
         x = x / x.norm()
@@ -152,8 +196,12 @@ def _largest_eigenvalue(run: TrainedRun, model: nn.Module, ids: np.ndarray, opti
 
 
 def _parts(x: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [part.view_as(p) for part, p in zip(x.split([p.numel() for p in parameters]), parameters)]
+    return [
+        part.view_as(p) for part, p in zip(x.split([p.numel() for p in parameters]), parameters)
+    ]
 
 
 def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, parameters)])
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, parameters)]
+    )

@@ -1,8 +1,10 @@
-"""KNN-Shapley (Jia et al. 2019, theorem 1): exact Shapley values of a K-nearest-neighbour classifier on the run's features, in closed form.
+"""KNN-Shapley (Jia et al. 2019, theorem 1): exact Shapley values of a K-nearest-neighbour
+classifier on the run's features, in closed form.
 
     U(S) = mean over the target's samples of (1/K) sum over the min(K, |S|) nearest members of S of 1[label is the target sample's]
 
-With training samples sorted by distance to one target sample, 1 the nearest, and c_i = 1[label is right]:
+With training samples sorted by distance to one target sample, 1 the nearest, and c_i = 1[label is
+right]:
 
     s_n = c_n min(K, n) / (K n)          s_i = s_(i+1) + (c_i - c_(i+1)) / K * min(K, i) / i
 """
@@ -13,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from inrun.baselines.contract import Classified, Featured, TrainedRun, baseline, value_table
+from inrun.baselines.registry import Classified, Featured, TrainedRun, baseline, value_table
 
 BATCH = 256
 
@@ -34,14 +36,18 @@ def knn_shapley(run: TrainedRun, target: str, options: KNNShapleyOptions) -> pa.
     """On the features of the final weights ("from the last linear layer"), Euclidean distance."""
     model, ids = run.model(), np.asarray(run.sample_ids)
     with torch.no_grad():
-        x = torch.cat([run.features(model, ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)]).double()
+        x = torch.cat(
+            [run.features(model, ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)]
+        ).double()
         distances = torch.cdist(run.target_features(model, target).double(), x)
     right = run.labels(ids)[None] == run.target_labels(target)[:, None]
     return value_table(run, closed_form(distances.cpu().numpy(), right.cpu().numpy(), options.k))
 
 
 def closed_form(distances: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
-    """float64 [n] from distances and right (bool) [m, n]; equally far samples are taken in their order."""
+    """float64 [n] from distances and right (bool) [m, n]; equally far samples are taken in their
+    order.
+    """
     n = distances.shape[1]
     order = np.argsort(distances, axis=1, kind="stable")
     c = np.take_along_axis(right, order, 1).astype(np.float64)

@@ -1,7 +1,9 @@
-"""A finished language-model run as the baselines see it: its folder is opened for reading, nothing is trained.
+"""A finished language-model run as the baselines see it: its folder is opened for reading, nothing
+is trained.
 
-Samples are the chunks that the run drew, targets are those of its values. A sample's loss is the sum of its token losses over block_size: proportional to its
-share in a training step, which divides the sum over the batch by the number of targets.
+Samples are the chunks that the run drew, targets are those of its values. A sample's loss is the
+sum of its token losses over block_size: proportional to its share in a training step, which divides
+the sum over the batch by the number of targets.
 """
 
 import json
@@ -17,17 +19,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from inrun import models
-from inrun.baselines.contract import AdamMoments, Checkpoint
+from inrun.baselines.registry import AdamMoments, Checkpoint
 from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler
 from inrun.models import IGNORED_TARGET, LanguageModel
 from inrun.store import ValueStore
-from inrun.train import Chunks, RunConfig, RunFolderError, TargetConfig, read_chunks
+from inrun.train import ChunkSelection, RunConfig, RunFolderError, TargetConfig, read_chunks
 from inrun.train.attribution import target_batch
-from inrun.train.batch import Batch, batch_of, slices
 from inrun.train.checkpoint import checkpoints, load_model
 from inrun.train.loop import CHUNKS_FILE
 from inrun.train.optim import lr_at
+from inrun.train.precision import Batch, batch_of, slices
 
 #: chunks that go through the model at once where no gradient is asked for
 FORWARD_CHUNKS = 16
@@ -36,12 +38,14 @@ ADAM_EPS = 1e-8
 
 
 class LanguageRun:
-    """The run in `folder`, with Textual, Featured, Valued and Adaptive capabilities, and labels drawn from the model for a Fisher matrix.
+    """The run in `folder`, with Textual, Featured, Valued and Adaptive capabilities, and labels
+    drawn from the model for a Fisher matrix.
 
     Args:
         folder: what `inrun.train.Run` left.
         corpus: the prepared corpus, where it has moved since; by default where run.json says.
-        targets: validation losses beside those of the run's values, for instance documents of your own (`TargetConfig.path`).
+        targets: validation losses beside those of the run's values, for instance documents of your
+            own (`TargetConfig.path`).
         device: where models are put.
 
     Raises RunFolderError: no run, no checkpoint, or another corpus than the run's.
@@ -58,12 +62,16 @@ class LanguageRun:
         try:
             about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         except OSError as error:
-            raise RunFolderError(f"{folder} is no run ({error}). Next: give the folder of a run") from error
+            raise RunFolderError(
+                f"{folder} is no run ({error}). Next: give the folder of a run"
+            ) from error
         self.config = RunConfig.from_mapping(about["config"])
         self._corpus_folder = Path(corpus or about["corpus"])
         self.corpus = Corpus.open(self._corpus_folder, "train")
         if self.corpus.digest != about["corpus_digest"]:
-            raise RunFolderError(f"{self._corpus_folder} is not the corpus of {folder}. Next: give that corpus")
+            raise RunFolderError(
+                f"{self._corpus_folder} is not the corpus of {folder}. Next: give that corpus"
+            )
         self._checkpoints = checkpoints(self.folder / "checkpoints")
         if not self._checkpoints:
             raise RunFolderError(f"{folder} has no checkpoint yet. Next: let it train")
@@ -78,13 +86,18 @@ class LanguageRun:
         """int64 [n]: the chunks drawn up to the last checkpoint, ascending."""
         if self.config.online.start:
             raise RunFolderError(
-                f"{self.folder} chose its chunks by values on the way (online); score a run without that"
+                f"{self.folder} chose its chunks by values on the way (online); score a run "
+                "without that"
             )
-        chunks = Chunks(np.arange(len(self.corpus)))
+        chunks = ChunkSelection(np.arange(len(self.corpus)))
         if self.config.train.chunks:
             chunks = read_chunks(self.folder / CHUNKS_FILE, len(self.corpus))
-        sampler = Sampler(chunks.ids, self.config.train.batch_size, self.config.seed, chunks.weights)
-        return np.unique(np.concatenate([sampler.batch_at(step) for step in range(self.checkpoints[-1].step)]))
+        sampler = Sampler(
+            chunks.ids, self.config.train.batch_size, self.config.seed, chunks.weights
+        )
+        return np.unique(
+            np.concatenate([sampler.batch_at(step) for step in range(self.checkpoints[-1].step)])
+        )
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -93,7 +106,10 @@ class LanguageRun:
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         steps = [int(path.name.removeprefix("step-")) for path in self._checkpoints]
-        return tuple(Checkpoint(step, lr_at(step - 1, self.config.train.steps, self.config.optim)) for step in steps)
+        return tuple(
+            Checkpoint(step, lr_at(step - 1, self.config.train.steps, self.config.optim))
+            for step in steps
+        )
 
     def model(self, checkpoint: int = -1) -> LanguageModel:
         model = models.build_from(self.config.model_config())
@@ -102,7 +118,9 @@ class LanguageRun:
         return model.to(self.device).eval()
 
     def losses(self, model: LanguageModel, ids: Sequence[int]) -> Tensor:
-        return self._each(self._batch(ids), lambda part: part.losses(model) / self.corpus.block_size)
+        return self._each(
+            self._batch(ids), lambda part: part.losses(model) / self.corpus.block_size
+        )
 
     def target_losses(self, model: LanguageModel, target: str) -> Tensor:
         """[m]: mean token loss of each chunk of the target."""
@@ -115,7 +133,9 @@ class LanguageRun:
     # -- what only some runs have
 
     def sampled_losses(self, model: LanguageModel, ids: Sequence[int], seed: int) -> Tensor:
-        """`losses`, every next token drawn from the model's own prediction instead of read from the text."""
+        """`losses`, every next token drawn from the model's own prediction instead of read from the
+        text.
+        """
         batch = self._batch(ids)
         logits = model(batch.tokens, batch.document_ids).flatten(0, 1)
         generator = torch.Generator(self.device).manual_seed(seed)
@@ -132,7 +152,11 @@ class LanguageRun:
         rows = []
         for tokens, targets in zip(batch.tokens, batch.targets):
             last = int((targets != IGNORED_TARGET).nonzero()[-1])
-            rows.append(self._plain(self.corpus.tokenizer.decode([*tokens[: last + 1].tolist(), int(targets[last])])))
+            rows.append(
+                self._plain(
+                    self.corpus.tokenizer.decode([*tokens[: last + 1].tolist(), int(targets[last])])
+                )
+            )
         return rows
 
     def features(self, model: LanguageModel, ids: Sequence[int]) -> Tensor:
@@ -148,10 +172,17 @@ class LanguageRun:
 
     def moments(self, checkpoint: int = -1) -> AdamMoments:
         if self.config.optim.name != "adamw":
-            raise RunFolderError(f"{self.folder} was trained with {self.config.optim.name}, which has no Adam moments")
+            raise RunFolderError(
+                f"{self.folder} was trained with {self.config.optim.name}, which has no Adam "
+                "moments"
+            )
         state = load_file(self._checkpoints[checkpoint] / "optimizer.safetensors")
         first, second = (
-            {name.partition("/")[2]: t.to(self.device) for name, t in state.items() if name.startswith(key + "/")}
+            {
+                name.partition("/")[2]: t.to(self.device)
+                for name, t in state.items()
+                if name.startswith(key + "/")
+            }
             for key in ("exp_avg", "exp_avg_sq")
         )
         return AdamMoments(first, second, self.config.optim.betas, ADAM_EPS)
@@ -163,12 +194,16 @@ class LanguageRun:
         return text.replace(self.corpus.tokenizer.decode([self.corpus.tokenizer.eot]), "\n\n")
 
     def _batch(self, ids: Sequence[int]) -> Batch:
-        return batch_of(self.corpus, np.asarray(ids), self.config.train.separate_documents).to(self.device)
+        return batch_of(self.corpus, np.asarray(ids), self.config.train.separate_documents).to(
+            self.device
+        )
 
     def _target(self, name: str) -> Batch:
         if name not in self._batches:
             separate = self.config.train.separate_documents
-            batch = target_batch(self._corpus_folder, self._targets[name], self.config.seed, separate)
+            batch = target_batch(
+                self._corpus_folder, self._targets[name], self.config.seed, separate
+            )
             self._batches[name] = batch.to(self.device)
         return self._batches[name]
 

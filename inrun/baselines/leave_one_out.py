@@ -2,8 +2,9 @@
 
     value_i = mean over seeds of U(all) - U(all without i)
 
-n + 1 trainings a seed. Both sides of a difference share the seed. One sample's effect is far smaller than what another order of batches does, so that the values of one
-seed are mostly noise; more seeds average it out as 1 / sqrt(seeds).
+n + 1 trainings a seed. Both sides of a difference share the seed. One sample's effect is far
+smaller than what another order of batches does, so that the values of one seed are mostly noise;
+more seeds average it out as 1 / sqrt(seeds).
 """
 
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from inrun.baselines.contract import Retrainable, TrainedRun, baseline, value_table
 from inrun.baselines.pool import Pool, training_seeds
+from inrun.baselines.registry import Retrainable, TrainedRun, baseline, value_table
 
 
 @dataclass(frozen=True)
 class LeaveOneOutOptions:
-    """pool: folder, None: in memory. utility: loss, accuracy or margin. seeds: trainings of every subset. seed: of the first one."""
+    """pool: folder, None: in memory. utility: loss, accuracy or margin. seeds: trainings of every
+    subset. seed: of the first one.
+    """
 
     pool: str | None = None
     utility: str = "loss"
@@ -38,6 +41,8 @@ def differences(pool: Pool, target: str, options: LeaveOneOutOptions) -> np.ndar
 
 
 def requests(n: int, seeds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """bool [seeds (n + 1), n], int64 [seeds (n + 1)]: for each training seed all samples, then all without each."""
+    """bool [seeds (n + 1), n], int64 [seeds (n + 1)]: for each training seed all samples, then all
+    without each.
+    """
     subsets = np.concatenate([np.ones((1, n), dtype=bool), ~np.eye(n, dtype=bool)])
     return np.tile(subsets, (seeds, 1)), np.repeat(training_seeds(seeds, seed), n + 1)

@@ -1,11 +1,12 @@
-"""LESS (Xia et al. 2024, definition 3.1): TracIn with the direction in which Adam would move for a sample, and cosines instead of dots.
+"""LESS (Xia et al. 2024, definition 3.1): TracIn with the direction in which Adam would move for a
+sample, and cosines instead of dots.
 
     value_i = sum over checkpoints t of  lr_t cos( P Gamma_i(w_t) , P grad L(w_t) )
 
     Gamma = m' / (sqrt(v') + eps),   m' = (b1 m + (1 - b1) g_i) / (1 - b1^t),   v' = (b2 v + (1 - b2) g_i^2) / (1 - b2^t)
 
-with m, v of Adam as the checkpoint kept them, t one more than its steps, and P a random projection. The momentum m is the same for all samples: it moves all
-cosines alike.
+with m, v of Adam as the checkpoint kept them, t one more than its steps, and P a random projection.
+The momentum m is the same for all samples: it moves all cosines alike.
 """
 
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from inrun.baselines.contract import AdamMoments, Adaptive, TrainedRun, baseline, value_table
 from inrun.baselines.gradients import Projection, loss_gradients, target_gradient, trained
+from inrun.baselines.registry import AdamMoments, Adaptive, TrainedRun, baseline, value_table
 from inrun.baselines.tracin import spread
 
 
 @dataclass(frozen=True)
 class LessOptions:
-    """checkpoints: number of them, evenly spread (paper: epochs 10, 20, 30, 40, 50). projection: coordinates, 0 for none. seed: of the projection."""
+    """checkpoints: number of them, evenly spread (paper: epochs 10, 20, 30, 40, 50). projection:
+    coordinates, 0 for none. seed: of the projection.
+    """
 
     checkpoints: int = 5
     projection: int = 2048
@@ -37,7 +40,8 @@ def less(run: TrainedRun, target: str, options: LessOptions) -> pa.Table:
         direction = project(target_gradient(run, model, target)[None])[0]
         found = [
             torch.cosine_similarity(
-                project(adam_direction(g, moments, names, run.checkpoints[k].step + 1)), direction[None]
+                project(adam_direction(g, moments, names, run.checkpoints[k].step + 1)),
+                direction[None],
             )
             for g in loss_gradients(run, model)
         ]
@@ -49,7 +53,8 @@ def adam_direction(gradients: Tensor, moments: AdamMoments, names: list[str], st
     """Gamma of each row of gradients [n, p]; step: of the update that it would be, from 1."""
     b1, b2 = moments.betas
     m, v = (
-        torch.cat([kind[name].flatten() for name in names]).to(gradients) for kind in (moments.first, moments.second)
+        torch.cat([kind[name].flatten() for name in names]).to(gradients)
+        for kind in (moments.first, moments.second)
     )
     m = (b1 * m + (1 - b1) * gradients) / (1 - b1**step)
     v = (b2 * v + (1 - b2) * gradients**2) / (1 - b2**step)

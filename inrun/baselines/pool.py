@@ -4,11 +4,13 @@
     outcome  = loss, and for classification margin and whether it is right, of the model trained on S
                on every training sample (in S or not) and on every sample of every target
 
-Data Shapley, datamodels, empirical influence, memorization, leave-one-out and the linear datamodelling score are sums over such outcomes and never look
-into a model. So a training is done once, kept, and used by all of them. A request is known by what it asks (a hash of members and seed); a pool
-folder belongs to one recipe (`Recognizable.digest`). Outcomes go to parts of a few dozen trainings, npz files written beside their place
-and renamed, so that a killed process loses its last part only and several processes fill one folder at once. Two that are asked the same at the same time
-both train it: give them different requests (`experiments/pool.py` makes share i of k).
+Data Shapley, datamodels, empirical influence, memorization, leave-one-out and the linear
+datamodelling score are sums over such outcomes and never look into a model. So a training is done
+once, kept, and used by all of them. A request is known by what it asks (a hash of members and
+seed); a pool folder belongs to one recipe (`Recognizable.digest`). Outcomes go to parts of a few
+dozen trainings, npz files written beside their place and renamed, so that a killed process loses
+its last part only and several processes fill one folder at once. Two that are asked the same at the
+same time both train it: give them different requests (`experiments/pool.py` makes share i of k).
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from inrun.baselines.contract import Classified, Retrainable, TrainedRun, record_training
+from inrun.baselines.registry import Classified, Retrainable, TrainedRun, record_training
 from inrun.store.parts import publish
 
 SAMPLES = "samples"  #: the key of the run's own training samples, beside the names of targets
@@ -57,14 +59,19 @@ class Outcomes:
         return len(self.seeds)
 
     def outputs(self, key: str, utility: str = "loss") -> np.ndarray:
-        """float64 [k, m], higher = better: minus the loss; 1 if right, else 0; or the margin log p / (1 - p) of the label."""
+        """float64 [k, m], higher = better: minus the loss; 1 if right, else 0; or the margin log p
+        / (1 - p) of the label.
+        """
         if utility not in UTILITIES:
             raise PoolError(f"utility={utility!r}; choose from {', '.join(UTILITIES)}")
         if utility == "loss":
             return -self.losses[key].astype(np.float64)
         found = self.correct if utility == "accuracy" else self.margins
         if key not in found:
-            raise PoolError(f"{utility} is defined for classification; this pool has losses only: utility='loss'")
+            raise PoolError(
+                f"{utility} is defined for classification; this pool has losses only: "
+                "utility='loss'"
+            )
         return found[key].astype(np.float64)
 
     def utility(self, target: str, utility: str = "loss") -> np.ndarray:
@@ -76,7 +83,10 @@ class Outcomes:
         return Outcomes(
             self.members[rows],
             self.seeds[rows],
-            *({key: array[rows] for key, array in kind.items()} for kind in (self.losses, self.margins, self.correct)),
+            *(
+                {key: array[rows] for key, array in kind.items()}
+                for kind in (self.losses, self.margins, self.correct)
+            ),
             self.cpu_seconds[rows],
         )
 
@@ -86,7 +96,10 @@ class Outcomes:
             np.concatenate([p.members for p in pieces]),
             np.concatenate([p.seeds for p in pieces]),
             *(
-                {key: np.concatenate([getattr(p, kind)[key] for p in pieces]) for key in getattr(pieces[0], kind)}
+                {
+                    key: np.concatenate([getattr(p, kind)[key] for p in pieces])
+                    for key in getattr(pieces[0], kind)
+                }
                 for kind in ("losses", "margins", "correct")
             ),
             np.concatenate([p.cpu_seconds for p in pieces]),
@@ -95,15 +108,21 @@ class Outcomes:
 
 @runtime_checkable
 class SubsetTrainable(Protocol):
-    """train_subsets(members, seeds): many trainings at once, where that is faster than `retrain` for one after the other."""
+    """train_subsets(members, seeds): many trainings at once, where that is faster than `retrain`
+    for one after the other.
+    """
 
     def train_subsets(self, members: np.ndarray, seeds: np.ndarray) -> Outcomes:
-        """The outcomes of `retrain` on each row of members (bool [k, n]) with its seed, up to the rounding of sums in another order. Calls `record_training`."""
+        """The outcomes of `retrain` on each row of members (bool [k, n]) with its seed, up to the
+        rounding of sums in another order. Calls `record_training`.
+        """
 
 
 @runtime_checkable
 class Recognizable(Protocol):
-    """digest: a hash of everything that a retraining depends on (data, labels, model, recipe), but not the subset and the seed."""
+    """digest: a hash of everything that a retraining depends on (data, labels, model, recipe), but
+    not the subset and the seed.
+    """
 
     @property
     def digest(self) -> str:
@@ -118,7 +137,8 @@ class Pool:
 
     Args:
         run: `Retrainable`, and better `SubsetTrainable`.
-        folder: where outcomes are kept; the run must be `Recognizable`. None: in memory, for as long as this object lives.
+        folder: where outcomes are kept; the run must be `Recognizable`. None: in memory, for as
+            long as this object lives.
         part: trainings in one file, and at once in `train_subsets`.
 
     Attributes:
@@ -127,9 +147,15 @@ class Pool:
 
     def __init__(self, run: TrainedRun, folder: str | Path | None = None, part: int = 50):
         if not isinstance(run, Retrainable | SubsetTrainable):
-            raise PoolError(f"{type(run).__name__} cannot be trained again: it has neither retrain nor train_subsets")
+            raise PoolError(
+                f"{type(run).__name__} cannot be trained again: it has neither retrain nor "
+                "train_subsets"
+            )
         if SAMPLES in run.targets:
-            raise PoolError(f"a target may not be called {SAMPLES!r}: that is the pool's name for the training samples")
+            raise PoolError(
+                f"a target may not be called {SAMPLES!r}: that is the pool's name for the "
+                "training samples"
+            )
         if part < 1:
             raise PoolError(f"part={part}: at least one training")
         self.run, self.part, self.trained = run, part, 0
@@ -146,9 +172,13 @@ class Pool:
         return len(self._known)
 
     def outcomes(
-        self, members: np.ndarray, seeds: np.ndarray | Sequence[int], progress: Callable[[int, int], None] | None = None
+        self,
+        members: np.ndarray,
+        seeds: np.ndarray | Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
     ) -> Outcomes:
-        """One row for each request, in their order; what is missing is trained, a repeated request once.
+        """One row for each request, in their order; what is missing is trained, a repeated request
+        once.
 
         Args:
             members: bool [k, n]. seeds: int [k].
@@ -173,10 +203,14 @@ class Pool:
         return found
 
     def missing(self, members: np.ndarray, seeds: np.ndarray | Sequence[int]) -> np.ndarray:
-        """bool [k]: which requests would have to be trained. Looks for parts that other processes have written meanwhile."""
+        """bool [k]: which requests would have to be trained. Looks for parts that other processes
+        have written meanwhile.
+        """
         members, seeds = self._requests(members, seeds)
         self._read_new_parts()
-        return np.array([_name(row, seed) not in self._known for row, seed in zip(members, seeds)], dtype=bool)
+        return np.array(
+            [_name(row, seed) not in self._known for row, seed in zip(members, seeds)], dtype=bool
+        )
 
     # -- training
 
@@ -186,11 +220,14 @@ class Pool:
             return self.run.train_subsets(members, seeds)
         return train_one_by_one(self.run, members, seeds)
 
-    def _requests(self, members: np.ndarray, seeds: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _requests(
+        self, members: np.ndarray, seeds: np.ndarray | Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         members, seeds = np.asarray(members), np.asarray(seeds, dtype=np.int64)
         if members.dtype != bool or members.ndim != 2 or members.shape != (len(seeds), self.n):
             raise PoolError(
-                f"requests are bool [k, {self.n}] with k seeds, got {members.dtype} {list(members.shape)} and {len(seeds)} seeds"
+                f"requests are bool [k, {self.n}] with k seeds, got {members.dtype} "
+                f"{list(members.shape)} and {len(seeds)} seeds"
             )
         return members, seeds
 
@@ -198,7 +235,11 @@ class Pool:
         places = np.array([self._known[name] for name in names]).reshape(-1, 2)
         parts = np.unique(places[:, 0])
         pieces = [self._parts[p].take(places[places[:, 0] == p, 1]) for p in parts]
-        order = np.argsort(np.concatenate([np.flatnonzero(places[:, 0] == p) for p in parts])) if len(parts) else []
+        order = (
+            np.argsort(np.concatenate([np.flatnonzero(places[:, 0] == p) for p in parts]))
+            if len(parts)
+            else []
+        )
         return Outcomes.concatenated(pieces).take(order) if pieces else self._nothing()
 
     def _nothing(self) -> Outcomes:
@@ -209,17 +250,23 @@ class Pool:
     def _open(self) -> None:
         if not isinstance(self.run, Recognizable):
             raise PoolError(
-                f"a pool on disk must know its recipe again, and {type(self.run).__name__} has no `digest`; "
+                f"a pool on disk must know its recipe again, and {type(self.run).__name__} "
+                "has no `digest`; "
                 "add it, or keep the pool in memory (folder=None)"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        about, path = {"version": 1, "recipe": self.run.digest, "samples": self.n}, self.folder / "pool.json"
+        about, path = (
+            {"version": 1, "recipe": self.run.digest, "samples": self.n},
+            self.folder / "pool.json",
+        )
         if not path.exists():
             partial = path.with_name(f"pool.json.{time.time_ns()}.partial")
             partial.write_text(json.dumps(about) + "\n", encoding="utf-8")
             publish(partial, path)
         if (found := json.loads(path.read_text(encoding="utf-8"))) != about:
-            raise PoolError(f"{self.folder} belongs to {found}, this run is {about}; give it another folder")
+            raise PoolError(
+                f"{self.folder} belongs to {found}, this run is {about}; give it another folder"
+            )
         self._read_new_parts()
 
     def _read_new_parts(self) -> None:
@@ -232,7 +279,9 @@ class Pool:
 
     def _add(self, outcomes: Outcomes) -> None:
         if self.folder is not None:
-            names = b"".join(sorted(_name(row, seed) for row, seed in zip(outcomes.members, outcomes.seeds)))
+            names = b"".join(
+                sorted(_name(row, seed) for row, seed in zip(outcomes.members, outcomes.seeds))
+            )
             path = self.folder / f"part-{hashlib.sha256(names).hexdigest()[:16]}.npz"
             partial = path.with_name(f"{path.name}.{time.time_ns()}.partial")
             with partial.open("wb") as file:
@@ -244,11 +293,15 @@ class Pool:
     def _remember(self, outcomes: Outcomes) -> None:
         self._parts.append(outcomes)
         for row in range(len(outcomes)):
-            self._known.setdefault(_name(outcomes.members[row], outcomes.seeds[row]), (len(self._parts) - 1, row))
+            self._known.setdefault(
+                _name(outcomes.members[row], outcomes.seeds[row]), (len(self._parts) - 1, row)
+            )
 
 
 def train_one_by_one(run: TrainedRun, members: np.ndarray, seeds: np.ndarray) -> Outcomes:
-    """`run.retrain` for each request, and what its model does on all of the run's samples and targets."""
+    """`run.retrain` for each request, and what its model does on all of the run's samples and
+    targets.
+    """
     ids = np.asarray(run.sample_ids)
     rows = []
     for row, seed in zip(members, seeds):
@@ -268,14 +321,24 @@ def _judged(run: TrainedRun, model: torch.nn.Module, ids: np.ndarray) -> tuple[d
     losses = {key: array.astype(np.float32) for key, array in losses.items()}
     if not isinstance(run, Classified):
         return losses, {}, {}
-    logits = {SAMPLES: (_batched(lambda part: run.logits(model, part), ids), run.labels(ids.tolist()))}
-    logits |= {t: (run.target_logits(model, t).cpu().numpy(), run.target_labels(t)) for t in run.targets}
-    judged = {key: margins_and_correct(torch.from_numpy(z), y.cpu()) for key, (z, y) in logits.items()}
+    logits = {
+        SAMPLES: (_batched(lambda part: run.logits(model, part), ids), run.labels(ids.tolist()))
+    }
+    logits |= {
+        t: (run.target_logits(model, t).cpu().numpy(), run.target_labels(t)) for t in run.targets
+    }
+    judged = {
+        key: margins_and_correct(torch.from_numpy(z), y.cpu()) for key, (z, y) in logits.items()
+    }
     return losses, *({key: pair[k].numpy() for key, pair in judged.items()} for k in (0, 1))
 
 
-def margins_and_correct(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p / (1 - p) of the label, float32, and whether it has the largest logit; logits [..., classes], labels [...]."""
+def margins_and_correct(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p / (1 - p) of the label, float32, and whether it has the largest logit; logits [...,
+    classes], labels [...].
+    """
     at = labels[..., None]
     others = logits.scatter(-1, at, -torch.inf).logsumexp(-1)
     return (logits.gather(-1, at)[..., 0] - others).float(), logits.argmax(-1) == labels
@@ -284,11 +347,17 @@ def margins_and_correct(logits: torch.Tensor, labels: torch.Tensor) -> tuple[tor
 # -- subsets
 
 
-def random_subsets(n: int, count: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """`count` uniform subsets of round(share n) of n samples, bool [count, n], and a training seed for each; the first ones of a longer list are the shorter list."""
+def random_subsets(
+    n: int, count: int, share: float, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` uniform subsets of round(share n) of n samples, bool [count, n], and a training seed
+    for each; the first ones of a longer list are the shorter list.
+    """
     size = round(share * n)
     if not 1 <= size < n:
-        raise PoolError(f"share={share} of {n} samples is {size}; a subset has at least one and not all of them")
+        raise PoolError(
+            f"share={share} of {n} samples is {size}; a subset has at least one and not all of them"
+        )
     members = np.zeros((count, n), dtype=bool)
     for k in range(count):
         members[k, np.random.default_rng([seed, k]).choice(n, size, replace=False)] = True
@@ -296,7 +365,9 @@ def random_subsets(n: int, count: int, share: float, seed: int = 0) -> tuple[np.
 
 
 def coin_subsets(n: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """`count` subsets in which each sample is with probability one half, independently; and a training seed for each."""
+    """`count` subsets in which each sample is with probability one half, independently; and a
+    training seed for each.
+    """
     members = np.stack([np.random.default_rng([seed, k]).random(n) < 0.5 for k in range(count)])
     return members, training_seeds(count, seed)
 
@@ -310,7 +381,9 @@ def training_seeds(count: int, seed: int) -> np.ndarray:
 
 
 def _name(members: np.ndarray, seed: int) -> bytes:
-    return hashlib.sha256(np.packbits(members).tobytes() + int(seed).to_bytes(8, "little", signed=True)).digest()[:16]
+    return hashlib.sha256(
+        np.packbits(members).tobytes() + int(seed).to_bytes(8, "little", signed=True)
+    ).digest()[:16]
 
 
 def _batched(function: Callable[[list[int]], torch.Tensor], ids: np.ndarray) -> np.ndarray:
@@ -326,7 +399,9 @@ def _arrays(outcomes: Outcomes) -> dict[str, np.ndarray]:
     }
     arrays |= {f"losses/{key}": array for key, array in outcomes.losses.items()}
     arrays |= {f"margins/{key}": array for key, array in outcomes.margins.items()}
-    return arrays | {f"correct/{key}": np.packbits(array, axis=1) for key, array in outcomes.correct.items()}
+    return arrays | {
+        f"correct/{key}": np.packbits(array, axis=1) for key, array in outcomes.correct.items()
+    }
 
 
 def _load(path: Path, n: int) -> Outcomes:
@@ -335,14 +410,17 @@ def _load(path: Path, n: int) -> Outcomes:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise PoolError(
-            f"{path} cannot be read ({error}); delete it, its trainings are done again when asked for"
+            f"{path} cannot be read ({error}); delete it, its trainings are done again when "
+            "asked for"
         ) from error
     losses, margins = (
         {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
         for kind in ("losses/", "margins/")
     )
     correct = {
-        key: np.unpackbits(arrays[f"correct/{key}"], axis=1, count=losses[key].shape[1]).astype(bool)
+        key: np.unpackbits(arrays[f"correct/{key}"], axis=1, count=losses[key].shape[1]).astype(
+            bool
+        )
         for key in losses
         if f"correct/{key}" in arrays
     }

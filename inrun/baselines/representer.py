@@ -1,10 +1,13 @@
-"""Representer points (Yeh et al. 2018, theorem 3.1): the logits of the last layer as a sum over training samples.
+"""Representer points (Yeh et al. 2018, theorem 3.1): the logits of the last layer as a sum over
+training samples.
 
-The last layer is fitted again on fixed features f, cross-entropy plus lambda |W|^2, until it is stationary; then
+The last layer is fitted again on fixed features f, cross-entropy plus lambda |W|^2, until it is
+stationary; then
 
     W = sum_i alpha_i f_i^T,     alpha_i = -1/(2 lambda n) dloss_i/dlogits,     logits(t) = sum_i alpha_i <f_i, f_t>
 
-value_i is what sample i adds to the logit of the right class, averaged over the target. Features get a constant 1 for the offset, which is penalised like a weight.
+value_i is what sample i adds to the logit of the right class, averaged over the target. Features
+get a constant 1 for the offset, which is penalised like a weight.
 """
 
 from dataclasses import dataclass
@@ -14,14 +17,16 @@ import pyarrow as pa
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from inrun.baselines.contract import Classified, Featured, TrainedRun, baseline, value_table
+from inrun.baselines.registry import Classified, Featured, TrainedRun, baseline, value_table
 
 BATCH = 256
 
 
 @dataclass(frozen=True)
 class RepresenterOptions:
-    """strength: lambda (Yeh et al.: 0.003). tolerance: largest entry of the gradient of the regularised sum at which the layer counts as stationary."""
+    """strength: lambda (Yeh et al.: 0.003). tolerance: largest entry of the gradient of the
+    regularised sum at which the layer counts as stationary.
+    """
 
     strength: float = 0.003
     tolerance: float = 1e-6
@@ -40,12 +45,19 @@ def representer(run: TrainedRun, target: str, options: RepresenterOptions) -> pa
     return value_table(run, (of_right * (x @ t.T)).mean(1))
 
 
-def fit(x: np.ndarray, labels: np.ndarray, classes: int, options: RepresenterOptions) -> tuple[np.ndarray, np.ndarray]:
-    """alpha [n, classes] and W [classes, d], with W = alpha^T x up to the tolerance; a class without a sample has alpha 0."""
+def fit(
+    x: np.ndarray, labels: np.ndarray, classes: int, options: RepresenterOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """alpha [n, classes] and W [classes, d], with W = alpha^T x up to the tolerance; a class
+    without a sample has alpha 0.
+    """
     n, two = len(x), len(np.unique(labels)) == 2
-    # scikit-learn has one weight vector w for two classes: W = (-w, w) / 2, so that lambda |W|^2 is half of lambda |w|^2
+    # scikit-learn has one weight vector w for two classes: W = (-w, w) / 2, so that lambda |W|^2 is
+    # half of lambda |w|^2
     strength = options.strength / 2 if two else options.strength
-    layer = LogisticRegression(C=1 / (2 * strength * n), fit_intercept=False, tol=options.tolerance, max_iter=10_000)
+    layer = LogisticRegression(
+        C=1 / (2 * strength * n), fit_intercept=False, tol=options.tolerance, max_iter=10_000
+    )
     layer.fit(x, labels)
     W = np.zeros((classes, x.shape[1]))
     p = np.zeros((n, classes))

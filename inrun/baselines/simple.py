@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from inrun.baselines.contract import TrainedRun, baseline, value_table
+from inrun.baselines.registry import TrainedRun, baseline, value_table
 
 BATCH = 256  # samples per forward
 
@@ -24,7 +24,9 @@ def random(run: TrainedRun, target: str, options: RandomOptions) -> pa.Table:
 
 @baseline("loss")
 def loss(run: TrainedRun, target: str, options) -> pa.Table:
-    """Minus the sample's loss under the final weights: a sample that the model cannot fit is called harmful, whatever the target."""
+    """Minus the sample's loss under the final weights: a sample that the model cannot fit is called
+    harmful, whatever the target.
+    """
     model, ids = run.model(), run.sample_ids
     with torch.no_grad():
         parts = [run.losses(model, ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)]

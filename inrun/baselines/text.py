@@ -1,4 +1,5 @@
-"""Search: what a reader without gradients would call similar. BM25 over words, and nearest neighbours among the trained model's own hidden states.
+"""Search: what a reader without gradients would call similar. BM25 over words, and nearest
+neighbours among the trained model's own hidden states.
 
 The value of a chunk is its mean similarity to the samples of the target.
 """
@@ -10,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from inrun.baselines.contract import BaselineError, Featured, Textual, TrainedRun, baseline, value_table
+from inrun.baselines.registry import (
+    BaselineError,
+    Featured,
+    Textual,
+    TrainedRun,
+    baseline,
+    value_table,
+)
 
 _WORD = re.compile(r"\w+")
 
@@ -25,19 +33,24 @@ class BM25Options:
 
 @dataclass(frozen=True)
 class EmbeddingOptions:
-    """center: take the mean over the training chunks off first; hidden states of a language model share one large component, which says nothing."""
+    """center: take the mean over the training chunks off first; hidden states of a language model
+    share one large component, which says nothing.
+    """
 
     center: bool = True
 
 
 def words(text: str) -> list[str]:
-    """Lower-case runs of letters and digits, nothing left out: stop words get their small weight from BM25 itself."""
+    """Lower-case runs of letters and digits, nothing left out: stop words get their small weight
+    from BM25 itself.
+    """
     return _WORD.findall(text.lower())
 
 
 @baseline("bm25", BM25Options, needs=(Textual,))
 def bm25(run: TrainedRun, target: str, options: BM25Options) -> pa.Table:
-    """BM25 of every chunk with the target's text as the query (Robertson and Zaragoza 2009, Lucene's weights), by the package bm25s.
+    """BM25 of every chunk with the target's text as the query (Robertson and Zaragoza 2009,
+    Lucene's weights), by the package bm25s.
 
     A word that stands several times in the query counts several times.
     """

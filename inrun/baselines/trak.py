@@ -1,12 +1,15 @@
-"""TRAK (Park et al. 2023, definition 3.1 and algorithm 1): influence of the model linearised in its own gradient features, averaged over checkpoints.
+"""TRAK (Park et al. 2023, definition 3.1 and algorithm 1): influence of the model linearised in its
+own gradient features, averaged over checkpoints.
 
     value_i = [ mean_t  phi(target)^T (Phi_t^T Phi_t + ridge)^-1 phi_i ]  [ mean_t  q_i ]
 
     phi = P grad f,  f = log p / (1 - p) of the right class (its margin),  q = 1 - p = -dloss/df;  in a regression f is the prediction and q the residual
 
-Phi holds the features of all training samples, phi(target) the mean gradient of the target's margins; in a regression it is weighted by the residuals
-(minus half the gradient of its loss), so that positive still means that the loss falls. Averaged are checkpoints of one run, as in appendix E.6 of the In-Run paper; Park et al.
-average independent runs. They use no ridge and far more samples than coordinates; here there may be fewer, so that Phi^T Phi has no inverse without one.
+Phi holds the features of all training samples, phi(target) the mean gradient of the target's
+margins; in a regression it is weighted by the residuals (minus half the gradient of its loss), so
+that positive still means that the loss falls. Averaged are checkpoints of one run, as in appendix
+E.6 of the In-Run paper; Park et al. average independent runs. They use no ridge and far more
+samples than coordinates; here there may be fewer, so that Phi^T Phi has no inverse without one.
 """
 
 from dataclasses import dataclass
@@ -15,13 +18,22 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from inrun.baselines.contract import BaselineError, Classified, Regressed, TrainedRun, baseline, value_table
 from inrun.baselines.gradients import Projection, batches, flat_gradient, sample_gradients
+from inrun.baselines.registry import (
+    BaselineError,
+    Classified,
+    Regressed,
+    TrainedRun,
+    baseline,
+    value_table,
+)
 
 
 @dataclass(frozen=True)
 class TrakOptions:
-    """checkpoints: the last so many of the run. projection: coordinates, 0 for none. ridge: as a share of the mean eigenvalue of Phi^T Phi. seed: of the projection."""
+    """checkpoints: the last so many of the run. projection: coordinates, 0 for none. ridge: as a
+    share of the mean eigenvalue of Phi^T Phi. seed: of the projection.
+    """
 
     checkpoints: int = 5
     projection: int = 2048
@@ -34,25 +46,38 @@ def trak(run: TrainedRun, target: str, options: TrakOptions) -> pa.Table:
     """For a classification (`Classified`) or a regression (`Regressed`)."""
     if not isinstance(run, Classified | Regressed):
         raise BaselineError(
-            f"trak needs margins or predictions, and a {type(run).__name__} is neither Classified nor Regressed"
+            f"trak needs margins or predictions, and a {type(run).__name__} is neither "
+            "Classified nor Regressed"
         )
     if not 1 <= options.checkpoints <= len(run.checkpoints):
-        raise BaselineError(f"checkpoints={options.checkpoints}, and the run has {len(run.checkpoints)}")
+        raise BaselineError(
+            f"checkpoints={options.checkpoints}, and the run has {len(run.checkpoints)}"
+        )
     project, similarity, weight = Projection(options.projection, options.seed), 0.0, 0.0
     for k in range(-options.checkpoints, 0):
         model = run.model(k)
         features, q = [], []
         for part in batches(run.sample_ids):
-            features.append(project(sample_gradients(model, len(part), lambda part=part: outputs(run, model, part))))  # noqa: B023
+            features.append(
+                project(
+                    sample_gradients(
+                        model, len(part), lambda model=model, part=part: outputs(run, model, part)
+                    )
+                )
+            )
             q.append(shares(run, model, part))
         towards = project(target_feature(run, model, target)[None])[0]
-        similarity = similarity + kernel(torch.cat(features).double(), towards.double(), options.ridge)
+        similarity = similarity + kernel(
+            torch.cat(features).double(), towards.double(), options.ridge
+        )
         weight = weight + torch.cat(q).double()
     return value_table(run, similarity * weight / options.checkpoints**2)
 
 
 def kernel(features: Tensor, towards: Tensor, ridge: float) -> Tensor:
-    """[n]: towards^T (Phi^T Phi + ridge)^-1 phi_i, for Phi [n, k]; solved in the smaller of both dimensions."""
+    """[n]: towards^T (Phi^T Phi + ridge)^-1 phi_i, for Phi [n, k]; solved in the smaller of both
+    dimensions.
+    """
     n, k = features.shape
     small = features.T @ features if k <= n else features @ features.T
     strength = ridge * small.diagonal().sum() / k
@@ -70,7 +95,9 @@ def outputs(run: TrainedRun, model: nn.Module, ids) -> Tensor:
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """[n]: log p / (1 - p) of the labels, from the logits: its own minus the log-sum-exp of the others."""
+    """[n]: log p / (1 - p) of the labels, from the logits: its own minus the log-sum-exp of the
+    others.
+    """
     own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     return logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(1)
 
@@ -86,6 +113,10 @@ def shares(run: TrainedRun, model: nn.Module, ids) -> Tensor:
 def target_feature(run: TrainedRun, model: nn.Module, target: str) -> Tensor:
     """[p]: gradient of what the target wants more of."""
     if isinstance(run, Classified):
-        return flat_gradient(model, margins(run.target_logits(model, target), run.target_labels(target)).mean())
+        return flat_gradient(
+            model, margins(run.target_logits(model, target), run.target_labels(target)).mean()
+        )
     predictions = run.target_predictions(model, target)
-    return flat_gradient(model, ((run.target_numbers(target) - predictions).detach() * predictions).mean())
+    return flat_gradient(
+        model, ((run.target_numbers(target) - predictions).detach() * predictions).mean()
+    )

@@ -1,9 +1,11 @@
-"""One suite of cases for every engine that values training samples: small models in float64, plain loops as the oracle, three methods to be judged.
+"""One suite of cases for every engine that values training samples: small models in float64, plain
+loops as the oracle, three methods to be judged.
 
     python -m inrun.conformance                      # our own engine
     python -m inrun.conformance torch.func opacus    # others, where they are installed
 
-Each case stands for a way in which a published implementation went wrong. To judge another engine, write an `Adapter` and give it to `judge`.
+Each case stands for a way in which a published implementation went wrong. To judge another engine,
+write an `Adapter` and give it to `judge`.
 """
 
 from inrun.conformance.adapter import Adapter

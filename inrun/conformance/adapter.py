@@ -13,21 +13,24 @@ class Adapter(Protocol):
 
     Attributes:
         name: as it stands in the table.
-        same_bits: whether the engine claims that training goes on to the bit as if it were not there; it is then held to that. Others are judged with the
-            tolerance of the values.
+        same_bits: whether the engine claims that training goes on to the bit as if it were not
+            there; it is then held to that. Others are judged with the tolerance of the values.
     """
 
     name: str
     same_bits: bool
 
     def supports(self, case: Case) -> str | None:
-        """None if the engine can be asked for this case, otherwise the reason why not, in a few words."""
+        """None if the engine can be asked for this case, otherwise the reason why not, in a few
+        words.
+        """
         ...
 
     def values(self, case: Case) -> Mapping[str, Tensor]:
         """Train as ``case.run`` does and value the samples of every step.
 
-        Returns: for each target, under the keys that ``case.quantities`` asks for, float64 tensors; positive = lowered the target's loss.
+        Returns: for each target, under the keys that ``case.quantities`` asks for, float64 tensors;
+        positive = lowered the target's loss.
             ``"<target>"``: values [steps, n], samples in the order of the batch (all micro-batches one after the other).
             ``"<target>:tokens"``: [steps, n, t], the value of every predicted token.
             ``"<target>:drift"``: [steps], what the optimizer does to the loss without any sample.
@@ -36,5 +39,7 @@ class Adapter(Protocol):
         ...
 
     def training(self, case: Case) -> Mapping[str, Tensor]:
-        """Train as ``case.run`` does while samples are valued, and return `state_of` what is left behind."""
+        """Train as ``case.run`` does while samples are valued, and return `state_of` what is left
+        behind.
+        """
         ...

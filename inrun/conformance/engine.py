@@ -8,15 +8,17 @@ from torch import Tensor
 
 from inrun.attributor import Attributor
 from inrun.conformance.problem import Batch, Case, Observer, TrainingRun, size, state_of
-from inrun.directions import Method
+from inrun.methods import Method
 
 
 class Engine:
     """`inrun.Attributor`.
 
     Args:
-        fused: take dots in the backward of linear layers itself; the training then agrees within rounding, not to the bit.
-        replay: keep nothing of a micro-batch and run it once more where the direction is known late.
+        fused: take dots in the backward of linear layers itself; the training then agrees within
+            rounding, not to the bit.
+        replay: keep nothing of a micro-batch and run it once more where the direction is known
+            late.
         check: check the books on every k-th step (0: never, so that only the numbers speak).
     """
 
@@ -29,7 +31,11 @@ class Engine:
         formula = case.formula
         no_tape = formula.route == "forward"
         late = not formula.known_before and formula.update == "auto"
-        if no_tape and late and any("betas" in group for group in TrainingRun(case).optimizer.param_groups):
+        if (
+            no_tape
+            and late
+            and any("betas" in group for group in TrainingRun(case).optimizer.param_groups)
+        ):
             return "no rules, no per-sample squares for elements without state"
         return None
 
@@ -53,9 +59,16 @@ class _Around(Observer):
     def attach(self, run: TrainingRun) -> None:
         self.run, formula = run, run.case.formula
         self.quantities = run.case.quantities
-        self.replay = formula.route == "forward" or "tokens" in self.quantities or self.options["replay"]
+        self.replay = (
+            formula.route == "forward" or "tokens" in self.quantities or self.options["replay"]
+        )
         self.method = Method(
-            formula.kind, formula.update, formula.state, formula.nodes, formula.quadrature, formula.credit
+            formula.kind,
+            formula.update,
+            formula.state,
+            formula.nodes,
+            formula.quadrature,
+            formula.credit,
         )
         self.attributor = Attributor(
             run.model,
@@ -69,7 +82,9 @@ class _Around(Observer):
 
     @contextmanager
     def micro(self, first: int, part: Batch, forward: Callable[[], Tensor]) -> Iterator[None]:
-        with self.attributor.batch(range(first, first + size(part)), forward=forward if self.replay else None):
+        with self.attributor.batch(
+            range(first, first + size(part)), forward=forward if self.replay else None
+        ):
             yield
 
     def after_step(self) -> None:
@@ -81,7 +96,9 @@ class _Around(Observer):
             if "tokens" in self.quantities:
                 self._keep(f"{target}:tokens", torch.cat(result.tokens[key]))
             if "drift" in self.quantities:
-                self._keep(f"{target}:drift", torch.tensor(result.drift[target], dtype=torch.float64))
+                self._keep(
+                    f"{target}:drift", torch.tensor(result.drift[target], dtype=torch.float64)
+                )
 
     def answer(self) -> dict[str, Tensor]:
         answer = {key: torch.stack(steps) for key, steps in self.found.items()}

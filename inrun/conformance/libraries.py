@@ -1,7 +1,9 @@
 """Other people's per-sample gradients under the same cases: torch.func, opacus, dattri.
 
-None of them knows an optimizer's update, so each is asked only where the update is ``lr * gradient``: the library gives the per-sample gradients (dattri their dot
-products with the target's), and the paper's directions are put together here. They are imported when an adapter is built.
+None of them knows an optimizer's update, so each is asked only where the update is ``lr *
+gradient``: the library gives the per-sample gradients (dattri their dot products with the
+target's), and the paper's directions are put together here. They are imported when an adapter is
+built.
 """
 
 import contextlib
@@ -27,7 +29,9 @@ def _library(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise NotInstalledError(f"{error}; install it with `pip install {name.split('.')[0]}`") from error
+        raise NotInstalledError(
+            f"{error}; install it with `pip install {name.split('.')[0]}`"
+        ) from error
 
 
 class _Asked:
@@ -44,7 +48,8 @@ class _Asked:
             return "no credit for later steps"
         groups = TrainingRun(case).optimizer.param_groups
         plain = all(
-            group.get("momentum") == 0 and group["weight_decay"] == 0 and "betas" not in group for group in groups
+            group.get("momentum") == 0 and group["weight_decay"] == 0 and "betas" not in group
+            for group in groups
         )
         if case.quantities and not plain and formula.update != "sgd":
             return "knows no update but lr * gradient"
@@ -89,7 +94,11 @@ class _Values(Observer):
         g = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
         self.parts = []
         norm = torch.sqrt(sum((x.sum(0) ** 2).sum() for x in g.values()))
-        c = 1.0 if self.run.case.clip is None else min(1.0, float(self.run.case.clip / (norm + 1e-6)))
+        c = (
+            1.0
+            if self.run.case.clip is None
+            else min(1.0, float(self.run.case.clip / (norm + 1e-6)))
+        )
         if "values" in self.run.case.quantities:
             for target, batch in self.run.targets.items():
                 V = self._direction(batch, {name: c * x.sum(0) for name, x in g.items()})
@@ -98,7 +107,9 @@ class _Values(Observer):
 
     def _direction(self, batch: Batch, G: Weights) -> Weights:
         formula = self.run.case.formula
-        groups = {id(p): group["lr"] for group in self.run.optimizer.param_groups for p in group["params"]}
+        groups = {
+            id(p): group["lr"] for group in self.run.optimizer.param_groups for p in group["params"]
+        }
         lr = {name: groups[id(p)] for name, p in self.parameters.items()}
         if formula.kind == "first_order":
             return {name: lr[name] * x for name, x in self.gradient(batch, {}).items()}
@@ -115,11 +126,16 @@ class _Values(Observer):
         with sdpa_kernel(SDPBackend.MATH):  # the fused one cannot be differentiated twice
             loss = self.loss(batch, w)
         first = torch.autograd.grad(loss, list(w.values()), create_graph=True)
-        second = torch.autograd.grad(sum((g * step[name]).sum() for name, g in zip(w, first)), list(w.values()))
+        second = torch.autograd.grad(
+            sum((g * step[name]).sum() for name, g in zip(w, first)), list(w.values())
+        )
         return {name: lr[name] * (g - h).detach() for name, g, h in zip(w, first, second)}
 
     def weights(self, change: Weights) -> Weights:
-        return {name: (p.detach() - change.get(name, 0.0)).requires_grad_() for name, p in self.parameters.items()}
+        return {
+            name: (p.detach() - change.get(name, 0.0)).requires_grad_()
+            for name, p in self.parameters.items()
+        }
 
     def loss(self, batch: Batch, weights: Weights) -> Tensor:
         return self.run.problem.target_loss(Functional(self.bare, weights), batch)
@@ -154,7 +170,10 @@ class _TorchFuncValues(_Values):
     def micro(self, first: int, part: Batch, forward: Callable[[], Tensor]) -> Iterator[None]:
         def loss(weights: Weights, sample: Batch) -> Tensor:
             alone = {name: tensor[None] for name, tensor in sample.items()}
-            return self.run.problem.rows(Functional(self.run.model, weights), alone).sum() / self.run.divisor
+            return (
+                self.run.problem.rows(Functional(self.run.model, weights), alone).sum()
+                / self.run.divisor
+            )
 
         if "values" in self.run.case.quantities:
             per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
@@ -168,7 +187,9 @@ class _TorchFuncValues(_Values):
 
 
 class Opacus(_Asked):
-    """``GradSampleModule`` around the model that is trained; ``p.grad_sample`` after each backward."""
+    """``GradSampleModule`` around the model that is trained; ``p.grad_sample`` after each
+    backward.
+    """
 
     name = "opacus"
 
@@ -217,7 +238,9 @@ class _OpacusValues(_Values):
 
 
 class Dattri(_Asked):
-    """``TracInAttributor`` on the weights of each step: dot products of training and validation samples, with the learning rate as weight."""
+    """``TracInAttributor`` on the weights of each step: dot products of training and validation
+    samples, with the learning rate as weight.
+    """
 
     name = "dattri"
 
@@ -271,17 +294,23 @@ class _DattriValues(_Values):
             return loss
 
         task = self.task(mean(self.run.divisor), model, model.state_dict(), target_func=mean(count))
-        trainable = None if all(p.requires_grad for p in model.parameters()) else list(self.parameters)
+        trainable = (
+            None if all(p.requires_grad for p in model.parameters()) else list(self.parameters)
+        )
         attributor = self.tracin(
             task,
-            weight_list=torch.tensor([self.run.optimizer.param_groups[0]["lr"]], dtype=torch.float64),
+            weight_list=torch.tensor(
+                [self.run.optimizer.param_groups[0]["lr"]], dtype=torch.float64
+            ),
             normalized_grad=False,
             layer_name=trainable,
         )
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)  # its table has the default dtype
         try:
-            attributor.projector_kwargs = None  # random projections by default, which are another question
+            attributor.projector_kwargs = (
+                None  # random projections by default, which are another question
+            )
             with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
                 table = attributor.attribute(_loader(train), _loader(validation))
         finally:

@@ -1,4 +1,5 @@
-"""The smallest models that hold one way of using a parameter each. All float64, all parameters random (a gain of 1 or an offset of 0 would hide a mistake).
+"""The smallest models that hold one way of using a parameter each. All float64, all parameters
+random (a gain of 1 or an offset of 0 would hide a mistake).
 
 Axes: n samples, t tokens, d features, v vocabulary.
 """
@@ -24,7 +25,9 @@ def seeded(model: nn.Module) -> nn.Module:
 
 
 class Conv1D(nn.Module):
-    """A linear layer as Hugging Face's GPT-2 writes it: weight [i, o], addmm on flattened tokens."""
+    """A linear layer as Hugging Face's GPT-2 writes it: weight [i, o], addmm on flattened
+    tokens.
+    """
 
     def __init__(self, i: int, o: int):
         super().__init__()
@@ -83,7 +86,9 @@ class Twice(nn.Module):
 
 
 class Gains(nn.Module):
-    """Parameters without a module of their own: a gain, an offset, a temperature without axes, one number per sample, a mixture of two paths."""
+    """Parameters without a module of their own: a gain, an offset, a temperature without axes, one
+    number per sample, a mixture of two paths.
+    """
 
     def __init__(self, d: int):
         super().__init__()
@@ -136,12 +141,16 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged:
-            return torch.tanh(F.linear(x, self.base.weight + 0.5 * self.up @ self.down, self.base.bias))
+            return torch.tanh(
+                F.linear(x, self.base.weight + 0.5 * self.up @ self.down, self.base.bias)
+            )
         return torch.tanh(self.base(x) + 0.5 * F.linear(F.linear(x, self.down), self.up))
 
 
 class Experts(nn.Module):
-    """Two layers, of which a micro-batch uses one (chosen by its first sample's sign); a third is never used."""
+    """Two layers, of which a micro-batch uses one (chosen by its first sample's sign); a third is
+    never used.
+    """
 
     def __init__(self, d: int):
         super().__init__()
@@ -171,7 +180,12 @@ class Block(nn.Module):
     """A transformer block: attention written out or fused, layer norms, MLP."""
 
     def __init__(
-        self, d: int, fused: bool = False, conv1d: bool = False, checkpointed: bool = False, drop: float = 0.0
+        self,
+        d: int,
+        fused: bool = False,
+        conv1d: bool = False,
+        checkpointed: bool = False,
+        drop: float = 0.0,
     ):
         super().__init__()
         linear = Conv1D if conv1d else nn.Linear
@@ -183,7 +197,9 @@ class Block(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         n, t, d = x.shape
-        q, k, v = (z.view(n, t, 2, d // 2).transpose(1, 2) for z in self.qkv(self.norm1(x)).split(d, -1))
+        q, k, v = (
+            z.view(n, t, 2, d // 2).transpose(1, 2) for z in self.qkv(self.norm1(x)).split(d, -1)
+        )
         if self.fused:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -194,7 +210,11 @@ class Block(nn.Module):
         return x + self.drop(self.down(F.gelu(self.up(self.norm2(x)))))
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self._forward, x, use_reentrant=False) if self.checkpointed else self._forward(x)
+        return (
+            checkpoint(self._forward, x, use_reentrant=False)
+            if self.checkpointed
+            else self._forward(x)
+        )
 
 
 class Text(nn.Module):
@@ -202,8 +222,9 @@ class Text(nn.Module):
 
     Args:
         body: [n, t, d] -> [n, t, d].
-        positions: how they are held and looked up: "none"; "row", "flat", "batch" look a table up with indices [1, t], [t], [n, t]; "parameter", "slice" are a
-            parameter [1, t, d], and the first t rows of one [t + 2, d].
+        positions: how they are held and looked up: "none"; "row", "flat", "batch" look a table up
+            with indices [1, t], [t], [n, t]; "parameter", "slice" are a parameter [1, t, d], and
+            the first t rows of one [t + 2, d].
         tied: the head's weight is the embedding's.
         padding_idx: row of the embedding that takes no gradient.
         head_bias: the head has a bias.

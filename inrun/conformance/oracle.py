@@ -1,7 +1,10 @@
-"""The truth: loops of per-sample autograd, and the formulas of the methods written down a second time.
+"""The truth: loops of per-sample autograd, and the formulas of the methods written down a second
+time.
 
-Nothing here knows the engine: no rule, no ghost product, no tape, no update class. Every sample's gradient comes from a backward of its own rows on a copy of the
-model; every update u(G) is written from the optimizer's definition and held against the step that the optimizer then really takes; directions follow the definition
+Nothing here knows the engine: no rule, no ghost product, no tape, no update class. Every sample's
+gradient comes from a backward of its own rows on a copy of the model; every update u(G) is written
+from the optimizer's definition and held against the step that the optimizer then really takes;
+directions follow the definition
 
     U(S) = L(w - u(0)) - L(w - u(sum_{i in S} g_i)),    value_i = < g_i , V >.
 
@@ -23,12 +26,15 @@ from inrun.shapley import exact
 
 Weights = dict[str, Tensor]
 
-#: The update written down here against the one that the optimizer took, per element, relative to the largest weight: a few roundings.
+#: The update written down here against the one that the optimizer took, per element, relative to
+#: the largest weight: a few roundings.
 STEP_TOLERANCE = 1e-13
 
 
 class OracleError(AssertionError):
-    """The oracle disagrees with the training that it watches: a mistake in the suite, not in the engine."""
+    """The oracle disagrees with the training that it watches: a mistake in the suite, not in the
+    engine.
+    """
 
 
 def truth(case: Case) -> dict[str, Tensor]:
@@ -68,24 +74,31 @@ class _Oracle(Observer):
 
     def before_step(self) -> None:
         model, optimizer = self.run.model, self.run.optimizer
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is not None]
+        self.names = [
+            name for name, p in model.named_parameters() if p.requires_grad and p.grad is not None
+        ]
         parameters = dict(model.named_parameters())
         self.w = {name: p.detach().clone() for name, p in parameters.items()}
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self.rules = {
-            name: RULES[type(optimizer)](parameters[name], optimizer.state.get(parameters[name], {}), groups[id(p)])
+            name: RULES[type(optimizer)](
+                parameters[name], optimizer.state.get(parameters[name], {}), groups[id(p)]
+            )
             for name, p in parameters.items()
             if name in self.names
         }
         total = {name: sum(s.gradient[name] for s in self.samples) for name in self.names}
         norm = torch.sqrt(sum((g * g).sum() for g in total.values()))
         self.c = 1.0 if self.case.clip is None else min(1.0, float(self.case.clip / (norm + 1e-6)))
-        # the samples' sum must be the optimizer's gradient; from here on the latter, as an update may hang on the sign of its rounding (Adam, where G is 0 but for that)
+        # the samples' sum must be the optimizer's gradient; from here on the latter, as an update
+        # may hang on the sign of its rounding (Adam, where G is 0 but for that)
         self.G = {name: parameters[name].grad.clone() for name in self.names}
         for name in self.names:
             self._agree(f"gradient of {name}", self.c * total[name], self.G[name])
         self.change = {name: rule(self.G[name]) for name, rule in self.rules.items()}
-        self.idle = {name: rule(torch.zeros_like(self.G[name])) for name, rule in self.rules.items()}
+        self.idle = {
+            name: rule(torch.zeros_like(self.G[name])) for name, rule in self.rules.items()
+        }
         for target, batch in self.run.targets.items():
             if "values" in self.case.quantities or "ledger" in self.case.quantities:
                 self._value(target, batch)
@@ -114,7 +127,9 @@ class _Oracle(Observer):
             V = self._direction(batch)
             values = torch.stack([self._dot(s.gradient, V) for s in self.samples])
             if "tokens" in self.case.quantities:
-                rows = torch.stack([torch.stack([self._dot(g, V) for g in s.rows]) for s in self.samples])
+                rows = torch.stack(
+                    [torch.stack([self._dot(g, V) for g in s.rows]) for s in self.samples]
+                )
                 self.found.setdefault(f"{target}:tokens", []).append(rows)
         self.found.setdefault(target, []).append(values)
         if "drift" in self.case.quantities:
@@ -122,12 +137,20 @@ class _Oracle(Observer):
             self.found.setdefault(f"{target}:drift", []).append(drift)
 
     def _dot(self, g: Weights, V: Weights) -> Tensor:
-        return self.c * sum(((g[name] * V[name]).sum() for name in V), torch.zeros((), dtype=torch.float64))
+        return self.c * sum(
+            ((g[name] * V[name]).sum() for name in V), torch.zeros((), dtype=torch.float64)
+        )
 
     def _direction(self, batch: Batch) -> Weights:
         formula = self.case.formula
-        rules = {name: _lr_only(rule) for name, rule in self.rules.items()} if formula.update == "sgd" else self.rules
-        V = {"first_order": self._first, "second_order": self._second, "path": self._path}[formula.kind](batch, rules)
+        rules = (
+            {name: _lr_only(rule) for name, rule in self.rules.items()}
+            if formula.update == "sgd"
+            else self.rules
+        )
+        V = {"first_order": self._first, "second_order": self._second, "path": self._path}[
+            formula.kind
+        ](batch, rules)
         if formula.credit == "impulse":
             V = {name: rules[name].impulse * v for name, v in V.items()}
         return V
@@ -139,13 +162,20 @@ class _Oracle(Observer):
         return {name: self._slope(name, rules[name], 0.0, 1.0) * g for name, g in gradient.items()}
 
     def _second(self, batch: Batch, rules: dict[str, Rule]) -> Weights:
-        """S^T [grad L - H (u(0) + u(G)) / 2]; for SGD that is the paper's ``eta grad L - eta^2/2 H G``."""
-        way = {name: 0.5 * (rule(torch.zeros_like(self.G[name])) + rule(self.G[name])) for name, rule in rules.items()}
+        """S^T [grad L - H (u(0) + u(G)) / 2]; for SGD that is the paper's ``eta grad L - eta^2/2 H
+        G``.
+        """
+        way = {
+            name: 0.5 * (rule(torch.zeros_like(self.G[name])) + rule(self.G[name]))
+            for name, rule in rules.items()
+        }
         model = self._model(self.w)
         parameters = {name: p for name, p in model.named_parameters() if name in self.names}
         with sdpa_kernel(SDPBackend.MATH):  # the fused one cannot be differentiated twice
             loss = self.run.problem.target_loss(model, batch)
-        first = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, allow_unused=True)
+        first = torch.autograd.grad(
+            loss, list(parameters.values()), create_graph=True, allow_unused=True
+        )
         used = {name: (p, g) for (name, p), g in zip(parameters.items(), first) if g is not None}
         if not used:  # the target depends on nothing that this batch moves
             return {}
@@ -159,7 +189,10 @@ class _Oracle(Observer):
     def _path(self, batch: Batch, rules: dict[str, Rule]) -> Weights:
         formula = self.case.formula
         if formula.quadrature == "midpoint":
-            at, lengths = (np.arange(formula.nodes) + 0.5) / formula.nodes, np.full(formula.nodes, 1 / formula.nodes)
+            at, lengths = (
+                (np.arange(formula.nodes) + 0.5) / formula.nodes,
+                np.full(formula.nodes, 1 / formula.nodes),
+            )
         else:
             at, lengths = np.polynomial.legendre.leggauss(formula.nodes)
             at, lengths = (at + 1) / 2, lengths / 2
@@ -167,29 +200,42 @@ class _Oracle(Observer):
         total = {name: torch.zeros_like(g) for name, g in self.G.items()}
         for k, node in enumerate(at):
             gradient = self._gradient(
-                batch, self._moved({name: rule(float(node) * self.G[name]) for name, rule in rules.items()})
+                batch,
+                self._moved(
+                    {name: rule(float(node) * self.G[name]) for name, rule in rules.items()}
+                ),
             )
             for name, g in gradient.items():
-                total[name] += self._slope(name, rules[name], float(ends[k]), float(ends[k + 1])) * g
+                total[name] += (
+                    self._slope(name, rules[name], float(ends[k]), float(ends[k + 1])) * g
+                )
         return total
 
     def _slope(self, name: str, rule: Rule, lo: float, hi: float) -> Tensor:
-        """The secant of the update between lo G and hi G; where the update is a sign, its mean over coalitions."""
+        """The secant of the update between lo G and hi G; where the update is a sign, its mean over
+        coalitions.
+        """
         G = self.G[name]
-        secant = torch.where(G == 0, 0.0, (rule(hi * G) - rule(lo * G)) / torch.where(G == 0, 1.0, G))
+        secant = torch.where(
+            G == 0, 0.0, (rule(hi * G) - rule(lo * G)) / torch.where(G == 0, 1.0, G)
+        )
         q = self.c**2 * sum(s.gradient[name] ** 2 for s in self.samples)
         rough = rule.rough(G, q)
         return torch.where(rough, self._coalition_mean(rule, G, q, lo, hi), secant)
 
     def _coalition_mean(self, rule: Rule, G: Tensor, q: Tensor, lo: float, hi: float) -> Tensor:
-        """E[u(c + h) - u(c - h)] / (2 h) over c ~ N(x G (n-1)/n, x (1-x) q (n-1)/n), h = sqrt(q / n), x uniform on [lo, hi]; times hi - lo."""
+        """E[u(c + h) - u(c - h)] / (2 h) over c ~ N(x G (n-1)/n, x (1-x) q (n-1)/n), h = sqrt(q /
+        n), x uniform on [lo, hi]; times hi - lo.
+        """
         n = len(self.samples)
         h = torch.sqrt(q / n)
         sizes, noises = np.polynomial.legendre.leggauss(8), np.polynomial.hermite_e.hermegauss(9)
         total = torch.zeros_like(G)
         for x, weight in zip(lo + (hi - lo) * (sizes[0] + 1) / 2, sizes[1] / 2):
             for z, share in zip(noises[0], noises[1] / np.sqrt(2 * np.pi)):
-                c = float(x) * G * (n - 1) / n + float(z) * torch.sqrt(float(x * (1 - x)) * q * (n - 1) / n)
+                c = float(x) * G * (n - 1) / n + float(z) * torch.sqrt(
+                    float(x * (1 - x)) * q * (n - 1) / n
+                )
                 total += float(weight * share) * (rule(c + h) - rule(c - h))
         return torch.where(q == 0, 0.0, (hi - lo) * total / (2 * torch.where(q == 0, 1.0, h)))
 
@@ -203,10 +249,14 @@ class _Oracle(Observer):
             for name, p in model.named_parameters():
                 if name in self.names:
                     p.grad = self.c * sum(
-                        (s.gradient[name] for s, there in zip(self.samples, members) if there), torch.zeros_like(p)
+                        (s.gradient[name] for s, there in zip(self.samples, members) if there),
+                        torch.zeros_like(p),
                     )
             optimizer.step()
-            return float(nobody - self._loss(batch, {name: p.detach() for name, p in model.named_parameters()}))
+            return float(
+                nobody
+                - self._loss(batch, {name: p.detach() for name, p in model.named_parameters()})
+            )
 
         return torch.from_numpy(exact(utility, n))
 
@@ -216,10 +266,14 @@ class _Oracle(Observer):
         problem, n = self.run.problem, size(part)
         model = copy.deepcopy(self.run.model)
         with torch.random.fork_rng(devices=[]):
-            # such a forward is run once for the micro-batch, as training does, and its rows are taken apart
+            # such a forward is run once for the micro-batch, as training does, and its rows are
+            # taken apart
             whole = problem.rows(model, part) if problem.together else None
             return [
-                self._one_sample(model, whole[i] if whole is not None else problem.rows(model, take(part, i, i + 1))[0])
+                self._one_sample(
+                    model,
+                    whole[i] if whole is not None else problem.rows(model, take(part, i, i + 1))[0],
+                )
                 for i in range(n)
             ]
 
@@ -228,9 +282,15 @@ class _Oracle(Observer):
 
         def gradient(loss: Tensor) -> Weights:
             found = torch.autograd.grad(
-                loss / self.run.divisor, list(trainable.values()), retain_graph=True, allow_unused=True
+                loss / self.run.divisor,
+                list(trainable.values()),
+                retain_graph=True,
+                allow_unused=True,
             )
-            return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(trainable.items(), found)}
+            return {
+                name: torch.zeros_like(p) if g is None else g
+                for (name, p), g in zip(trainable.items(), found)
+            }
 
         parts = rows.reshape(-1) if "tokens" in self.case.quantities else []
         return _Sample(gradient(rows.sum()), [gradient(row) for row in parts])
@@ -259,10 +319,15 @@ class _Oracle(Observer):
     def _agree(self, what: str, mine: Tensor, real: Tensor) -> None:
         scale = max(float(real.abs().max()), float(mine.abs().max()))
         if float((mine - real).abs().max()) > STEP_TOLERANCE * max(scale, 1e-3) * 10:
-            raise OracleError(f"case {self.case.name}, step {self.run.step}: the oracle's {what} is not the training's")
+            raise OracleError(
+                f"case {self.case.name}, step {self.run.step}: the oracle's {what} is not "
+                "the training's"
+            )
 
 
 def _lr_only(rule: Rule) -> Rule:
     return RULES[torch.optim.SGD](
-        rule.w, {}, {"lr": rule.lr, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+        rule.w,
+        {},
+        {"lr": rule.lr, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
     )

@@ -1,7 +1,8 @@
 """What a case is, and the training loop that every engine is put around.
 
-Axes: n train samples, t tokens. A problem's loss is a sum of rows, ``rows(model, batch) [n] or [n, t]``, divided by one number for the whole step (the count of its
-labels), so that a sample's gradient is defined by its own rows and does not depend on how the step is cut into micro-batches.
+Axes: n train samples, t tokens. A problem's loss is a sum of rows, ``rows(model, batch) [n] or [n,
+t]``, divided by one number for the whole step (the count of its labels), so that a sample's
+gradient is defined by its own rows and does not depend on how the step is cut into micro-batches.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,10 +36,12 @@ class Problem:
         batch: step -> the samples of that step.
         targets: name -> builds the validation samples; the target is their mean loss.
         rows: (model, batch) -> loss of every row, [n] or [n, t], 0 where the label is ignored.
-        loss: (model, micro-batch, divisor) -> scalar, where training does not simply add the rows; the same number in another way.
+        loss: (model, micro-batch, divisor) -> scalar, where training does not simply add the rows;
+            the same number in another way.
         count: number of rows that have a label.
-        together: what the forward does to a sample depends on its micro-batch (dropout draws masks for all, an expert is chosen for all), so that gradients are
-            taken sample by sample from the micro-batch's own forward.
+        together: what the forward does to a sample depends on its micro-batch (dropout draws masks
+            for all, an expert is chosen for all), so that gradients are taken sample by sample from
+            the micro-batch's own forward.
         quiet: targets are evaluated with ``model.eval()``.
     """
 
@@ -53,7 +56,9 @@ class Problem:
 
     def training_loss(self, model: nn.Module, part: Batch, divisor: float) -> Tensor:
         """The scalar that is backpropagated for one micro-batch."""
-        return self.loss(model, part, divisor) if self.loss else self.rows(model, part).sum() / divisor
+        return (
+            self.loss(model, part, divisor) if self.loss else self.rows(model, part).sum() / divisor
+        )
 
     def target_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean loss of a target's rows."""
@@ -96,9 +101,12 @@ class Case:
         micro: sizes of the micro-batches of a step; they add up to the batch.
         steps: optimizer steps; all are valued.
         clip: largest norm of the whole gradient.
-        lr: factor on the learning rate per step, set before the step's first micro-batch, or just before ``optimizer.step()`` if `late_lr`.
-        quantities: which of values, tokens, drift, ledger are asked for; training is always compared.
-        truth: "formula": per-sample gradients and the direction written out; "game": all coalitions of the batch, each stepped with the real optimizer.
+        lr: factor on the learning rate per step, set before the step's first micro-batch, or just
+            before ``optimizer.step()`` if `late_lr`.
+        quantities: which of values, tokens, drift, ledger are asked for; training is always
+            compared.
+        truth: "formula": per-sample gradients and the direction written out; "game": all coalitions
+            of the batch, each stepped with the real optimizer.
     """
 
     name: str
@@ -115,7 +123,9 @@ class Case:
     truth: str = "formula"
 
     def run(self, observer: "Observer | None" = None) -> "TrainingRun":
-        """Train from the start, with `observer` looking on; the last step's gradients are left standing."""
+        """Train from the start, with `observer` looking on; the last step's gradients are left
+        standing.
+        """
         run, observer = TrainingRun(self), observer or Observer()
         observer.attach(run)
         run.train(observer)
@@ -128,8 +138,12 @@ class Observer:
     def attach(self, run: "TrainingRun") -> None:
         """Model and optimizer are there, nothing has happened."""
 
-    def micro(self, first: int, part: Batch, forward: Callable[[], Tensor]) -> AbstractContextManager:
-        """Around forward and backward of one micro-batch, whose first sample is number `first` of the step."""
+    def micro(
+        self, first: int, part: Batch, forward: Callable[[], Tensor]
+    ) -> AbstractContextManager:
+        """Around forward and backward of one micro-batch, whose first sample is number `first` of
+        the step.
+        """
         return nullcontext()
 
     def before_step(self) -> None:
@@ -178,7 +192,10 @@ class TrainingRun:
                     forward().backward()
                 first += length
             if first != size(batch):
-                raise ValueError(f"case {case.name}: micro-batches of {first} samples for a batch of {size(batch)}")
+                raise ValueError(
+                    f"case {case.name}: micro-batches of {first} samples for a batch of "
+                    f"{size(batch)}"
+                )
             if case.clip is not None:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), case.clip)
             if case.late_lr:
@@ -194,7 +211,9 @@ class TrainingRun:
 
 
 def state_of(run: TrainingRun) -> dict[str, Tensor]:
-    """Everything that training leaves behind: weights, gradients, buffers, optimizer state, random state, who may be trained, who holds hooks."""
+    """Everything that training leaves behind: weights, gradients, buffers, optimizer state, random
+    state, who may be trained, who holds hooks.
+    """
     model, optimizer = run.model, run.optimizer
     state: dict[str, Tensor] = {"random": torch.get_rng_state()}
     for name, p in model.named_parameters():
@@ -208,7 +227,11 @@ def state_of(run: TrainingRun) -> dict[str, Tensor]:
         state[f"buffer {name}"] = buffer.clone()
     for name, module in model.named_modules():
         state[f"training {name}"] = torch.tensor(module.training)
-        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
+        hooks = (
+            len(module._forward_hooks)
+            + len(module._forward_pre_hooks)
+            + len(module._backward_hooks)
+        )
         state[f"hooks {name}"] = torch.tensor(hooks)
     state["hooks of the optimizer"] = torch.tensor(
         len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)

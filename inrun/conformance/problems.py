@@ -1,6 +1,8 @@
-"""Models with data and a loss: text with next-token labels, and vectors, sequences or images with regression targets.
+"""Models with data and a loss: text with next-token labels, and vectors, sequences or images with
+regression targets.
 
-Every number is drawn from a seed that is part of the problem, so a case is the same batch everywhere.
+Every number is drawn from a seed that is part of the problem, so a case is the same batch
+everywhere.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import kernels
+import inrun_kernels
 from inrun.conformance.networks import LENGTH, VOCAB, Text, seeded
 from inrun.conformance.problem import IGNORED, Batch, Problem, size
 
-#: samples of the validation batches; one alone, and several whose gradients must be added before anything is multiplied
+#: samples of the validation batches; one alone, and several whose gradients must be added before
+#: anything is multiplied
 ONE, SEVERAL = {"val": 1}, {"val": 3}
 
 
@@ -24,12 +27,16 @@ def _generator(seed: int) -> torch.Generator:
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of every token [n, t]; 0 where the label is ignored."""
     logits, labels = model(batch["tokens"]), batch["labels"]
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
     return losses.view_as(labels)
 
 
 def mean_token_loss(model: nn.Module, part: Batch, divisor: float) -> Tensor:
-    """The same number by the loss's own mean over the micro-batch's labels, weighted back to the mean over the step's."""
+    """The same number by the loss's own mean over the micro-batch's labels, weighted back to the
+    mean over the step's.
+    """
     logits, labels = model(part["tokens"]), part["labels"]
     mean = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
     return mean * (count_labels(part) / divisor)
@@ -37,7 +44,7 @@ def mean_token_loss(model: nn.Module, part: Batch, divisor: float) -> Tensor:
 
 def head_loss(model: nn.Module, part: Batch, divisor: float) -> Tensor:
     """The same number by the head that never holds whole logits."""
-    loss = kernels.cross_entropy_sum(
+    loss = inrun_kernels.cross_entropy_sum(
         model.features(part["tokens"]), model.head.weight, part["labels"], ignore_index=IGNORED
     )
     return loss / divisor
@@ -80,16 +87,21 @@ def text(
         labels = torch.randint(0, VOCAB, (count, LENGTH), generator=generator)
         if masked:
             for i in range(count):
-                labels[i, LENGTH - i % (LENGTH + 1) :] = IGNORED  # LENGTH labels, LENGTH - 1, ..., none
+                labels[i, LENGTH - i % (LENGTH + 1) :] = (
+                    IGNORED  # LENGTH labels, LENGTH - 1, ..., none
+                )
         if padding:
             tokens[::2, -2:] = 0
         return {"tokens": tokens, "labels": labels}
 
     return Problem(
         model=lambda: _built(lambda: Text(body(), **options)),
-        batch=lambda step: build(n, 100 + step, ragged, VOCAB // 2 if late and step == 0 else VOCAB),
+        batch=lambda step: build(
+            n, 100 + step, ragged, VOCAB // 2 if late and step == 0 else VOCAB
+        ),
         targets={
-            name: lambda m=m, k=k: build(m, 900 + k, ragged and m > 1) for k, (name, m) in enumerate(targets.items())
+            name: lambda m=m, k=k: build(m, 900 + k, ragged and m > 1)
+            for k, (name, m) in enumerate(targets.items())
         },
         rows=token_losses,
         count=count_labels,
@@ -118,7 +130,9 @@ def regression(
     return Problem(
         model=lambda: _built(model),
         batch=lambda step: build(n, 200 + step),
-        targets={name: lambda m=m, k=k: build(m, 800 + k) for k, (name, m) in enumerate(targets.items())},
+        targets={
+            name: lambda m=m, k=k: build(m, 800 + k) for k, (name, m) in enumerate(targets.items())
+        },
         rows=squared_errors,
         count=size,
         together=together,

@@ -1,4 +1,6 @@
-"""Asks an engine every case and compares. ``python -m inrun.conformance [engine ...] [--case text]``; exits with 1 if our own engine fails."""
+"""Asks an engine every case and compares. ``python -m inrun.conformance [engine ...] [--case
+text]``; exits with 1 if our own engine fails.
+"""
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +18,10 @@ from inrun.conformance.libraries import Dattri, NotInstalledError, Opacus, Torch
 from inrun.conformance.oracle import plain_training, truth
 from inrun.conformance.problem import Case
 
-#: Largest relative error of a step's values, ``|found - true| / |true|`` over the samples. Both sides add some 1e4 products in float64 in different orders, and the
-#: sums cancel by up to three orders of magnitude: 1e2 x 1e3 x 2.2e-16. Secants of the oracle divide differences that have lost two to three digits more.
+#: Largest relative error of a step's values, ``|found - true| / |true|`` over the samples. Both
+#: sides add some 1e4 products in float64 in different orders, and the sums cancel by up to three
+#: orders of magnitude: 1e2 x 1e3 x 2.2e-16. Secants of the oracle divide differences that have lost
+#: two to three digits more.
 VALUE_TOLERANCE = 1e-9
 
 #: The same for weights and gradients of engines that do not claim the same bits.
@@ -46,7 +50,8 @@ def judge(adapter: Adapter, case: Case, expected: tuple[Mapping, Mapping] | None
     """Ask one engine one case.
 
     Args:
-        expected: (truth, plain training) of the case, where the caller has them already; see `answers`.
+        expected: (truth, plain training) of the case, where the caller has them already; see
+            `answers`.
     """
     reason = adapter.supports(case)
     if reason:
@@ -55,7 +60,9 @@ def judge(adapter: Adapter, case: Case, expected: tuple[Mapping, Mapping] | None
     try:
         found, left = adapter.values(case), adapter.training(case)
     except Exception as error:  # whatever another engine raises is its result
-        return Outcome(case.name, "error", says=f"{type(error).__name__}: {error}".split("\n")[0], raised=error)
+        return Outcome(
+            case.name, "error", says=f"{type(error).__name__}: {error}".split("\n")[0], raised=error
+        )
     errors = {key: _relative(found.get(key), true) for key, true in values.items()}
     worst = max(errors.values(), default=float("nan"))
     wrong = [f"{key} off by {e:.1e}" for key, e in errors.items() if not e <= VALUE_TOLERANCE]
@@ -69,16 +76,22 @@ def answers(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _relative(found: Tensor | None, true: Tensor) -> float:
-    """Largest relative error of a step; infinite for an answer that is missing, of another shape, or not finite."""
+    """Largest relative error of a step; infinite for an answer that is missing, of another shape,
+    or not finite.
+    """
     if found is None or found.shape != true.shape:
         return float("inf")
     rows = (found.double() - true).reshape(true.shape[0], -1), true.reshape(true.shape[0], -1)
     off, scale = rows[0].norm(dim=1), rows[1].norm(dim=1)
-    error = torch.where(off == 0, 0.0, off / scale)  # a step whose values are all 0 has to be met exactly
+    error = torch.where(
+        off == 0, 0.0, off / scale
+    )  # a step whose values are all 0 has to be met exactly
     return float("inf") if bool(error.isnan().any()) else float(error.max())
 
 
-def _differences(found: Mapping[str, Tensor], true: Mapping[str, Tensor], same_bits: bool) -> list[str]:
+def _differences(
+    found: Mapping[str, Tensor], true: Mapping[str, Tensor], same_bits: bool
+) -> list[str]:
     wrong = [f"{key}: there without it, not with it" for key in true.keys() - found.keys()]
     wrong += [f"{key}: left behind" for key in found.keys() - true.keys()]
     for key in sorted(true.keys() & found.keys()):
@@ -86,7 +99,9 @@ def _differences(found: Mapping[str, Tensor], true: Mapping[str, Tensor], same_b
             continue
         if same_bits or not true[key].is_floating_point():
             wrong.append(f"{key}: not the same bits")
-        elif (error := _relative(found[key].reshape(1, -1), true[key].reshape(1, -1))) > TRAINING_TOLERANCE:
+        elif (
+            error := _relative(found[key].reshape(1, -1), true[key].reshape(1, -1))
+        ) > TRAINING_TOLERANCE:
             wrong.append(f"{key} off by {error:.1e}")
     return wrong
 
@@ -102,7 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "dattri": Dattri,
     }
     parser = argparse.ArgumentParser(prog="python -m inrun.conformance", description=__doc__)
-    parser.add_argument("engines", nargs="*", default=["inrun"], help=f"of {', '.join(known)}; inrun if none is given")
+    parser.add_argument(
+        "engines",
+        nargs="*",
+        default=["inrun"],
+        help=f"of {', '.join(known)}; inrun if none is given",
+    )
     parser.add_argument("--case", default="", help="only cases whose name contains this text")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.engines if name not in known]
@@ -120,13 +140,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"{name}: not installed ({missing})")
     if not adapters:
         return 0
-    outcomes = [[judge(adapter, case, expected) for adapter in adapters] for case, expected in _with_answers(cases)]
+    outcomes = [
+        [judge(adapter, case, expected) for adapter in adapters]
+        for case, expected in _with_answers(cases)
+    ]
     console.print(_table(adapters, outcomes))
     for at, adapter in enumerate(adapters):
         column = [row[at].status for row in outcomes]
         counts = ", ".join(f"{column.count(status)} {status}" for status in dict.fromkeys(column))
         console.print(f"{adapter.name}: {counts}")
-    own = [o for row in outcomes for adapter, o in zip(adapters, row) if isinstance(adapter, Engine)]
+    own = [
+        o for row in outcomes for adapter, o in zip(adapters, row) if isinstance(adapter, Engine)
+    ]
     return int(any(o.status in ("fail", "error") for o in own))
 
 

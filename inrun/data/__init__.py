@@ -1,5 +1,6 @@
-"""From text to batches: sources -> prepare (tokenise, pack, chunk table) -> corpus (memmap) -> sampler (stateless).
+"""From text to batches: sources -> prepare (tokenise, pack, chunk table) -> corpus (memmap) ->
+sampler (stateless).
 
-`inrun.data.prepare.prepare(DataConfig(...))` builds a corpus once; `Corpus.open(folder)` reads it; `Sampler` says
-which chunks a step trains on. `docs/data.md` is the data card of the corpora.
+`inrun.data.prepare.prepare(DataConfig(...))` builds a corpus once; `Corpus.open(folder)` reads it;
+`Sampler` says which chunks a step trains on. `docs/data.md` is the data card of the corpora.
 """

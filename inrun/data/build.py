@@ -1,4 +1,6 @@
-"""One preparation, from documents to a finished folder. `prepare.py` says what it does; here is how."""
+"""One preparation, from documents to a finished folder. `prepare.py` says what it does; here is
+how.
+"""
 
 import hashlib
 import itertools
@@ -35,17 +37,35 @@ def _documents(config: "DataConfig", cache: Path) -> Iterator[Document]:
     if config.source == "files":
         documents = sources.read_files(config.path)
     else:
-        documents = sources.read_hub(config.path, config.hub_split, config.revision, config.hub_files)
+        documents = sources.read_hub(
+            config.path, config.hub_split, config.revision, config.hub_files
+        )
     if config.domains:
         documents = (d for d in documents if d.domain in config.domains or d.skip)
     return sources.within_bytes(documents, config.max_bytes_per_domain)
 
 
 class Build:
-    """One preparation: the writers of the three splits and the counts, all of which a saved state can restore."""
+    """One preparation: the writers of the three splits and the counts, all of which a saved state
+    can restore.
+    """
 
-    def __init__(self, config: "DataConfig", settings: dict, digest: str, folder: Path, cache: Path, report: Callable):
-        self.config, self.settings, self.digest, self.folder, self.report = config, settings, digest, folder, report
+    def __init__(
+        self,
+        config: "DataConfig",
+        settings: dict,
+        digest: str,
+        folder: Path,
+        cache: Path,
+        report: Callable,
+    ):
+        self.config, self.settings, self.digest, self.folder, self.report = (
+            config,
+            settings,
+            digest,
+            folder,
+            report,
+        )
         self.cache = cache
         self.partial = folder.with_name(folder.name + ".partial")
         self.counts = {"documents": 0, "tokens": 0, "bytes": 0, "noise_documents": 0}
@@ -87,14 +107,17 @@ class Build:
             state = {}
         dtype = token_dtype(self.tokenizer.n_vocab)
         self.writers = {
-            split: SplitWriter(self.partial / split, self.config.block_size + 1, self.config.shard_tokens, dtype)
+            split: SplitWriter(
+                self.partial / split, self.config.block_size + 1, self.config.shard_tokens, dtype
+            )
             for split in SPLITS
         }
         if not state:
             return
         if state["tokenizer_sha256"] != self.tokenizer.sha256:
             raise TokenizerMismatch(
-                f"{self.partial} was begun with another file of tokenizer {self.tokenizer.name}. Next: delete that folder"
+                f"{self.partial} was begun with another file of tokenizer "
+                f"{self.tokenizer.name}. Next: delete that folder"
             )
         self.counts, self.skipped = state["counts"], state["skipped"]
         for split, writer in self.writers.items():
@@ -122,7 +145,9 @@ class Build:
                 self.skipped[reason] = self.skipped.get(reason, 0) + 1
             else:
                 usable.append(document)
-        clean: dict[tuple[str, str], list[str]] = {}  # train texts of this batch by domain, to make noise of
+        clean: dict[
+            tuple[str, str], list[str]
+        ] = {}  # train texts of this batch by domain, to make noise of
         for document, ids in zip(
             usable, self.tokenizer.encode_batch([d.text for d in usable], self.threads), strict=True
         ):
@@ -141,10 +166,14 @@ class Build:
     def _pack(self, split: str, ids: list[int], document: Document) -> None:
         tokens = np.array([*ids, self.tokenizer.eot])
         self.counts["tokens"] += len(tokens)
-        self.writers[split].add(tokens, document.doc_id, document.domain, document.pile_like, document.kind)
+        self.writers[split].add(
+            tokens, document.doc_id, document.domain, document.pile_like, document.kind
+        )
 
     def _add_noise(self, domain: str, pile_like: str, texts: list[str]) -> None:
-        """Noise chunks until they are `noise` of the domain's train chunks (kinds in the file's own are not counted)."""
+        """Noise chunks until they are `noise` of the domain's train chunks (kinds in the file's own
+        are not counted).
+        """
         writer, kinds = self.writers["train"], self.config.noise_kinds
         target = self.config.noise / (1 - self.config.noise) * writer.chunks(domain, "clean")
         # small domains do not fill every kind: each begins with another one
@@ -155,8 +184,12 @@ class Build:
             number = self.counts["noise_documents"]
             key = f"{self.config.seed} {domain} {number}"
             dice = hashlib.sha256(key.encode()).digest()
-            # one to four characters per token of a chunk: short enough to hit the share, long enough to fill chunks
-            size = min(4000, (self.config.block_size + 1) * (100 + int.from_bytes(dice[:4], "big") % 300) // 100)
+            # one to four characters per token of a chunk: short enough to hit the share, long
+            # enough to fill chunks
+            size = min(
+                4000,
+                (self.config.block_size + 1) * (100 + int.from_bytes(dice[:4], "big") % 300) // 100,
+            )
             begin = int.from_bytes(dice[4:8], "big") % len(texts)
             text = _window(texts[begin:] + texts[:begin], size)
             noise = make_noise(kind, text, size, key)
@@ -168,7 +201,8 @@ class Build:
         dropped = {split: writer.finish() for split, writer in self.writers.items()}
         if not self.writers["train"].rows:
             raise DataError(
-                f"{self.config.name}: {self.counts['documents']} documents gave no train chunk of {self.config.block_size + 1} "
+                f"{self.config.name}: {self.counts['documents']} documents gave no train "
+                f"chunk of {self.config.block_size + 1} "
                 "tokens. Next: a smaller block_size, other domains, or more text"
             )
         file_name = "tokenizer.json" if self.tokenizer.name == "pythia" else "tokenizer.tiktoken"
@@ -208,8 +242,13 @@ class Build:
 
 
 def split_of(doc_id: str, config: "DataConfig") -> str:
-    """train, val or test: a hash of the document's id and the seed, so that it does not depend on the other documents."""
-    place = int.from_bytes(hashlib.sha256(f"split {config.seed} {doc_id}".encode()).digest()[:8], "big") / 2**64
+    """train, val or test: a hash of the document's id and the seed, so that it does not depend on
+    the other documents.
+    """
+    place = (
+        int.from_bytes(hashlib.sha256(f"split {config.seed} {doc_id}".encode()).digest()[:8], "big")
+        / 2**64
+    )
     if place < config.val_share:
         return "val"
     return "test" if place < config.val_share + config.test_share else "train"

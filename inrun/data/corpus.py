@@ -1,7 +1,8 @@
-"""A prepared corpus, read through memory maps: `corpus[ids]` gives tokens, `corpus.chunks` what is known about them.
+"""A prepared corpus, read through memory maps: `corpus[ids]` gives tokens, `corpus.chunks` what is
+known about them.
 
-Layout and chunk table: `packing.py`. A chunk has block_size + 1 tokens: the model reads the first block_size and
-predicts the last block_size.
+Layout and chunk table: `packing.py`. A chunk has block_size + 1 tokens: the model reads the first
+block_size and predicts the last block_size.
 """
 
 import hashlib
@@ -17,7 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from inrun.data.errors import CorpusIncomplete, DataError, ShardDamaged, TokenizerMismatch, TokenOutOfRange
+from inrun.data.errors import (
+    CorpusIncomplete,
+    DataError,
+    ShardDamaged,
+    TokenizerMismatch,
+    TokenOutOfRange,
+)
 from inrun.data.packages import file_sha256
 from inrun.data.tokenizers import Tokenizer, tokenizer_from_file
 
@@ -28,8 +35,8 @@ Ids = int | Sequence[int] | np.ndarray | torch.Tensor
 class Corpus:
     """One split of a prepared corpus. Build it with `Corpus.open`.
 
-    `block_size`, `n_vocab` (of the tokenizer), `manifest` (the whole manifest.json), `digest` (sha256 of what the split
-    holds: equal digests are equal tokens and equal chunk tables).
+    `block_size`, `n_vocab` (of the tokenizer), `manifest` (the whole manifest.json), `digest`
+    (sha256 of what the split holds: equal digests are equal tokens and equal chunk tables).
     """
 
     def __init__(self, folder: Path, split: str, manifest: dict[str, Any]):
@@ -47,8 +54,8 @@ class Corpus:
     def open(cls, folder: str | Path, split: str = "train", verify: str = "size") -> "Corpus":
         """Open a split (train, val, test) of the corpus in `folder`.
 
-        `verify`: "size" looks at the size of every file (at once, the default); "hash" reads every file and compares
-        its sha256 (about a second per GB). Raises CorpusIncomplete, ShardDamaged.
+        `verify`: "size" looks at the size of every file (at once, the default); "hash" reads every
+        file and compares its sha256 (about a second per GB). Raises CorpusIncomplete, ShardDamaged.
         """
         folder = Path(folder)
         if verify not in ("size", "hash"):
@@ -62,7 +69,9 @@ class Corpus:
         return self._count
 
     def __getitem__(self, ids: Ids) -> torch.Tensor:
-        """Tokens of chunks: integers [n] -> torch.int64 [n, block_size + 1], in the order of the ids (one int: n = 1)."""
+        """Tokens of chunks: integers [n] -> torch.int64 [n, block_size + 1], in the order of the
+        ids (one int: n = 1).
+        """
         ids = self._checked(ids)
         tokens = np.empty((ids.size, self.block_size + 1), dtype=np.int64)
         shards, rows = np.divmod(ids, self._rows_per_shard)
@@ -72,8 +81,10 @@ class Corpus:
         if tokens.size and tokens.max() >= self.n_vocab:
             chunk = int(ids[np.argmax(tokens.max(axis=1))])
             raise TokenOutOfRange(
-                f"{self.folder}, {self.split} chunk {chunk}: token id {tokens.max()}, but the vocabulary of "
-                f"{self.manifest['tokenizer']['name']} has {self.n_vocab}. The shard is damaged. Next: delete the folder "
+                f"{self.folder}, {self.split} chunk {chunk}: token id {tokens.max()}, but "
+                "the vocabulary of "
+                f"{self.manifest['tokenizer']['name']} has {self.n_vocab}. The shard is "
+                "damaged. Next: delete the folder "
                 "and prepare it again; Corpus.open(..., verify='hash') names the file"
             )
         return torch.from_numpy(tokens)
@@ -81,39 +92,52 @@ class Corpus:
     def check(self, n_vocab: int | None = None, tokenizer_sha256: str | None = None) -> None:
         """Refuse, before the first step, a model that cannot read this corpus.
 
-        `n_vocab`: rows of the model's token embedding; more than the tokenizer has is fine (padding), fewer is not.
-        Raises TokenOutOfRange, TokenizerMismatch.
+        `n_vocab`: rows of the model's token embedding; more than the tokenizer has is fine
+        (padding), fewer is not. Raises TokenOutOfRange, TokenizerMismatch.
         """
         mine = self.manifest["tokenizer"]
         if n_vocab is not None and n_vocab < self.n_vocab:
             raise TokenOutOfRange(
-                f"the model has {n_vocab} token embeddings, but tokenizer {mine['name']} of {self.folder} gives ids up to "
-                f"{self.n_vocab - 1}. Next: set the model's vocabulary to {self.n_vocab} or more, or prepare the corpus "
+                f"the model has {n_vocab} token embeddings, but tokenizer {mine['name']} of "
+                f"{self.folder} gives ids up to "
+                f"{self.n_vocab - 1}. Next: set the model's vocabulary to {self.n_vocab} or "
+                "more, or prepare the corpus "
                 "with the model's tokenizer"
             )
         if tokenizer_sha256 is not None and tokenizer_sha256 != mine["sha256"]:
             raise TokenizerMismatch(
-                f"{self.folder} was made with tokenizer {mine['name']} (sha256 {mine['sha256'][:12]}), the model expects "
-                f"sha256 {tokenizer_sha256[:12]}. Next: prepare the corpus with the model's tokenizer (tokenizer=...)"
+                f"{self.folder} was made with tokenizer {mine['name']} (sha256 "
+                f"{mine['sha256'][:12]}), the model expects "
+                f"sha256 {tokenizer_sha256[:12]}. Next: prepare the corpus with the model's "
+                "tokenizer (tokenizer=...)"
             )
 
     @cached_property
     def digest(self) -> str:
         content = [(f["path"], f["sha256"]) for f in self._files()]
-        known = {"format": FORMAT, "tokenizer": self.manifest["tokenizer"]["sha256"], "block": self.block_size}
+        known = {
+            "format": FORMAT,
+            "tokenizer": self.manifest["tokenizer"]["sha256"],
+            "block": self.block_size,
+        }
         return hashlib.sha256(json.dumps([known, content], sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer the corpus was made with, from the file that lies beside the shards: no network needed."""
+        """The tokenizer the corpus was made with, from the file that lies beside the shards: no
+        network needed.
+        """
         about = self.manifest["tokenizer"]
         path = self.folder / about["file"]
         if not path.is_file():
-            raise ShardDamaged(f"{path} is missing. Next: delete {self.folder} and prepare it again")
+            raise ShardDamaged(
+                f"{path} is missing. Next: delete {self.folder} and prepare it again"
+            )
         tokenizer = tokenizer_from_file(about["name"], path.read_bytes())
         if tokenizer.sha256 != about["sha256"]:
             raise TokenizerMismatch(
-                f"{path} is not the file of the manifest. Next: delete {self.folder} and prepare it again"
+                f"{path} is not the file of the manifest. Next: delete {self.folder} and "
+                "prepare it again"
             )
         return tokenizer
 
@@ -130,7 +154,9 @@ class Corpus:
         """Names of the domains in this split, sorted."""
         return sorted(self.manifest["splits"][self.split]["by_domain_and_kind"])
 
-    def ids(self, domain: str | Sequence[str] | None = None, kind: str | Sequence[str] | None = None) -> np.ndarray:
+    def ids(
+        self, domain: str | Sequence[str] | None = None, kind: str | Sequence[str] | None = None
+    ) -> np.ndarray:
         """Ids of the chunks of these domains and kinds (None: all), ascending: np.int64 [n].
 
         Raises DataError for a domain or kind that no chunk of the split has.
@@ -143,18 +169,25 @@ class Corpus:
             present = set(pc.unique(self.chunks[column]).to_pylist())
             if wanted - present:
                 raise DataError(
-                    f"{self.folder}, {self.split}: no chunk has {column} {sorted(wanted - present)}; there are "
+                    f"{self.folder}, {self.split}: no chunk has {column} "
+                    f"{sorted(wanted - present)}; there are "
                     f"{sorted(present)}"
                 )
-            chosen &= pc.is_in(self.chunks[column], value_set=pa.array(sorted(wanted), pa.string())).to_numpy()
+            chosen &= pc.is_in(
+                self.chunks[column], value_set=pa.array(sorted(wanted), pa.string())
+            ).to_numpy()
         return np.flatnonzero(chosen).astype(np.int64)
 
     def text(self, chunk_id: int) -> str:
-        """The chunk as text, <|endoftext|> between its documents; a character cut off at an end shows as U+FFFD."""
+        """The chunk as text, <|endoftext|> between its documents; a character cut off at an end
+        shows as U+FFFD.
+        """
         return self.tokenizer.decode(self[[chunk_id]][0].tolist())
 
     def document_starts(self, ids: Ids) -> list[np.ndarray]:
-        """Per chunk the positions where a document begins or goes on (the first is always 0): list of np.int32 [d]."""
+        """Per chunk the positions where a document begins or goes on (the first is always 0): list
+        of np.int32 [d].
+        """
         starts = self.chunks["doc_starts"].take(pa.array(self._checked(ids)))
         return [np.array(row, dtype=np.int32) for row in starts.to_pylist()]
 
@@ -166,11 +199,14 @@ class Corpus:
         if ids.size == 0:
             return np.empty(0, dtype=np.int64)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise TypeError(f"chunk ids must be one row of integers, got shape {ids.shape} of {ids.dtype}")
+            raise TypeError(
+                f"chunk ids must be one row of integers, got shape {ids.shape} of {ids.dtype}"
+            )
         if ids.min() < 0 or ids.max() >= self._count:
             wrong = ids[(ids < 0) | (ids >= self._count)][0]
             raise IndexError(
-                f"{self.folder}, {self.split}: there is no chunk {wrong}; ids go from 0 to {self._count - 1}"
+                f"{self.folder}, {self.split}: there is no chunk {wrong}; ids go from 0 to "
+                f"{self._count - 1}"
             )
         return ids.astype(np.int64)
 
@@ -179,26 +215,38 @@ class Corpus:
             entry = self._shards[shard]
             path = self.folder / entry["tokens"]["path"]
             _verify_file(path, entry["tokens"], "size")  # the file may have gone since `open`
-            self._maps[shard] = np.memmap(path, self._dtype, mode="r", shape=(entry["rows"], self.block_size + 1))
+            self._maps[shard] = np.memmap(
+                path, self._dtype, mode="r", shape=(entry["rows"], self.block_size + 1)
+            )
         return self._maps[shard]
 
 
 def _manifest(folder: Path, split: str) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
-        partial = folder if folder.name.endswith(".partial") else folder.with_name(folder.name + ".partial")
-        state = "its preparation was interrupted" if partial.is_dir() else "nothing was prepared there"
+        partial = (
+            folder
+            if folder.name.endswith(".partial")
+            else folder.with_name(folder.name + ".partial")
+        )
+        state = (
+            "its preparation was interrupted" if partial.is_dir() else "nothing was prepared there"
+        )
         raise CorpusIncomplete(
-            f"{folder} is no finished corpus: {state}. Next: python -m inrun.data.prepare with its settings "
+            f"{folder} is no finished corpus: {state}. Next: python -m inrun.data.prepare "
+            "with its settings "
             "(it goes on where it stopped)"
         )
     manifest = json.loads(path.read_text(encoding="utf-8"))
     if manifest["format"] != FORMAT:
         raise CorpusIncomplete(
-            f"{folder} has format {manifest['format']}, this version reads {FORMAT}. Next: prepare anew"
+            f"{folder} has format {manifest['format']}, this version reads {FORMAT}. Next: "
+            "prepare anew"
         )
     if split not in manifest["splits"]:
-        raise CorpusIncomplete(f"{folder} has no split {split!r}; it has {sorted(manifest['splits'])}")
+        raise CorpusIncomplete(
+            f"{folder} has no split {split!r}; it has {sorted(manifest['splits'])}"
+        )
     return manifest
 
 
@@ -211,4 +259,6 @@ def _verify_file(path: Path, entry: dict[str, Any], verify: str) -> None:
     elif verify == "hash" and file_sha256(path) != entry["sha256"]:
         problem = "has another sha256 than the manifest says"
     if problem:
-        raise ShardDamaged(f"{path} {problem}. Next: delete {path.parent.parent} and prepare it again")
+        raise ShardDamaged(
+            f"{path} {problem}. Next: delete {path.parent.parent} and prepare it again"
+        )

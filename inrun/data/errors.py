@@ -1,4 +1,6 @@
-"""What can go wrong between a source of text and a batch of tokens, by name. Each message says where and what to do next."""
+"""What can go wrong between a source of text and a batch of tokens, by name. Each message says
+where and what to do next.
+"""
 
 
 class DataError(RuntimeError):
@@ -14,7 +16,9 @@ class SourceMalformed(DataError):
 
 
 class CorpusIncomplete(DataError):
-    """There is no finished corpus at this place: never prepared, or a preparation was interrupted."""
+    """There is no finished corpus at this place: never prepared, or a preparation was
+    interrupted.
+    """
 
 
 class ShardDamaged(DataError):

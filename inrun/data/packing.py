@@ -1,12 +1,14 @@
-"""Documents of tokens into rows of block_size + 1 tokens, rows into shards, and the chunk table beside them.
+"""Documents of tokens into rows of block_size + 1 tokens, rows into shards, and the chunk table
+beside them.
 
-A row (a *chunk*) holds documents of one (domain, kind) only, so that domain and ground truth are properties of the
-chunk. Documents follow each other without padding, may be cut by the end of a chunk and go on in the next one of the same
-(domain, kind). What does not fill a last chunk is dropped and counted.
+A row (a *chunk*) holds documents of one (domain, kind) only, so that domain and ground truth are
+properties of the chunk. Documents follow each other without padding, may be cut by the end of a
+chunk and go on in the next one of the same (domain, kind). What does not fill a last chunk is
+dropped and counted.
 
-Per split one folder: `shard-00000.bin` (little-endian uint16 or uint32, rows one after the other) and
-`shard-00000.parquet` (one row per chunk). All shards but the last hold the same number of rows, so the chunk id
-alone says where a chunk lies. Files are written whole and renamed into place.
+Per split one folder: `shard-00000.bin` (little-endian uint16 or uint32, rows one after the other)
+and `shard-00000.parquet` (one row per chunk). All shards but the last hold the same number of rows,
+so the chunk id alone says where a chunk lies. Files are written whole and renamed into place.
 
 | column      | type         | meaning                                                                       |
 |-------------|--------------|-------------------------------------------------------------------------------|
@@ -50,7 +52,9 @@ STATE_FILE = "state.json"
 
 
 def token_dtype(n_vocab: int) -> np.dtype:
-    """The narrowest type on disk: uint16 up to 65,536 ids, else uint32; little-endian on any machine."""
+    """The narrowest type on disk: uint16 up to 65,536 ids, else uint32; little-endian on any
+    machine.
+    """
     return np.dtype("<u2") if n_vocab <= 2**16 else np.dtype("<u4")
 
 
@@ -66,7 +70,9 @@ class _Carry:
 
 
 class SplitWriter:
-    """Packs the documents of one split into `folder`. Memory: one shard and one chunk per (domain, kind)."""
+    """Packs the documents of one split into `folder`. Memory: one shard and one chunk per (domain,
+    kind).
+    """
 
     def __init__(self, folder: Path, chunk_tokens: int, shard_tokens: int, dtype: np.dtype):
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,13 +116,17 @@ class SplitWriter:
         return sum(entry["rows"] for entry in self.files) + len(self._table["row"])
 
     def finish(self) -> int:
-        """Write the last, shorter shard. Returns the number of tokens in unfilled chunks, which are dropped."""
+        """Write the last, shorter shard. Returns the number of tokens in unfilled chunks, which are
+        dropped.
+        """
         if self._table["row"]:
             self._write_shard()
         return sum(carry.filled for carry in self._carries.values())
 
     def save(self) -> dict[str, Any]:
-        """Bring everything to disk and return what `restore` needs. The unfinished shard is a file of fewer rows."""
+        """Bring everything to disk and return what `restore` needs. The unfinished shard is a file
+        of fewer rows.
+        """
         if self._table["row"]:
             self._put_files(len(self.files))
         carries = [
@@ -138,7 +148,9 @@ class SplitWriter:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `save`. Rows that were written after it are forgotten; they come again, the same."""
+        """Go on from a `save`. Rows that were written after it are forgotten; they come again, the
+        same.
+        """
         self.files, self.counts, self.spanning = state["files"], state["counts"], state["spanning"]
         for saved in state["carries"]:
             carry = _Carry(np.empty(self.chunk_tokens, dtype=self.dtype), len(saved["tokens"]))
@@ -153,7 +165,8 @@ class SplitWriter:
         table = pq.read_table(self.folder / f"{name}.parquet").slice(0, rows)
         if on_disk.size < rows * self.chunk_tokens or table.num_rows < rows:
             raise CorpusIncomplete(
-                f"{self.folder / name}: fewer rows than its saved state. Next: delete {self.folder.parent}"
+                f"{self.folder / name}: fewer rows than its saved state. Next: delete "
+                f"{self.folder.parent}"
             )
         self._tokens[:rows] = on_disk[: rows * self.chunk_tokens].reshape(rows, self.chunk_tokens)
         self._table = table.to_pydict()
@@ -162,7 +175,14 @@ class SplitWriter:
         domain, pile_like, kind = key
         row = len(self._table["row"])
         self._tokens[row] = carry.tokens
-        values = (len(self.files) * self.rows_per_shard + row, domain, pile_like, kind, len(self.files), row)
+        values = (
+            len(self.files) * self.rows_per_shard + row,
+            domain,
+            pile_like,
+            kind,
+            len(self.files),
+            row,
+        )
         lists = (carry.doc_ids, carry.doc_starts, carry.doc_offsets)
         for column, value in zip(self._table.values(), values + lists, strict=True):
             column.append(value)
@@ -182,7 +202,10 @@ class SplitWriter:
         pq.write_table(pa.table(self._table, schema=CHUNK_SCHEMA), sink, compression="zstd")
         tokens = memoryview(self._tokens[:rows]).cast("B")
         entry: dict[str, Any] = {"rows": rows}
-        for role, ending, content in (("tokens", "bin", tokens), ("table", "parquet", memoryview(sink.getvalue()))):
+        for role, ending, content in (
+            ("tokens", "bin", tokens),
+            ("table", "parquet", memoryview(sink.getvalue())),
+        ):
             put_file(self.folder / f"{name}.{ending}", content)
             entry[role] = {
                 "path": f"{self.folder.name}/{name}.{ending}",
@@ -193,7 +216,9 @@ class SplitWriter:
 
 
 def put_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that it is either there and whole, or not there: a neighbour first, then a rename."""
+    """Write a file so that it is either there and whole, or not there: a neighbour first, then a
+    rename.
+    """
     neighbour = path.with_name(path.name + ".writing")
     with open(neighbour, "wb") as file:
         file.write(content)
@@ -203,4 +228,6 @@ def put_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def put_json(path: Path, content: Any) -> None:
-    put_file(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    put_file(
+        path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )

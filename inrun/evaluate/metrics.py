@@ -1,7 +1,8 @@
 """How well values agree with a truth or find what they should, with an interval.
 
-All take 1-D arrays, one entry per sample, and return a float. Arrays of different length, not finite, or for which the
-figure is not defined (a constant truth, no positives) raise ValueError: nothing here returns NaN.
+All take 1-D arrays, one entry per sample, and return a float. Arrays of different length, not
+finite, or for which the figure is not defined (a constant truth, no positives) raise ValueError:
+nothing here returns NaN.
 """
 
 from collections.abc import Callable
@@ -38,8 +39,8 @@ def spearman(values: ArrayLike, truth: ArrayLike) -> float:
 def relative_rmse(values: ArrayLike, truth: ArrayLike) -> float:
     """Root mean squared error over the standard deviation (divisor n) of the truth.
 
-    1 is what predicting the mean of the truth for every sample scores. An RMSE alone says nothing: values scale with
-    the learning rate.
+    1 is what predicting the mean of the truth for every sample scores. An RMSE alone says nothing:
+    values scale with the learning rate.
     """
     values, truth = _pair(values, truth)
     spread = truth.std()
@@ -49,19 +50,23 @@ def relative_rmse(values: ArrayLike, truth: ArrayLike) -> float:
 
 
 def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Probability that a positive sample scores above a negative one, ties half. positive: bool or 0/1.
+    """Probability that a positive sample scores above a negative one, ties half. positive: bool or
+    0/1.
 
-    To detect harmful samples (flipped labels) with values, pass `-values`: positive value = helpful.
+    To detect harmful samples (flipped labels) with values, pass `-values`: positive value =
+    helpful.
     """
     scores, positive = _pair(scores, positive)
     return float(roc_auc_score(_mixed(positive), scores))
 
 
 def recall_at_k(scores: ArrayLike, relevant: ArrayLike, k: int) -> float:
-    """Recall among the `k` highest scores over the recall of a random choice, k / n (paper, appendix E.5.1).
+    """Recall among the `k` highest scores over the recall of a random choice, k / n (paper,
+    appendix E.5.1).
 
-    Equal to the share of relevant samples among the top k over their share among all n. 1 is chance; the most that can
-    be reached is 1 / max(share of relevant, k / n). Ties at the k-th score count with the expectation over their order.
+    Equal to the share of relevant samples among the top k over their share among all n. 1 is
+    chance; the most that can be reached is 1 / max(share of relevant, k / n). Ties at the k-th
+    score count with the expectation over their order.
     """
     scores, relevant = _pair(scores, relevant)
     relevant = _mixed(relevant)
@@ -74,9 +79,11 @@ def recall_at_k(scores: ArrayLike, relevant: ArrayLike, k: int) -> float:
 
 
 def detection_curve(scores: ArrayLike, positive: ArrayLike, shares: ArrayLike) -> np.ndarray:
-    """The share of all positives that is found when the highest `shares` of the scores are inspected; float64, one for each share in (0, 1].
+    """The share of all positives that is found when the highest `shares` of the scores are
+    inspected; float64, one for each share in (0, 1].
 
-    A random order finds `share` of them, a perfect one min(1, share / share of positives). Ties count with the expectation over their order.
+    A random order finds `share` of them, a perfect one min(1, share / share of positives). Ties
+    count with the expectation over their order.
     """
     shares = np.asarray(shares, dtype=np.float64)
     if shares.ndim != 1 or not ((shares > 0) & (shares <= 1)).all():
@@ -93,11 +100,13 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of `statistic(*samples)`, the arrays resampled together, by sample.
+    """Percentile bootstrap interval of `statistic(*samples)`, the arrays resampled together, by
+    sample.
 
-    `bootstrap(spearman, values, truth)`. Deterministic given the seed. The interval speaks of samples drawn like these;
-    it knows nothing of the variation between runs. Raises the statistic's own ValueError if a resample has no value
-    (too few positives, say): then there are too few samples for an interval.
+    `bootstrap(spearman, values, truth)`. Deterministic given the seed. The interval speaks of
+    samples drawn like these; it knows nothing of the variation between runs. Raises the statistic's
+    own ValueError if a resample has no value (too few positives, say): then there are too few
+    samples for an interval.
     """
     arrays = [np.asarray(sample) for sample in samples]
     result = stats.bootstrap(
@@ -118,7 +127,8 @@ def _pair(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or len(first) < 2:
         raise ValueError(
-            f"expected two 1-D arrays of one length of at least 2, got shapes {first.shape}, {second.shape}"
+            f"expected two 1-D arrays of one length of at least 2, got shapes {first.shape}, "
+            f"{second.shape}"
         )
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("NaN or infinite entries; decide what they mean and drop them before")
@@ -129,7 +139,9 @@ def _varying(values: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarra
     values, truth = _pair(values, truth)
     for array, name in ((values, "values"), (truth, "truth")):
         if np.ptp(array) == 0:
-            raise ValueError(f"the {name} are all equal to {array[0]}, so a correlation is not defined")
+            raise ValueError(
+                f"the {name} are all equal to {array[0]}, so a correlation is not defined"
+            )
     return values, truth
 
 

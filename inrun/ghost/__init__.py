@@ -1,20 +1,22 @@
-"""Turns a backward pass into dot products of per-sample gradients with directions, without holding per-sample gradients."""
+"""Turns a backward pass into dot products of per-sample gradients with directions, without holding
+per-sample gradients.
+"""
 
+from inrun.ghost.compiled import CompiledProbes
 from inrun.ghost.forward import ForwardRouteError, token_dots
-from inrun.ghost.probes import Probes
 from inrun.ghost.substitute import Substitute
-from inrun.ghost.tape import Dots, KeptMemory, Tape
-from inrun.ghost.watch import MixedSamplesError, UncoveredUseError, Watch
+from inrun.ghost.tape import GradientBuffers, StreamingDots, Tape
+from inrun.ghost.uses import MixedSamplesError, UncoveredUseError, UseTracker
 
 __all__ = [
-    "Dots",
+    "CompiledProbes",
     "ForwardRouteError",
-    "KeptMemory",
+    "GradientBuffers",
     "MixedSamplesError",
-    "Probes",
+    "StreamingDots",
     "Substitute",
     "Tape",
     "UncoveredUseError",
-    "Watch",
+    "UseTracker",
     "token_dots",
 ]

@@ -1,9 +1,10 @@
 """The autograd engine, entered with the current torch-function modes still active.
 
-A mode is suspended inside its own handler, and so would be during the whole of ``loss.backward()``, which arrives there like any other function; the engine then
-runs its nodes in the state that it was entered with. But activation checkpointing runs the forward again inside the backward, and those operations must be
-seen (or substituted) as they were the first time. Torch has no public entry to its engine below the dispatch to modes; this one is what its own `backward` and
-`grad` call.
+A mode is suspended inside its own handler, and so would be during the whole of ``loss.backward()``,
+which arrives there like any other function; the engine then runs its nodes in the state that it was
+entered with. But activation checkpointing runs the forward again inside the backward, and those
+operations must be seen (or substituted) as they were the first time. Torch has no public entry to
+its engine below the dispatch to modes; this one is what its own `backward` and `grad` call.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""Forward-mode derivatives, without the deprecation warning that torch emits at its own expense when it first loads their formulas."""
+"""Forward-mode derivatives, without the deprecation warning that torch emits at its own expense
+when it first loads their formulas.
+"""
 
 import functools
 import warnings
@@ -10,7 +12,9 @@ import torch.autograd.forward_ad as fwad
 @functools.cache
 def _load_formulas() -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*torch.jit.script.*", category=DeprecationWarning
+        )
         with fwad.dual_level():
             fwad.make_dual(torch.zeros(()), torch.zeros(()))
 

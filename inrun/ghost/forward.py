@@ -1,8 +1,9 @@
 """The universal route: one forward-mode pass, for any architecture and with no layer rules.
 
-The value of a token's loss term along a direction V is ``<dL/dz_t, zdot_t>`` where z is what enters the loss function (the logits) and zdot its tangent
-when the weights move along V. So one forward pass with dual weights and the gradient of the loss alone give the dot product of every sample *and every
-predicted token*; their sum over a sample's tokens is the sample's ``<g_i, V>``.
+The value of a token's loss term along a direction V is ``<dL/dz_t, zdot_t>`` where z is what enters
+the loss function (the logits) and zdot its tangent when the weights move along V. So one forward
+pass with dual weights and the gradient of the loss alone give the dot product of every sample *and
+every predicted token*; their sum over a sample's tokens is the sample's ``<g_i, V>``.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,15 +15,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from inrun.ghost.arguments import rebuilder, tensors_of
 from inrun.ghost.dual import dual_level
-from inrun.ghost.expand import Expand
-from inrun.ghost.leaves import rebuilder, tensors_of
+from inrun.ghost.modes import Expand
 from inrun.ghost.substitute import Substitute
 from inrun.rules.factors import by_sample, wide
 
 
 class ForwardRouteError(RuntimeError):
-    """The loss does not pass through a loss function of torch.nn.functional, so samples cannot be told apart."""
+    """The loss does not pass through a loss function of torch.nn.functional, so samples cannot be
+    told apart.
+    """
 
 
 _LOSSES = {
@@ -69,17 +72,25 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
     """``<g_it, V>`` for every sample i and every row t of its loss.
 
     Args:
-        forward: evaluates the loss of the micro-batch as the training step does, and returns the scalar that was backpropagated.
+        forward: evaluates the loss of the micro-batch as the training step does, and returns the
+            scalar that was backpropagated.
         weights: parameter -> direction V of its shape.
         n: samples of the micro-batch.
 
-    Returns: [n, t] in float32 (float64 for float64 models); t = 1 where the loss has one row per sample. Rows whose label is ignored have 0.
+    Returns: [n, t] in float32 (float64 for float64 models); t = 1 where the loss has one row per
+        sample. Rows whose label is ignored have 0.
 
     Raises:
         ForwardRouteError: the loss is not computed by a loss function of torch.nn.functional.
     """
-    with dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-        duals = {p: fwad.make_dual(p.detach(), V.to(p.dtype).expand_as(p).contiguous()) for p, V in weights.items()}
+    with (
+        dual_level(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # fused attention has no forward-mode derivative
+        duals = {
+            p: fwad.make_dual(p.detach(), V.to(p.dtype).expand_as(p).contiguous())
+            for p, V in weights.items()
+        }
         cutter = _CutAtLoss()
         with torch.enable_grad(), Substitute(duals), cutter, Expand():
             try:
@@ -89,10 +100,13 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
                     f"an operation of the model has no forward-mode derivative in torch: {error}"
                 ) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise ForwardRouteError("forward() must return the scalar loss that the training step backpropagates")
+            raise ForwardRouteError(
+                "forward() must return the scalar loss that the training step backpropagates"
+            )
         if not cutter.cuts or fwad.unpack_dual(loss).tangent is not None:
             raise ForwardRouteError(
-                "the loss does not pass (or not only) through a loss function of torch.nn.functional; compute it with F.cross_entropy, F.mse_loss, ... "
+                "the loss does not pass (or not only) through a loss function of "
+                "torch.nn.functional; compute it with F.cross_entropy, F.mse_loss, ... "
                 "so that its rows can be told apart"
             )
         gradients = torch.autograd.grad(loss, [leaf for leaf, _, _ in cutter.cuts])
@@ -106,7 +120,8 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
         rows = by_sample(product, n).reshape(n, -1)
         if total is not None and rows.shape != total.shape:
             raise ForwardRouteError(
-                f"two loss functions with different rows, {tuple(total.shape)} and {tuple(rows.shape)}, cannot be added token by token"
+                f"two loss functions with different rows, {tuple(total.shape)} and "
+                f"{tuple(rows.shape)}, cannot be added token by token"
             )
         total = rows if total is None else total + rows
     return total

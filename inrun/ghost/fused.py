@@ -1,8 +1,11 @@
-"""Operations whose own backward takes the dots: a linear layer, the language-model head with its loss, and the look-up in a token table.
+"""Operations whose own backward takes the dots: a linear layer, the language-model head with its
+loss, and the look-up in a token table.
 
-A tap beside torch's backward costs one more product of weight-gradient size. Here the weight gradient itself is taken sample by sample, and each sample's part is
-dotted (or kept) on its way into the sum. The sum over samples is then associated in another order than torch's single product, within the rounding that
-kernels.wgrad_dots states; this is the one place where attribution may change the last bits of the training.
+A tap beside torch's backward costs one more product of weight-gradient size. Here the weight
+gradient itself is taken sample by sample, and each sample's part is dotted (or kept) on its way
+into the sum. The sum over samples is then associated in another order than torch's single product,
+within the rounding that inrun_kernels.wgrad_dots states; this is the one place where attribution
+may change the last bits of the training.
 """
 
 from collections.abc import Sequence
@@ -12,27 +15,34 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import kernels
+import inrun_kernels
 from inrun.ghost.origin import Origin
 from inrun.rules.factors import Dense, Factor, token_rows, wide
-from kernels import recycle
-from kernels.linear import autocast
+from inrun_kernels import memory
+from inrun_kernels.layers import autocast
 
 
 class FusedLinear(torch.autograd.Function):
-    """y = x w^T + bias; the recorder takes (a, b) of the weight and may give the weight gradient in return."""
+    """y = x w^T + bias; the recorder takes (a, b) of the weight and may give the weight gradient in
+    return.
+    """
 
     @staticmethod
     def forward(ctx, x, w, bias, recorder, w_origin: Origin | None, bias_origin: Origin | None):
         ctx.recorder, ctx.w_origin, ctx.bias_origin = recorder, w_origin, bias_origin
-        ctx.x_dtype, ctx.w_dtype, ctx.bias_dtype = x.dtype, w.dtype, None if bias is None else bias.dtype
+        ctx.x_dtype, ctx.w_dtype, ctx.bias_dtype = (
+            x.dtype,
+            w.dtype,
+            None if bias is None else bias.dtype,
+        )
         x, w = autocast(x), autocast(w)  # once, for both directions
         ctx.save_for_backward(x, w)
         return F.linear(x, w, bias)
 
     @staticmethod
     def backward(ctx, b):
-        # detached, as in inrun.ghost.watch: what the recorder keeps must not hold the graph, which holds the recorder
+        # detached, as in inrun.ghost.uses: what the recorder keeps must not hold the graph, which
+        # holds the recorder
         x, w = (tensor.detach() for tensor in ctx.saved_tensors)
         to_x, to_w, to_bias = ctx.needs_input_grad[:3]
         n = ctx.recorder.n
@@ -55,7 +65,9 @@ class FusedLinear(torch.autograd.Function):
 
 
 class FusedHead(torch.autograd.Function):
-    """`kernels.cross_entropy_sum` of hidden states x [n,t,i], w [v,i]; everything is formed in the forward, at an incoming gradient of one."""
+    """`inrun_kernels.cross_entropy_sum` of hidden states x [n,t,i], w [v,i]; everything is formed
+    in the forward, at an incoming gradient of one.
+    """
 
     @staticmethod
     def forward(ctx, x, w, targets, ignore_index, recorder, origin: Origin):
@@ -69,12 +81,14 @@ class FusedHead(torch.autograd.Function):
         dx, wgrad = ctx.saved_tensors
         with torch._C.DisableTorchFunction(), torch.no_grad():
             ctx.recorder.head_part(ctx.origin, ctx.part, gradient)
-            scaled = [recycle.scaled(saved, gradient) for saved in (dx, wgrad)]
+            scaled = [memory.scaled(saved, gradient) for saved in (dx, wgrad)]
             return *scaled, None, None, None, None
 
 
 class FusedTable(torch.autograd.Function):
-    """Rows of a table w [v,i] by ids [n,...]. `sink(b, ids, w)` gets the output's gradient and returns the table's, or None."""
+    """Rows of a table w [v,i] by ids [n,...]. `sink(b, ids, w)` gets the output's gradient and
+    returns the table's, or None.
+    """
 
     @staticmethod
     def forward(ctx, ids, w, sink):
@@ -90,8 +104,10 @@ class FusedTable(torch.autograd.Function):
 
 
 def table_gradient(b: Tensor, ids: Tensor, w: Tensor) -> Tensor:
-    """The table's gradient [v,i], in recycled memory: a table is zeroed and written at each step."""
-    return _add_rows(recycle.empty(w.shape, w.dtype, w.device).zero_(), ids, b)
+    """The table's gradient [v,i], in recycled memory: a table is zeroed and written at each
+    step.
+    """
+    return _add_rows(memory.empty(w.shape, w.dtype, w.device).zero_(), ids, b)
 
 
 def _add_rows(table: Tensor, ids: Tensor, b: Tensor) -> Tensor:
@@ -99,10 +115,12 @@ def _add_rows(table: Tensor, ids: Tensor, b: Tensor) -> Tensor:
 
 
 class Lookups(TorchFunctionMode):
-    """Keeps the gradients of look-ups out of the backward inside this context; `add` puts their rows into the gradient that came from elsewhere.
+    """Keeps the gradients of look-ups out of the backward inside this context; `add` puts their
+    rows into the gradient that came from elsewhere.
 
-    The token table's gradient then comes from the head alone, where they are tied, and its look-ups cost their few rows instead of a second table. For evaluations whose
-    gradients nobody else sees (targets), and first derivatives only.
+    The token table's gradient then comes from the head alone, where they are tied, and its look-ups
+    cost their few rows instead of a second table. For evaluations whose gradients nobody else sees
+    (targets), and first derivatives only.
     """
 
     def __init__(self):
@@ -117,7 +135,9 @@ class Lookups(TorchFunctionMode):
     def _keep(self, b: Tensor, ids: Tensor, w: Tensor) -> None:
         self._rows.append((id(w), ids, b))
 
-    def add(self, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def add(
+        self, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
         """The gradients with respect to `inputs`, whole; they are written to."""
         found = list(gradients)
         place = {id(w): at for at, w in enumerate(inputs)}
@@ -128,7 +148,8 @@ class Lookups(TorchFunctionMode):
                 if table is None:
                     found[at] = table_gradient(b, ids, inputs[at])
                     continue
-                # autograd may give one tensor to two inputs (their sum was used), or one number to a whole table
+                # autograd may give one tensor to two inputs (their sum was used), or one number to
+                # a whole table
                 if sum(other is table for other in found) > 1 or not table.is_contiguous():
                     table = table.clone(memory_format=torch.contiguous_format)
                 found[at] = _add_rows(table, ids, b)
@@ -136,7 +157,13 @@ class Lookups(TorchFunctionMode):
 
 
 def plain_lookup(
-    input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
+    input,
+    weight,
+    padding_idx=None,
+    max_norm=None,
+    norm_type=2.0,
+    scale_grad_by_freq=False,
+    sparse=False,
 ) -> tuple[Tensor, Tensor] | None:
     """(ids, table) of a call of F.embedding without options that change the gradient, else None."""
     plain = padding_idx is None and max_norm is None and not scale_grad_by_freq and not sparse
@@ -144,20 +171,28 @@ def plain_lookup(
 
 
 class HeadFactor(Factor):
-    """The head's per-sample gradients, formed again from hidden states when they are asked for: x [n,t,i], w [v,i], times the loss's own gradient."""
+    """The head's per-sample gradients, formed again from hidden states when they are asked for: x
+    [n,t,i], w [v,i], times the loss's own gradient.
+    """
 
     def __init__(self, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int, gradient: Tensor):
-        self.x, self.w, self.targets, self.ignore_index, self.gradient = x, w.detach(), targets, ignore_index, gradient
+        self.x, self.w, self.targets, self.ignore_index, self.gradient = (
+            x,
+            w.detach(),
+            targets,
+            ignore_index,
+            gradient,
+        )
 
     def dots(self, V: Tensor) -> Tensor:
-        return self.gradient * kernels.cross_entropy_sum_dots(
+        return self.gradient * inrun_kernels.cross_entropy_sum_dots(
             self.x, self.w, self.targets, V, ignore_index=self.ignore_index
         )
 
     def dense(self, i: int) -> Tensor:
         one = slice(i, i + 1)
         return self.gradient * wide(
-            kernels.cross_entropy_sum_per_sample(
+            inrun_kernels.cross_entropy_sum_per_sample(
                 self.x[one], self.w, self.targets[one], ignore_index=self.ignore_index
             )[2][0]
         )

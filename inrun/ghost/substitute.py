@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from inrun.ghost.leaves import rebuilder, tensors_of
+from inrun.ghost.arguments import rebuilder, tensors_of
 
 
 class Substitute(TorchFunctionMode):
-    """Inside this context every operation that is given one of the parameters gets its replacement instead.
+    """Inside this context every operation that is given one of the parameters gets its replacement
+    instead.
 
-    The parameters themselves are never written, so nothing has to be put back: ``with Substitute({w: w - u}): loss = closure()`` evaluates the closure
-    at moved weights; with dual tensors as replacements it evaluates a derivative along them. Operations are seen by use, so modules,
-    functional calls and tied weights need nothing special; code inside ``torch.compile`` is not seen.
+    The parameters themselves are never written, so nothing has to be put back: ``with
+    Substitute({w: w - u}): loss = closure()`` evaluates the closure at moved weights; with dual
+    tensors as replacements it evaluates a derivative along them. Operations are seen by use, so
+    modules, functional calls and tied weights need nothing special; code inside ``torch.compile``
+    is not seen.
 
     Args:
         replacements: parameter -> tensor of the same shape.
@@ -22,7 +25,9 @@ class Substitute(TorchFunctionMode):
     def __init__(self, replacements: Mapping[Tensor, Tensor]):
         super().__init__()
         self.by_id = {id(old): new for old, new in replacements.items()}
-        self.originals = list(replacements)  # kept alive, so that no other tensor can get one of these ids
+        self.originals = list(
+            replacements
+        )  # kept alive, so that no other tensor can get one of these ids
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

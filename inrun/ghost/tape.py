@@ -1,4 +1,6 @@
-"""The two ways from a backward pass to dot products: at once, for directions known before it, or from a tape, for those known after."""
+"""The two ways from a backward pass to dot products: at once, for directions known before it, or
+from a tape, for those known after.
+"""
 
 import math
 from collections.abc import Mapping
@@ -6,16 +8,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-import kernels
+import inrun_kernels
 from inrun.ghost.fused import HeadFactor
 from inrun.ghost.origin import Origin
 from inrun.rules import Dense, Factor, Outer
 from inrun.rules.factors import Scaled, wide
-from kernels.cross_entropy import CROSS_ENTROPY_SUM
+from inrun_kernels.cross_entropy import CROSS_ENTROPY_SUM
 
 
 class Recorder:
-    """Gets every use's factor in the backward. `fused`: operations may hand their whole weight gradient over (inrun.ghost.fused)."""
+    """Gets every use's factor in the backward. `fused`: operations may hand their whole weight
+    gradient over (inrun.ghost.fused).
+    """
 
     def __init__(self, n: int, fused: bool):
         self.n, self.fused = n, fused
@@ -25,26 +29,33 @@ class Recorder:
     def sink(self, operation: str, origin: Origin, factor: Factor) -> None:
         """One use: where the argument came from, and its per-sample gradients."""
         self.seen.update(origin.roots)
-        self.dtypes.update(tensor.dtype for tensor in factor.tensors() if tensor.is_floating_point())
+        self.dtypes.update(
+            tensor.dtype for tensor in factor.tensors() if tensor.is_floating_point()
+        )
         self.take(origin, factor)
 
     def take(self, origin: Origin, factor: Factor) -> None:
         raise NotImplementedError
 
     def outer(self, origin: Origin, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-        """A linear layer's use, a [n,t,i], b [n,t,o]; returns the weight gradient if it came out on the way."""
+        """A linear layer's use, a [n,t,i], b [n,t,o]; returns the weight gradient if it came out on
+        the way.
+        """
         raise NotImplementedError
 
     def head(self, origin: Origin, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
-        """(loss, dx, wgrad, part) of the head; `part` comes back to `head_part` with the loss's gradient."""
+        """(loss, dx, wgrad, part) of the head; `part` comes back to `head_part` with the loss's
+        gradient.
+        """
         raise NotImplementedError
 
     def head_part(self, origin: Origin, part, gradient: Tensor) -> None:
         raise NotImplementedError
 
 
-class Dots(Recorder):
-    """Accumulates ``<g_i, V_k>`` per parameter while the backward runs; nothing of the batch is kept.
+class StreamingDots(Recorder):
+    """Accumulates ``<g_i, V_k>`` per parameter while the backward runs; nothing of the batch is
+    kept.
 
     Args:
         directions: name -> V [k, *shape].
@@ -59,7 +70,11 @@ class Dots(Recorder):
     def take(self, origin: Origin, factor: Factor) -> None:
         for root in origin.roots:
             if root in self.directions:
-                add_dots(self.by_parameter, root, factor.dots(wide(origin.push(root, self.directions[root]))))
+                add_dots(
+                    self.by_parameter,
+                    root,
+                    factor.dots(wide(origin.jvp(root, self.directions[root]))),
+                )
 
     def outer(self, origin: Origin, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         (root,) = origin.roots
@@ -67,7 +82,7 @@ class Dots(Recorder):
         self.dtypes.add(b.dtype)
         if root not in self.directions:
             return None
-        wgrad, dots = kernels.wgrad_dots(a, b, self.directions[root])
+        wgrad, dots = inrun_kernels.wgrad_dots(a, b, self.directions[root])
         add_dots(self.by_parameter, root, dots)
         return wgrad
 
@@ -75,8 +90,10 @@ class Dots(Recorder):
         (root,) = origin.roots
         if root not in self.directions or not self.fused:
             return *CROSS_ENTROPY_SUM(x, w, targets, ignore_index), (x, w, targets, ignore_index)
-        ones = torch.ones_like(targets, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        losses, dx, wgrad, dots = kernels.linear_cross_entropy_dots(
+        ones = torch.ones_like(
+            targets, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32
+        )
+        losses, dx, wgrad, dots = inrun_kernels.linear_cross_entropy_dots(
             x, w, targets, self.directions[root], weights=ones, ignore_index=ignore_index
         )
         return losses.sum(), dx, wgrad.to(w.dtype), dots
@@ -99,8 +116,9 @@ class Dots(Recorder):
         return non_finite_samples(self.by_parameter, self.n)
 
 
-class KeptMemory:
-    """Buffers for per-sample weight gradients, up to a budget, used again step after step: fresh memory of that size costs more than what is written to it.
+class GradientBuffers:
+    """Buffers for per-sample weight gradients, up to a budget, used again step after step: fresh
+    memory of that size costs more than what is written to it.
 
     Args:
         budget: bytes.
@@ -127,7 +145,9 @@ class KeptMemory:
         return buffer
 
     def release(self) -> None:
-        """The step is over: all buffers may be used again; those of shapes that were not asked for are given up."""
+        """The step is over: all buffers may be used again; those of shapes that were not asked for
+        are given up.
+        """
         self._idle, self._busy = self._busy, {}
         self._used = sum(buffer.nbytes for buffers in self._idle.values() for buffer in buffers)
 
@@ -135,16 +155,17 @@ class KeptMemory:
 class Tape(Recorder):
     """Keeps the factors of a micro-batch until the directions are known.
 
-    With `fused`, a linear layer's per-sample weight gradients are kept as long as `memory` lasts: they are by-products of its weight gradient, and dots with any direction are then one
-    streaming pass. Otherwise layer inputs and output gradients are kept, and dots cost one more product.
+    With `fused`, a linear layer's per-sample weight gradients are kept as long as `memory` lasts:
+    they are by-products of its weight gradient, and dots with any direction are then one streaming
+    pass. Otherwise layer inputs and output gradients are kept, and dots cost one more product.
 
     Args:
         memory: where kept gradients live.
     """
 
-    def __init__(self, n: int, fused: bool = False, memory: "KeptMemory | None" = None):
+    def __init__(self, n: int, fused: bool = False, memory: "GradientBuffers | None" = None):
         super().__init__(n, fused)
-        self.memory = memory if memory is not None else KeptMemory()
+        self.memory = memory if memory is not None else GradientBuffers()
         self.entries: list[tuple[Origin, Factor]] = []
 
     def take(self, origin: Origin, factor: Factor) -> None:
@@ -157,18 +178,24 @@ class Tape(Recorder):
             return None
         torch.bmm(b.mT, a, out=g)
         self.sink("linear", origin, Dense(g))
-        return kernels.sample_sum(g)
+        return inrun_kernels.sample_sum(g)
 
     def head(self, origin: Origin, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
         g = self.memory.take((self.n, *w.shape), x) if self.fused else None
         if g is None:
             return *CROSS_ENTROPY_SUM(x, w, targets, ignore_index), (x, w, targets, ignore_index)
-        loss, dx, g = kernels.cross_entropy_sum_per_sample(x, w, targets, ignore_index=ignore_index, out=g)
-        return loss, dx, kernels.sample_sum(g).to(w.dtype), g
+        loss, dx, g = inrun_kernels.cross_entropy_sum_per_sample(
+            x, w, targets, ignore_index=ignore_index, out=g
+        )
+        return loss, dx, inrun_kernels.sample_sum(g).to(w.dtype), g
 
     def head_part(self, origin: Origin, part, gradient: Tensor) -> None:
         self.sink(
-            "head", origin, Scaled(Dense(part), gradient) if isinstance(part, Tensor) else HeadFactor(*part, gradient)
+            "head",
+            origin,
+            Scaled(Dense(part), gradient)
+            if isinstance(part, Tensor)
+            else HeadFactor(*part, gradient),
         )
 
     def dots(self, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,16 +204,24 @@ class Tape(Recorder):
         for origin, factor in self.entries:
             for root in origin.roots:
                 if root in directions:
-                    add_dots(totals, root, factor.dots(wide(origin.push(root, directions[root]))))
+                    add_dots(totals, root, factor.dots(wide(origin.jvp(root, directions[root]))))
         return totals
 
     def dense(self, root: str, i: int) -> Tensor | None:
-        """Sample i's gradient with respect to one parameter, all its uses together; None if the batch did not use it."""
-        gradients = [origin.pull(root, factor.dense(i)) for origin, factor in self.entries if root in origin.roots]
+        """Sample i's gradient with respect to one parameter, all its uses together; None if the
+        batch did not use it.
+        """
+        gradients = [
+            origin.vjp(root, factor.dense(i))
+            for origin, factor in self.entries
+            if root in origin.roots
+        ]
         return sum(gradients) if gradients else None
 
     def squares(self, root: str) -> Tensor | None:
-        """``sum_i g_i^2`` elementwise, with one sample's gradient in memory at a time; None if the batch did not use the parameter."""
+        """``sum_i g_i^2`` elementwise, with one sample's gradient in memory at a time; None if the
+        batch did not use the parameter.
+        """
         total = None
         for i in range(self.n):
             g = self.dense(root, i)

@@ -1,7 +1,10 @@
-"""ResNet18 of transformers (`hf` extra), pretrained on ImageNet, with a new head and frozen BatchNorm statistics.
+"""ResNet18 of transformers (`hf` extra), pretrained on ImageNet, with a new head and frozen
+BatchNorm statistics.
 
-BatchNorm in training mode makes a sample's gradient depend on its batch, and then no method of this project, nor any influence function, has a per-sample
-gradient to speak of. So the statistics stay those of ImageNet, in training as in scoring; gains and offsets are trained. The paper does not say what it did.
+BatchNorm in training mode makes a sample's gradient depend on its batch, and then no method of this
+project, nor any influence function, has a per-sample gradient to speak of. So the statistics stay
+those of ImageNet, in training as in scoring; gains and offsets are trained. The paper does not say
+what it did.
 """
 
 from pathlib import Path
@@ -23,17 +26,24 @@ class ResNet18(nn.Module):
         config: another architecture, for tests; with pretrained="" only.
     """
 
-    def __init__(self, outputs: int, pretrained: str = CHECKPOINT, config: ResNetConfig | None = None):
+    def __init__(
+        self, outputs: int, pretrained: str = CHECKPOINT, config: ResNetConfig | None = None
+    ):
         super().__init__()
         if pretrained and not Path(pretrained).exists():
             require_hub(
                 f"the weights of {pretrained}",
-                "use data=digits or data=mnist-5k with a conv net, which need no hub, or recipe.network.pretrained=<a local copy>",
+                "use data=digits or data=mnist-5k with a conv net, which need no hub, or "
+                "recipe.network.pretrained=<a local copy>",
             )
         if pretrained:
             self.body = ResNetModel.from_pretrained(pretrained)
         else:
-            basic = {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
+            basic = {
+                "layer_type": "basic",
+                "depths": [2, 2, 2, 2],
+                "hidden_sizes": [64, 128, 256, 512],
+            }
             self.body = ResNetModel(config or ResNetConfig(**basic))
         self.head = nn.Linear(self.body.config.hidden_sizes[-1], outputs)
         self.train()

@@ -1,7 +1,7 @@
 """Language models as plain modules: `build("gpt2", "124m", block_size=512)`.
 
-A family is a module with a config dataclass, presets, and conversion from and to Hugging Face's state dicts. To add
-one, write such a module and give it a row in FAMILIES.
+A family is a module with a config dataclass, presets, and conversion from and to Hugging Face's
+state dicts. To add one, write such a module and give it a row in FAMILIES.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,9 @@ FAMILIES = {
 
 
 def config(name: str, preset: str, **overrides) -> Config:
-    """The config of a preset with some fields replaced. Unknown names raise ValueError that lists the known ones."""
+    """The config of a preset with some fields replaced. Unknown names raise ValueError that lists
+    the known ones.
+    """
     if name not in FAMILIES:
         raise ValueError(f"no model {name!r}; known: {sorted(FAMILIES)}")
     presets = FAMILIES[name].module.PRESETS
@@ -75,7 +77,9 @@ def config(name: str, preset: str, **overrides) -> Config:
 
 
 def build(name: str, preset: str, **overrides) -> LanguageModel:
-    """A freshly initialised model, drawn from torch's global generator: `build("gpt2", "tiny", bias=False)`."""
+    """A freshly initialised model, drawn from torch's global generator: `build("gpt2", "tiny",
+    bias=False)`.
+    """
     return build_from(config(name, preset, **overrides))
 
 
@@ -95,7 +99,9 @@ def to_hf(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def parameter_bytes(config: Config, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes of the weights alone. Training with AdamW holds about four times that: gradients and two moments."""
+    """Bytes of the weights alone. Training with AdamW holds about four times that: gradients and
+    two moments.
+    """
     with torch.device("meta"):
         count = build_from(config).num_parameters()
     return count * dtype.itemsize

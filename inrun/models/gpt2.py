@@ -1,7 +1,9 @@
-"""GPT-2 (Radford et al. 2019): learned positions, pre-norm blocks, tanh GELU, head tied to the token table.
+"""GPT-2 (Radford et al. 2019): learned positions, pre-norm blocks, tanh GELU, head tied to the
+token table.
 
-Logits equal Hugging Face's GPT2LMHeadModel to rounding. Initialisation is GPT-2's: normal(0, 0.02), zero biases, and
-the two projections into the residual stream scaled by 1/sqrt(2 n_layer), the number of terms that are summed there.
+Logits equal Hugging Face's GPT2LMHeadModel to rounding. Initialisation is GPT-2's: normal(0, 0.02),
+zero biases, and the two projections into the residual stream scaled by 1/sqrt(2 n_layer), the
+number of terms that are summed there.
 """
 
 import math
@@ -32,9 +34,11 @@ ACTIVATIONS = {"gelu_new": partial(F.gelu, approximate="tanh"), "gelu": F.gelu}
 class GPT2Config(Config):
     """Shape of a GPT-2.
 
-    vocab_size: rows of the token table. 50304 is GPT-2's 50257 padded to a multiple of 64 (see `padded_vocab`); the
+    vocab_size: rows of the token table. 50304 is GPT-2's 50257 padded to a multiple of 64 (see
+    `padded_vocab`); the
         logits of padding ids are ordinary outputs. A published checkpoint needs 50257.
-    block_size: the most tokens of a sample. bias: biases in linear layers and norms (GPT-2 has them; the paper's
+    block_size: the most tokens of a sample. bias: biases in linear layers and norms (GPT-2 has
+    them; the paper's
         code base goes without). activation: "gelu_new" (tanh, GPT-2's) or "gelu" (erf).
     dropout: of embeddings, attention weights and residual branches, while training.
     fused_head: take the summed loss without ever holding whole logits (see `LanguageModel`).
@@ -118,8 +122,8 @@ class GPT2(LanguageModel):
 
     def features(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
         check_tokens(tokens, self.config.block_size, document_ids)
-        # One row of positions per sample, not one broadcast over the samples: a broadcast would sum the gradient of
-        # wpe over the samples before anyone could see whose it is.
+        # One row of positions per sample, not one broadcast over the samples: a broadcast would sum
+        # the gradient of wpe over the samples before anyone could see whose it is.
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         mask = document_mask(document_ids)
         x = self.drop(self.wte(tokens) + self.wpe(positions))
@@ -151,10 +155,12 @@ def build(config: GPT2Config) -> GPT2:
 
 
 def from_hf(state_dict: Mapping[str, Tensor], config: GPT2Config) -> GPT2:
-    """A model with the weights of Hugging Face's GPT2LMHeadModel or GPT2Model state dict, in their dtype.
+    """A model with the weights of Hugging Face's GPT2LMHeadModel or GPT2Model state dict, in their
+    dtype.
 
-    With config.bias=False the checkpoint's biases must be zero. Raises KeyError on a missing tensor, ValueError on
-    an unknown one, on wrong shapes, an untied head or biases that the config has no place for.
+    With config.bias=False the checkpoint's biases must be zero. Raises KeyError on a missing
+    tensor, ValueError on an unknown one, on wrong shapes, an untied head or biases that the config
+    has no place for.
     """
     left = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
     for name in [name for name in left if name.endswith((".attn.bias", ".attn.masked_bias"))]:
@@ -165,28 +171,37 @@ def from_hf(state_dict: Mapping[str, Tensor], config: GPT2Config) -> GPT2:
         tensor = take(left, theirs)
         if own.endswith("bias") and not config.bias:
             if tensor.any():
-                raise ValueError(f"{theirs} is not zero and the config has bias=False; set bias=True")
+                raise ValueError(
+                    f"{theirs} is not zero and the config has bias=False; set bias=True"
+                )
             continue
         tensors[own] = tensor.t() if transposed else tensor
         source[own] = theirs
     if left:
-        raise ValueError(f"the checkpoint holds {sorted(left)[:8]}, which a GPT-2 of {config.n_layer} layers has not")
+        raise ValueError(
+            f"the checkpoint holds {sorted(left)[:8]}, which a GPT-2 of {config.n_layer} "
+            "layers has not"
+        )
     if head is not None and not torch.equal(head, tensors["wte.weight"]):
         raise ValueError("lm_head.weight differs from wte.weight; this GPT-2 has a tied head")
     return load_named(build(config), tensors, source)
 
 
 def to_hf(model: GPT2) -> dict[str, Tensor]:
-    """State dict for Hugging Face's GPT2LMHeadModel (which always has biases: zeros where the model has none).
+    """State dict for Hugging Face's GPT2LMHeadModel (which always has biases: zeros where the model
+    has none).
 
-    Copies, detached from the model; linear weights are transposed, as their Conv1D stores them [in, out].
+    Copies, detached from the model; linear weights are transposed, as their Conv1D stores them [in,
+    out].
     """
     own_tensors = model.state_dict()
     converted = {}
     for own, theirs, transposed in weight_names(model.config.n_layer):
         if own in own_tensors:
             tensor = own_tensors[own]
-            converted[f"transformer.{theirs}"] = tensor.t().contiguous() if transposed else tensor.clone()
+            converted[f"transformer.{theirs}"] = (
+                tensor.t().contiguous() if transposed else tensor.clone()
+            )
         else:
             weight = own_tensors[own.removesuffix("bias") + "weight"]
             converted[f"transformer.{theirs}"] = weight.new_zeros(weight.shape[0])
@@ -195,7 +210,9 @@ def to_hf(model: GPT2) -> dict[str, Tensor]:
 
 
 def weight_names(n_layer: int):
-    """Yield (our name, Hugging Face's name without prefix, stored transposed there) of every weight and bias."""
+    """Yield (our name, Hugging Face's name without prefix, stored transposed there) of every weight
+    and bias.
+    """
     yield "wte.weight", "wte.weight", False
     yield "wpe.weight", "wpe.weight", False
     parts = {

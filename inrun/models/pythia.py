@@ -1,8 +1,10 @@
-"""Pythia (Biderman et al. 2023), a GPT-NeoX: rotary positions, parallel residual, untied head, erf GELU, biases.
+"""Pythia (Biderman et al. 2023), a GPT-NeoX: rotary positions, parallel residual, untied head, erf
+GELU, biases.
 
-Logits equal Hugging Face's GPTNeoXForCausalLM to rounding. Attention and MLP read the same residual stream through
-norms of their own: x + mlp(ln_2(x)) + attn(ln_1(x)). Initialisation is that of Pythia's training runs: "small init"
-(Nguyen and Salazar 2019), std sqrt(2 / (5 d)), and for the projections into the residual stream 2 / (n_layer sqrt(d)).
+Logits equal Hugging Face's GPTNeoXForCausalLM to rounding. Attention and MLP read the same residual
+stream through norms of their own: x + mlp(ln_2(x)) + attn(ln_1(x)). Initialisation is that of
+Pythia's training runs: "small init" (Nguyen and Salazar 2019), std sqrt(2 / (5 d)), and for the
+projections into the residual stream 2 / (n_layer sqrt(d)).
 """
 
 import math
@@ -29,9 +31,11 @@ from inrun.models.language_model import (
 class PythiaConfig(Config):
     """Shape of a Pythia.
 
-    vocab_size: rows of the two token tables, as published 50304 for a tokenizer of 50277; the logits of padding ids
+    vocab_size: rows of the two token tables, as published 50304 for a tokenizer of 50277; the
+    logits of padding ids
         are ordinary outputs. block_size: the most tokens of a sample.
-    rotary_pct: share of a head's width that is rotated. rotary_base: wavelength of the slowest rotation is about
+    rotary_pct: share of a head's width that is rotated. rotary_base: wavelength of the slowest
+    rotation is about
         2 pi rotary_base tokens. fused_head: take the summed loss without ever holding whole logits (see `LanguageModel`).
     """
 
@@ -48,7 +52,8 @@ class PythiaConfig(Config):
         super().__post_init__()
         if self.rotary_width % 2 or not 0 < self.rotary_width <= self.d_model // self.n_head:
             raise ValueError(
-                f"rotary_pct={self.rotary_pct} rotates {self.rotary_width} of {self.d_model // self.n_head} numbers "
+                f"rotary_pct={self.rotary_pct} rotates {self.rotary_width} of "
+                f"{self.d_model // self.n_head} numbers "
                 "per head; expected an even number of at least 2"
             )
 
@@ -69,22 +74,28 @@ PRESETS = {
 def rotary_tables(config: PythiaConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotation angles, float32 [block_size, rotary_width].
 
-    In float32 whatever the model's dtype: the published weights were trained with such tables, and a float64 model
-    has to be the same function as the float32 one, computed more exactly.
+    In float32 whatever the model's dtype: the published weights were trained with such tables, and
+    a float64 model has to be the same function as the float32 one, computed more exactly.
     """
     width = config.rotary_width
-    frequencies = 1.0 / config.rotary_base ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    frequencies = 1.0 / config.rotary_base ** (
+        torch.arange(0, width, 2, dtype=torch.float32) / width
+    )
     angles = torch.arange(config.block_size, dtype=torch.float32)[:, None] * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first numbers of each head, pairing j with j + width / 2. x: [n, h, t, c]; cos, sin: [t, width]."""
+    """Rotate the first numbers of each head, pairing j with j + width / 2. x: [n, h, t, c]; cos,
+    sin: [t, width].
+    """
     turned, kept = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
     first, second = turned.chunk(2, dim=-1)
     turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned.to(x.dtype), kept), dim=-1)  # back from fp32, where autocast made x bf16
+    return torch.cat(
+        (turned.to(x.dtype), kept), dim=-1
+    )  # back from fp32, where autocast made x bf16
 
 
 class Attention(nn.Module):
@@ -172,8 +183,8 @@ def build(config: PythiaConfig) -> Pythia:
 def from_hf(state_dict: Mapping[str, Tensor], config: PythiaConfig) -> Pythia:
     """A model with the weights of Hugging Face's GPTNeoXForCausalLM state dict, in their dtype.
 
-    The head may be called lm_head (transformers 5) or embed_out (older, and the published files). Raises KeyError
-    on a missing tensor, ValueError on an unknown one or on wrong shapes.
+    The head may be called lm_head (transformers 5) or embed_out (older, and the published files).
+    Raises KeyError on a missing tensor, ValueError on an unknown one or on wrong shapes.
     """
     left = dict(state_dict)
     if "embed_out.weight" in left:
@@ -187,21 +198,30 @@ def from_hf(state_dict: Mapping[str, Tensor], config: PythiaConfig) -> Pythia:
         tensors[own] = _reorder_qkv(tensor, (config.n_head, 3)) if ".qkv." in own else tensor
         source[own] = theirs
     if left:
-        raise ValueError(f"the checkpoint holds {sorted(left)[:8]}, which a Pythia of {config.n_layer} layers has not")
+        raise ValueError(
+            f"the checkpoint holds {sorted(left)[:8]}, which a Pythia of {config.n_layer} "
+            "layers has not"
+        )
     return load_named(build(config), tensors, source)
 
 
 def to_hf(model: Pythia) -> dict[str, Tensor]:
-    """State dict for Hugging Face's GPTNeoXForCausalLM of transformers 5 (head: lm_head). Copies, detached."""
+    """State dict for Hugging Face's GPTNeoXForCausalLM of transformers 5 (head: lm_head). Copies,
+    detached.
+    """
     own_tensors = model.state_dict()
     return {
-        theirs: _reorder_qkv(own_tensors[own], (3, model.config.n_head)) if ".qkv." in own else own_tensors[own].clone()
+        theirs: _reorder_qkv(own_tensors[own], (3, model.config.n_head))
+        if ".qkv." in own
+        else own_tensors[own].clone()
         for own, theirs in weight_names(model.config.n_layer)
     }
 
 
 def _reorder_qkv(tensor: Tensor, order: tuple[int, int]) -> Tensor:
-    """Swap the two outer axes of the fused rows: GPT-NeoX has (head, q|k|v, c), we have (q|k|v, head, c)."""
+    """Swap the two outer axes of the fused rows: GPT-NeoX has (head, q|k|v, c), we have (q|k|v,
+    head, c).
+    """
     rows = tensor.unflatten(0, (*order, -1))
     return rows.transpose(0, 1).flatten(0, 2).contiguous()
 

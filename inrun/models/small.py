@@ -1,11 +1,14 @@
-"""Small networks for labelled data: `features(x)` is what the last linear layer `head` sees. Plain modules; no layer mixes samples."""
+"""Small networks for labelled data: `features(x)` is what the last linear layer `head` sees. Plain
+modules; no layer mixes samples.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class ConvNet(nn.Module):
-    """Two convolutions of stride 2 with GroupNorm and a linear head, for images [n, channels, size, size]; images of 16 pixels and more are halved first.
+    """Two convolutions of stride 2 with GroupNorm and a linear head, for images [n, channels, size,
+    size]; images of 16 pixels and more are halved first.
 
     Args:
         outputs: classes.

@@ -11,11 +11,17 @@ _CONVS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 
 def _tuple(value, dims: int) -> tuple[int, ...]:
-    return (value,) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
+    return (
+        (value,) * dims
+        if isinstance(value, int)
+        else tuple(value) * (dims if len(value) == 1 else 1)
+    )
 
 
 def _patches(x: Tensor, kernel, stride, padding, dilation) -> Tensor:
-    """[n, c, *space] -> [n, c, *positions, *kernel] as a view of the padded input: what each output position looked at."""
+    """[n, c, *space] -> [n, c, *positions, *kernel] as a view of the padded input: what each output
+    position looked at.
+    """
     dims = len(kernel)
     if padding == "same":
         totals = [d * (k - 1) for d, k in zip(dilation, kernel)]
@@ -29,12 +35,19 @@ def _patches(x: Tensor, kernel, stride, padding, dilation) -> Tensor:
     return x
 
 
-def _weight(n: int, b: Tensor, x: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> Factor:
+def _weight(
+    n: int, b: Tensor, x: Tensor, weight: Tensor, stride, padding, dilation, groups: int
+) -> Factor:
     dims = weight.dim() - 2
     if x.dim() != dims + 2 or x.shape[0] != n:
-        raise SampleAxisError(f"a convolution's input of shape {tuple(x.shape)} does not have {n} samples along axis 0")
+        raise SampleAxisError(
+            f"a convolution's input of shape {tuple(x.shape)} does not have {n} samples "
+            "along axis 0"
+        )
     kernel = tuple(weight.shape[2:])
-    patches = _patches(wide(x.to(b.dtype)), kernel, _tuple(stride, dims), padding, _tuple(dilation, dims))
+    patches = _patches(
+        wide(x.to(b.dtype)), kernel, _tuple(stride, dims), padding, _tuple(dilation, dims)
+    )
     positions = b.shape[2:].numel()
     patches = patches[(slice(None), slice(None), *(slice(0, size) for size in b.shape[2:]))]
     a = patches.reshape(n, groups, x.shape[1] // groups, positions, -1)
@@ -44,11 +57,15 @@ def _weight(n: int, b: Tensor, x: Tensor, weight: Tensor, stride, padding, dilat
 
 def _register(operation, dims: int) -> None:
     @rule(operation, argument="weight")
-    def conv_weight(n, b, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Factor:
+    def conv_weight(
+        n, b, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
+    ) -> Factor:
         return _weight(n, b, input, weight, stride, padding, dilation, groups)
 
     @rule(operation, argument="bias")
-    def conv_bias(n, b, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Factor:
+    def conv_bias(
+        n, b, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
+    ) -> Factor:
         return Dense(wide(b).flatten(2).sum(-1))
 
 

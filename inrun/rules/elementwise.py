@@ -1,6 +1,8 @@
-"""A parameter in an elementwise operation, broadcast over samples (a gain, an offset, positions of shape [t, d] or [1, t, d]).
+"""A parameter in an elementwise operation, broadcast over samples (a gain, an offset, positions of
+shape [t, d] or [1, t, d]).
 
-One rule serves all of them: expand the argument over the samples where it is used, and differentiate that one operation.
+One rule serves all of them: expand the argument over the samples where it is used, and
+differentiate that one operation.
 """
 
 import torch
@@ -37,7 +39,12 @@ _DUNDERS = [
     "__rdiv__",
     "__div__",
 ]
-_OPERATIONS = {getattr(space, name) for space in (torch, torch.Tensor) for name in _NAMES if hasattr(space, name)}
+_OPERATIONS = {
+    getattr(space, name)
+    for space in (torch, torch.Tensor)
+    for name in _NAMES
+    if hasattr(space, name)
+}
 _OPERATIONS |= {getattr(torch.Tensor, name) for name in _DUNDERS if hasattr(torch.Tensor, name)}
 
 
@@ -46,11 +53,15 @@ def elementwise(n: int, b: Tensor, call: Call) -> Factor:
     y = call.leaves[call.where].detach()
     if y.dim() == b.dim() and y.shape[0] == b.shape[0] and n > 1:
         return Aligned(_derivative(b, call, call.leaves, y))
-    # [n * r, ...] -> [n, r, ...], so that the samples have an axis of their own that the argument can be expanded over
+    # [n * r, ...] -> [n, r, ...], so that the samples have an axis of their own that the argument
+    # can be expanded over
     leaves = [
-        by_sample(leaf, n) if leaf.dim() == b.dim() and leaf.shape[0] == b.shape[0] else leaf for leaf in call.leaves
+        by_sample(leaf, n) if leaf.dim() == b.dim() and leaf.shape[0] == b.shape[0] else leaf
+        for leaf in call.leaves
     ]
-    rows = y.reshape((1,) * (b.dim() + 1 - y.dim()) + y.shape).expand(n, *(1,) * (b.dim() - y.dim()), *y.shape)
+    rows = y.reshape((1,) * (b.dim() + 1 - y.dim()) + y.shape).expand(
+        n, *(1,) * (b.dim() - y.dim()), *y.shape
+    )
     return Dense(_derivative(by_sample(b, n), call, leaves, rows).reshape(n, *y.shape))
 
 

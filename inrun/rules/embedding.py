@@ -1,6 +1,7 @@
 """Tables that are looked up: embeddings, and indexing a parameter with the batch's own indices.
 
-Positions that do not depend on the batch (``wpe(arange(t))``) never come here: they are seen as a function of the parameter alone.
+Positions that do not depend on the batch (``wpe(arange(t))``) never come here: they are seen as a
+function of the parameter alone.
 """
 
 import torch

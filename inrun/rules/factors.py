@@ -1,8 +1,9 @@
 """The forms in which a per-sample gradient is held without being written out.
 
-Axes: n train samples, t tokens, i in, o out, k directions. Every factor answers the same three questions: `dots(V)` with
-``V [k, *shape] -> [k, n]``, `dense(i)`, sample i's gradient written out, and `tensors()`, what it keeps alive. Dots are in float32, or in float64 for
-float64 inputs.
+Axes: n train samples, t tokens, i in, o out, k directions. Every factor answers the same three
+questions: `dots(V)` with ``V [k, *shape] -> [k, n]``, `dense(i)`, sample i's gradient written out,
+and `tensors()`, what it keeps alive. StreamingDots are in float32, or in float64 for float64
+inputs.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import kernels
+import inrun_kernels
 
 
 class SampleAxisError(ValueError):
@@ -25,14 +26,17 @@ def by_sample(x: Tensor, n: int) -> Tensor:
     """
     if x.dim() == 0 or x.shape[0] % n:
         raise SampleAxisError(
-            f"a tensor of shape {tuple(x.shape)} does not have its {n} samples along axis 0; samples must be the leading axis "
+            f"a tensor of shape {tuple(x.shape)} does not have its {n} samples along axis 0; "
+            "samples must be the leading axis "
             "(batch_first=True), and the ids given to attr.batch(...) must be one per sample"
         )
     return x.reshape(n, x.shape[0] // n, *x.shape[1:])
 
 
 def token_rows(x: Tensor, n: int) -> Tensor:
-    """[n * r, ..., d] -> [n, t, d] with all axes between the samples and the last one folded into tokens."""
+    """[n * r, ..., d] -> [n, t, d] with all axes between the samples and the last one folded into
+    tokens.
+    """
     return by_sample(x, n).reshape(n, -1, x.shape[-1])
 
 
@@ -66,7 +70,9 @@ class Outer(Factor):
     shape: tuple[int, ...]
 
     def dots(self, V: Tensor) -> Tensor:
-        return kernels.outer_dots(self.a, self.b, V.reshape(V.shape[0], self.b.shape[-1], self.a.shape[-1]))
+        return inrun_kernels.outer_dots(
+            self.a, self.b, V.reshape(V.shape[0], self.b.shape[-1], self.a.shape[-1])
+        )
 
     def dense(self, i: int) -> Tensor:
         return (wide(self.b[i]).T @ wide(self.a[i])).reshape(self.shape)
@@ -77,7 +83,9 @@ class Outer(Factor):
 
 @dataclass
 class Scaled(Factor):
-    """Another factor times one number (the loss's own gradient, known only after the factor was formed)."""
+    """Another factor times one number (the loss's own gradient, known only after the factor was
+    formed).
+    """
 
     factor: Factor
     scale: Tensor
@@ -94,18 +102,26 @@ class Scaled(Factor):
 
 @dataclass
 class Rows(Factor):
-    """``g_n[ids_nt] += b_nt``: rows of a table, ids [n,t], b [n,t,d] with the rows that take no gradient already zeroed."""
+    """``g_n[ids_nt] += b_nt``: rows of a table, ids [n,t], b [n,t,d] with the rows that take no
+    gradient already zeroed.
+    """
 
     ids: Tensor
     b: Tensor
     shape: tuple[int, ...]
 
     def dots(self, V: Tensor) -> Tensor:
-        return kernels.embedding_dots(self.ids, self.b, V.reshape(V.shape[0], self.shape[0], -1)).sum(-1)
+        return inrun_kernels.embedding_dots(
+            self.ids, self.b, V.reshape(V.shape[0], self.shape[0], -1)
+        ).sum(-1)
 
     def dense(self, i: int) -> Tensor:
         b = wide(self.b[i])
-        return b.new_zeros(self.shape[0], b.shape[-1]).index_add_(0, self.ids[i], b).reshape(self.shape)
+        return (
+            b.new_zeros(self.shape[0], b.shape[-1])
+            .index_add_(0, self.ids[i], b)
+            .reshape(self.shape)
+        )
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.ids, self.b
@@ -113,12 +129,14 @@ class Rows(Factor):
 
 @dataclass
 class Dense(Factor):
-    """The per-sample gradients written out, g [n, *shape]: vectors, biases, filters of few numbers."""
+    """The per-sample gradients written out, g [n, *shape]: vectors, biases, filters of few
+    numbers.
+    """
 
     g: Tensor
 
     def dots(self, V: Tensor) -> Tensor:
-        return kernels.sample_dots(self.g, V)
+        return inrun_kernels.sample_dots(self.g, V)
 
     def dense(self, i: int) -> Tensor:
         return wide(self.g[i])
@@ -129,7 +147,9 @@ class Dense(Factor):
 
 @dataclass
 class Aligned(Factor):
-    """The argument has the sample axis itself (a class token expanded over the batch): sample n's gradient lives in its own slice, g [n, ...]."""
+    """The argument has the sample axis itself (a class token expanded over the batch): sample n's
+    gradient lives in its own slice, g [n, ...].
+    """
 
     g: Tensor
 

@@ -9,7 +9,9 @@ from inrun.rules.registry import NoRule, rule
 
 
 @rule(F.linear, argument="weight")
-def linear_weight(n: int, b: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Factor:
+def linear_weight(
+    n: int, b: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Factor:
     # under autocast the product saw the input in b's dtype
     return Outer(token_rows(input, n).to(b.dtype), token_rows(b, n), tuple(weight.shape))
 
@@ -20,13 +22,17 @@ def linear_bias(n: int, b: Tensor, input: Tensor, weight: Tensor, bias: Tensor) 
 
 
 @rule(torch.addmm, torch.Tensor.addmm, argument="mat2")
-def addmm_weight(n: int, b: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta=1, alpha=1) -> Factor:
+def addmm_weight(
+    n: int, b: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta=1, alpha=1
+) -> Factor:
     # mat2 is [i, o]: its gradient is a^T b, so the two change places
     return Outer(alpha * token_rows(b, n), token_rows(mat1, n).to(b.dtype), tuple(mat2.shape))
 
 
 @rule(torch.addmm, torch.Tensor.addmm, argument="input")
-def addmm_bias(n: int, b: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta=1, alpha=1) -> Factor:
+def addmm_bias(
+    n: int, b: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta=1, alpha=1
+) -> Factor:
     if input.dim() != 1:
         raise NoRule
     return Dense(beta * wide(token_rows(b, n)).sum(1))

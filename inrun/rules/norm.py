@@ -1,4 +1,6 @@
-"""Normalisations with a gain and an offset. One that normalises over the batch has no per-sample gradient and is refused."""
+"""Normalisations with a gain and an offset. One that normalises over the batch has no per-sample
+gradient and is refused.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +26,18 @@ def _fold_channels(n: int, x: Tensor) -> Tensor:
 
 
 @rule(F.layer_norm, argument="weight")
-def layer_norm_weight(n: int, b: Tensor, input, normalized_shape, weight=None, bias=None, eps=1e-5) -> Factor:
-    return Dense(_reduce(n, wide(b) * F.layer_norm(wide(input), normalized_shape, eps=eps), weight.shape))
+def layer_norm_weight(
+    n: int, b: Tensor, input, normalized_shape, weight=None, bias=None, eps=1e-5
+) -> Factor:
+    return Dense(
+        _reduce(n, wide(b) * F.layer_norm(wide(input), normalized_shape, eps=eps), weight.shape)
+    )
 
 
 @rule(F.layer_norm, argument="bias")
-def layer_norm_bias(n: int, b: Tensor, input, normalized_shape, weight=None, bias=None, eps=1e-5) -> Factor:
+def layer_norm_bias(
+    n: int, b: Tensor, input, normalized_shape, weight=None, bias=None, eps=1e-5
+) -> Factor:
     return Dense(_reduce(n, b, bias.shape))
 
 
@@ -37,16 +45,22 @@ def layer_norm_bias(n: int, b: Tensor, input, normalized_shape, weight=None, bia
 def rms_norm_weight(n: int, b: Tensor, input, normalized_shape, weight=None, eps=None) -> Factor:
     # the default eps is the machine epsilon of the input's own dtype
     eps = torch.finfo(input.dtype).eps if eps is None else eps
-    return Dense(_reduce(n, wide(b) * F.rms_norm(wide(input), normalized_shape, eps=eps), weight.shape))
+    return Dense(
+        _reduce(n, wide(b) * F.rms_norm(wide(input), normalized_shape, eps=eps), weight.shape)
+    )
 
 
 @rule(F.group_norm, argument="weight")
-def group_norm_weight(n: int, b: Tensor, input, num_groups, weight=None, bias=None, eps=1e-5) -> Factor:
+def group_norm_weight(
+    n: int, b: Tensor, input, num_groups, weight=None, bias=None, eps=1e-5
+) -> Factor:
     return Dense(_per_channel(n, wide(b) * F.group_norm(wide(input), num_groups, eps=eps)))
 
 
 @rule(F.group_norm, argument="bias")
-def group_norm_bias(n: int, b: Tensor, input, num_groups, weight=None, bias=None, eps=1e-5) -> Factor:
+def group_norm_bias(
+    n: int, b: Tensor, input, num_groups, weight=None, bias=None, eps=1e-5
+) -> Factor:
     return Dense(_per_channel(n, b))
 
 
@@ -86,14 +100,34 @@ def instance_norm_bias(
 
 @rule(F.batch_norm, argument="weight")
 def frozen_batch_norm_weight(
-    n: int, b, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+    n: int,
+    b,
+    input,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
 ) -> Factor:
-    return Dense(_per_channel(n, wide(b) * F.batch_norm(wide(input), running_mean, running_var, eps=eps)))
+    return Dense(
+        _per_channel(n, wide(b) * F.batch_norm(wide(input), running_mean, running_var, eps=eps))
+    )
 
 
 @rule(F.batch_norm, argument="bias")
 def frozen_batch_norm_bias(
-    n: int, b, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+    n: int,
+    b,
+    input,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
 ) -> Factor:
     return Dense(_per_channel(n, b))
 
@@ -105,6 +139,7 @@ def batch_norm_in_training(
     if not training:
         return None
     return (
-        "BatchNorm in training mode normalises every sample by the statistics of its batch, so a sample has no gradient of its own; "
+        "BatchNorm in training mode normalises every sample by the statistics of its batch, "
+        "so a sample has no gradient of its own; "
         "freeze the statistics (module.eval()) or use GroupNorm"
     )

@@ -11,7 +11,8 @@ _REFUSED: dict[Callable, Callable[..., str | None]] = {}
 
 
 def rule(*operations: Callable, argument: str | None = None) -> Callable:
-    """Decorator: the rule for `argument` of these operations, or for any argument that is a parameter if none is named.
+    """Decorator: the rule for `argument` of these operations, or for any argument that is a
+    parameter if none is named.
 
     A rule without `argument` is called as ``rule(n, b, call)`` with a `Call`.
     """
@@ -31,7 +32,9 @@ def rule(*operations: Callable, argument: str | None = None) -> Callable:
 
 
 def refuse(*operations: Callable) -> Callable:
-    """Decorator: the function gets the operation's arguments and returns why no per-sample gradient exists, or None if one does."""
+    """Decorator: the function gets the operation's arguments and returns why no per-sample gradient
+    exists, or None if one does.
+    """
 
     def add(function: Callable) -> Callable:
         _REFUSED.update(dict.fromkeys(operations, function))
@@ -50,8 +53,9 @@ def refusal(operation: Callable, args: tuple, kwargs: dict) -> str | None:
 class Call:
     """One operation as it was called, for rules that serve many operations.
 
-    `leaves` are the tensors among the arguments, in order; `where` indexes the one whose gradient is asked for; `rebuild(leaves)` gives (args, kwargs)
-    with other tensors in their places; `shared` are the indices of leaves without a sample axis.
+    `leaves` are the tensors among the arguments, in order; `where` indexes the one whose gradient
+    is asked for; `rebuild(leaves)` gives (args, kwargs) with other tensors in their places;
+    `shared` are the indices of leaves without a sample axis.
     """
 
     operation: Callable
@@ -77,8 +81,12 @@ def find(operation: Callable, call: Call) -> Callable:
     """
     general = _ANY_ARGUMENT.get(operation)
     if general is not None:
-        return lambda n, b, leaves: general(n, b, Call(operation, leaves, call.where, call.shared, call.rebuild))
-    places = [object() for _ in call.leaves]  # bound in the tensors' stead, to see which name each of them has
+        return lambda n, b, leaves: general(
+            n, b, Call(operation, leaves, call.where, call.shared, call.rebuild)
+        )
+    places = [
+        object() for _ in call.leaves
+    ]  # bound in the tensors' stead, to see which name each of them has
     args, kwargs = call.rebuild(places)
     for signature in _SIGNATURES.get(operation, ()):
         try:

@@ -1,4 +1,6 @@
-"""Operations that treat axis 0 as independent samples, differentiated one sample at a time: slow, general, for rare uses of few numbers."""
+"""Operations that treat axis 0 as independent samples, differentiated one sample at a time: slow,
+general, for rare uses of few numbers.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +43,8 @@ def one_sample_at_a_time(n: int, b: Tensor, call: Call) -> Factor:
         rows = by_sample(b, n)[i]
         if out.shape != rows.shape:
             raise SampleAxisError(
-                f"{getattr(call.operation, '__name__', call.operation)} on one sample gave {tuple(out.shape)} where the batch had {tuple(rows.shape)} "
+                f"{getattr(call.operation, '__name__', call.operation)} on one sample gave "
+                f"{tuple(out.shape)} where the batch had {tuple(rows.shape)} "
                 "per sample: its axis 0 is not the sample axis"
             )
         gradients.append(torch.autograd.grad(out, leaves[call.where], rows.to(out.dtype))[0])

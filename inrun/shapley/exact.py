@@ -1,9 +1,11 @@
-"""Exact Shapley values and interactions by enumeration of all coalitions: the oracle for batches of up to a dozen samples.
+"""Exact Shapley values and interactions by enumeration of all coalitions: the oracle for batches of
+up to a dozen samples.
 
     value_i         = sum_{S without i}      |S|! (n - |S| - 1)! / n!       [ U(S+i) - U(S) ]                        (Shapley 1953)
     interaction_ij  = sum_{S without i, j}   |S|! (n - |S| - 2)! / (n-1)!   [ U(S+ij) - U(S+i) - U(S+j) + U(S) ]
                                                                                                   (Grabisch & Roubens 1999)
-Worked example: U({}) = 0, U({1}) = 0.3, U({2}) = -0.2, U({1,2}) = 0.4 gives the values 0.45 and -0.05.
+Worked example: U({}) = 0, U({1}) = 0.3, U({2}) = -0.2, U({1,2}) = 0.4 gives the values 0.45 and
+-0.05.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 Utility = Callable[[np.ndarray], float]
-"""U(S): takes the coalition as a boolean mask [n], True for its members; positive = it lowered the validation loss."""
+"""U(S): takes the coalition as a boolean mask [n], True for its members; positive = it lowered the
+validation loss.
+"""
 
 
 def exact(utility: Utility | ArrayLike, n: int, limit: int = 12) -> np.ndarray:
     """Shapley values of all players.
 
     Args:
-        utility: a function of a boolean mask [n], called once for each coalition, the empty one first; or the table [2^n]
-            of its results, in which coalition S stands at index sum_{i in S} 2^i.
+        utility: a function of a boolean mask [n], called once for each coalition, the empty one
+            first; or the table [2^n] of its results, in which coalition S stands at index sum_{i in
+            S} 2^i.
         n: number of players.
         limit: the most players to enumerate for, against a mistaken 2^n.
 
@@ -42,10 +47,12 @@ def exact(utility: Utility | ArrayLike, n: int, limit: int = 12) -> np.ndarray:
 
 
 def interactions(utility: Utility | ArrayLike, n: int, limit: int = 12) -> np.ndarray:
-    """Pairwise Shapley interaction index: what two players are worth to each other beyond their single contributions.
+    """Pairwise Shapley interaction index: what two players are worth to each other beyond their
+    single contributions.
 
-    Arguments as for `exact`. Returns float64 [n, n], symmetric; the diagonal is 0, no player pairs with itself.
-    Positive: the two reinforce each other; negative: they are redundant, as duplicates in a batch are.
+    Arguments as for `exact`. Returns float64 [n, n], symmetric; the diagonal is 0, no player pairs
+    with itself. Positive: the two reinforce each other; negative: they are redundant, as duplicates
+    in a batch are.
     """
     table = utilities(utility, n, limit)
     coalitions = np.arange(2**n)
@@ -56,20 +63,25 @@ def interactions(utility: Utility | ArrayLike, n: int, limit: int = 12) -> np.nd
         for j in range(i):
             I, J = 1 << i, 1 << j
             S = coalitions[coalitions & (I | J) == 0]
-            index[i, j] = index[j, i] = weight[size[S]] @ (table[S | I | J] - table[S | I] - table[S | J] + table[S])
+            index[i, j] = index[j, i] = weight[size[S]] @ (
+                table[S | I | J] - table[S | I] - table[S | J] + table[S]
+            )
     return index
 
 
 def utilities(utility: Utility | ArrayLike, n: int, limit: int = 12) -> np.ndarray:
-    """U of all coalitions, float64 [2^n], coalition S at index sum_{i in S} 2^i; each evaluated once.
+    """U of all coalitions, float64 [2^n], coalition S at index sum_{i in S} 2^i; each evaluated
+    once.
 
-    ValueError for more than `limit` players, for a table of another length, for a utility that is not finite.
+    ValueError for more than `limit` players, for a table of another length, for a utility that is
+    not finite.
     """
     if n < 1:
         raise ValueError(f"a game has one player or more, got n = {n}.")
     if n > limit:
         raise ValueError(
-            f"{n} players have 2^{n} = {2**n} coalitions, more than the limit of {limit} players allows. "
+            f"{n} players have 2^{n} = {2**n} coalitions, more than the limit of {limit} "
+            "players allows. "
             "Estimate with shapley.permutation, or raise limit."
         )
     if callable(utility):
@@ -77,10 +89,16 @@ def utilities(utility: Utility | ArrayLike, n: int, limit: int = 12) -> np.ndarr
     else:
         table = np.asarray(utility, dtype=np.float64)
     if table.shape != (2**n,):
-        raise ValueError(f"{n} players need one utility for each of {2**n} coalitions, got shape {list(table.shape)}.")
+        raise ValueError(
+            f"{n} players need one utility for each of {2**n} coalitions, got shape "
+            f"{list(table.shape)}."
+        )
     if not np.isfinite(table).all():
         first = np.flatnonzero(~np.isfinite(table))[0]
-        raise ValueError(f"the utility of coalition {np.flatnonzero(members(first, n)).tolist()} is {table[first]}.")
+        raise ValueError(
+            f"the utility of coalition {np.flatnonzero(members(first, n)).tolist()} is "
+            f"{table[first]}."
+        )
     return table
 
 

@@ -1,12 +1,15 @@
-"""Shapley values by sampled permutations, with standard errors: the truth for batches too large to enumerate.
+"""Shapley values by sampled permutations, with standard errors: the truth for batches too large to
+enumerate.
 
-A player's value is its mean marginal contribution when players join in random order (Castro, Gomez, Tejada 2009). Orders
-are drawn in blocks: a random circle of the players, read from equally spaced starting points (so that each player takes
-early, middle and late positions: stratification by position), each time in both directions (antithetic: what a player
-gains from a pair it gets in exactly one of the two, so games of pairs, such as a quadratic utility, have no variance at
-all). Every order by itself is uniform, so the mean is unbiased; blocks are independent, so their scatter gives the
-standard errors. With as many starting points as players all coalitions of a block are arcs of one circle, n (n-1) + 2 of
-them for 2n orders: half of the evaluations that independent orders need.
+A player's value is its mean marginal contribution when players join in random order (Castro, Gomez,
+Tejada 2009). Orders are drawn in blocks: a random circle of the players, read from equally spaced
+starting points (so that each player takes early, middle and late positions: stratification by
+position), each time in both directions (antithetic: what a player gains from a pair it gets in
+exactly one of the two, so games of pairs, such as a quadratic utility, have no variance at all).
+Every order by itself is uniform, so the mean is unbiased; blocks are independent, so their scatter
+gives the standard errors. With as many starting points as players all coalitions of a block are
+arcs of one circle, n (n-1) + 2 of them for 2n orders: half of the evaluations that independent
+orders need.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ class Estimate:
     """Shapley values estimated from permutations.
 
     Attributes:
-        values: float64 [n], unbiased but for the choice of when to stop; their sum is U(all) - U(none) up to rounding.
+        values: float64 [n], unbiased but for the choice of when to stop; their sum is U(all) -
+            U(none) up to rounding.
         standard_errors: float64 [n], of the values, from the scatter between independent blocks.
         permutations: number of orders used.
         evaluations: number of different coalitions whose utility was evaluated.
@@ -52,9 +56,11 @@ def permutation(
     """Estimate the Shapley values of `n` players.
 
     Args:
-        utility: a deterministic function of a boolean mask [n]; called once for each coalition that is met.
-        tolerance: stop when the largest standard error is at most this part of the spread (standard deviation) of the
-            values, but not before 8 blocks. 0: go on to `max_permutations`, for an estimate free of stopping bias.
+        utility: a deterministic function of a boolean mask [n]; called once for each coalition that
+            is met.
+        tolerance: stop when the largest standard error is at most this part of the spread (standard
+            deviation) of the values, but not before 8 blocks. 0: go on to `max_permutations`, for
+            an estimate free of stopping bias.
         max_permutations: the most orders to use; at least two blocks of 2 * strata.
         strata: starting points on the circle, 1 to n; None: n, at most 16.
         seed: equal seeds give equal results.
@@ -67,7 +73,8 @@ def permutation(
     blocks = max_permutations // (2 * strata)
     if blocks < 2:
         raise ValueError(
-            f"standard errors need two blocks of 2 x {strata} permutations, max_permutations is {max_permutations}. "
+            f"standard errors need two blocks of 2 x {strata} permutations, max_permutations "
+            f"is {max_permutations}. "
             "Raise it, or lower strata."
         )
     game = _Remembered(utility, n)
@@ -88,7 +95,9 @@ def permutation(
 
 
 def _block(game: _Remembered, circle: np.ndarray, strata: int) -> np.ndarray:
-    """Mean marginal contributions [n] over the circle read from `strata` places, in both directions."""
+    """Mean marginal contributions [n] over the circle read from `strata` places, in both
+    directions.
+    """
     n = len(circle)
     total = np.zeros(n)
     for k in range(strata):
@@ -120,6 +129,8 @@ class _Remembered:
         if key not in self._known:
             value = float(self._utility(coalition.copy()))
             if not np.isfinite(value):
-                raise ValueError(f"the utility of coalition {np.flatnonzero(coalition).tolist()} is {value}.")
+                raise ValueError(
+                    f"the utility of coalition {np.flatnonzero(coalition).tolist()} is {value}."
+                )
             self._known[key] = value
         return self._known[key]

@@ -1,12 +1,14 @@
-"""Truncated Monte Carlo Shapley values (Ghorbani and Zou 2019, "Data Shapley", algorithm 1), many orders side by side.
+"""Truncated Monte Carlo Shapley values (Ghorbani and Zou 2019, "Data Shapley", algorithm 1), many
+orders side by side.
 
     value_i = mean over orders of U(P_i + i) - U(P_i),        P_i = the players before i in the order
     with U(P_i + i) - U(P_i) := 0 from the first place on at which |U(all) - U(P_i)| <= tolerance for `patience` places.
 
-For utilities that cost a training each: an order costs as many evaluations as it has places before the truncation, so
-that a budget of evaluations buys few orders of many players, and the values are noisy: the standard errors say how much.
-Coalitions are asked for in batches, one from each order that still runs, as they can be trained at once or in parallel.
-Orders come in pairs, one the reverse of the other (antithetic, as in `permutation`).
+For utilities that cost a training each: an order costs as many evaluations as it has places before
+the truncation, so that a budget of evaluations buys few orders of many players, and the values are
+noisy: the standard errors say how much. Coalitions are asked for in batches, one from each order
+that still runs, as they can be trained at once or in parallel. Orders come in pairs, one the
+reverse of the other (antithetic, as in `permutation`).
 """
 
 from collections.abc import Callable
@@ -23,8 +25,10 @@ class Truncated:
     """Shapley values estimated from truncated orders.
 
     Attributes:
-        values: float64 [n]. The truncated places count as 0, so that the sum falls short of U(all) - U(none) by up to `tolerance`.
-        standard_errors: float64 [n], from the scatter between independent pairs of orders; NaN if there is one pair only.
+        values: float64 [n]. The truncated places count as 0, so that the sum falls short of U(all)
+            - U(none) by up to `tolerance`.
+        standard_errors: float64 [n], from the scatter between independent pairs of orders; NaN if
+            there is one pair only.
         orders: how many were begun and finished; two a pair.
         evaluations: coalitions asked for; U(all) and U(none) once for each pair.
         truncated: mean share of places that were not evaluated.
@@ -50,17 +54,28 @@ def truncated(
     """Estimate the Shapley values of `n` players from about `budget` evaluations.
 
     Args:
-        utilities: asked once for each different coalition of a pair of orders. The number of the pair lets a stochastic utility (a training)
-            use one seed within a pair and a new one in the next, so that the standard errors include the training's own noise.
-        budget: as many pairs of orders are begun as come nearest to it, at the price of those before; at least one, and one that is begun is finished.
+        utilities: asked once for each different coalition of a pair of orders. The number of the
+            pair lets a stochastic utility (a training) use one seed within a pair and a new one in
+            the next, so that the standard errors include the training's own noise.
+        budget: as many pairs of orders are begun as come nearest to it, at the price of those
+            before; at least one, and one that is begun is finished.
         tolerance: of the truncation, in the units of the utility. 0: no truncation.
-        patience: how many places in a row must be within the tolerance (a noisy utility touches U(all) by chance).
-        side_by_side: most pairs that run at once; None: as many as the budget pays for without truncation.
+        patience: how many places in a row must be within the tolerance (a noisy utility touches
+            U(all) by chance).
+        side_by_side: most pairs that run at once; None: as many as the budget pays for without
+            truncation.
     """
     if n < 1:
         raise ValueError(f"a game has one player or more, got n = {n}.")
-    if budget < 1 or patience < 1 or tolerance < 0 or (side_by_side is not None and side_by_side < 1):
-        raise ValueError("budget, patience and side_by_side are 1 or more, the tolerance is 0 or more.")
+    if (
+        budget < 1
+        or patience < 1
+        or tolerance < 0
+        or (side_by_side is not None and side_by_side < 1)
+    ):
+        raise ValueError(
+            "budget, patience and side_by_side are 1 or more, the tolerance is 0 or more."
+        )
     most = max(1, budget // (2 * n)) if side_by_side is None else side_by_side
     rng = np.random.default_rng(seed)
     means, evaluations, skipped = [], 0, 0
@@ -76,7 +91,11 @@ def truncated(
         skipped += left_out
     samples = np.array(means)
     with np.errstate(invalid="ignore"):
-        errors = samples.std(0, ddof=1) / np.sqrt(len(samples)) if len(samples) > 1 else np.full(n, np.nan)
+        errors = (
+            samples.std(0, ddof=1) / np.sqrt(len(samples))
+            if len(samples) > 1
+            else np.full(n, np.nan)
+        )
     orders = 2 * len(samples)
     return Truncated(samples.mean(0), errors, orders, evaluations, skipped / (orders * n))
 
@@ -84,9 +103,13 @@ def truncated(
 def _pairs(
     utilities: Utilities, orders: np.ndarray, pairs: np.ndarray, tolerance: float, patience: int
 ) -> tuple[np.ndarray, int, int]:
-    """Mean marginal contributions [pairs, n] of each order and its reverse; evaluations; places that were left out."""
+    """Mean marginal contributions [pairs, n] of each order and its reverse; evaluations; places
+    that were left out.
+    """
     count, n = orders.shape
-    ends = utilities(np.repeat([np.zeros(n, bool), np.ones(n, bool)], count, axis=0), np.tile(pairs, 2))
+    ends = utilities(
+        np.repeat([np.zeros(n, bool), np.ones(n, bool)], count, axis=0), np.tile(pairs, 2)
+    )
     nobody, everybody = _finite(ends)[:count], ends[count:]
     evaluations, left_out = 2 * count, 0
     walk = np.stack([orders, orders[:, ::-1]], axis=1)  # [pairs, 2, n]
@@ -120,5 +143,7 @@ def _pairs(
 
 def _finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(values))} of {len(values)} utilities are not finite.")
+        raise ValueError(
+            f"{np.count_nonzero(~np.isfinite(values))} of {len(values)} utilities are not finite."
+        )
     return values

@@ -1,4 +1,6 @@
-"""The value store: parquet parts on disk, written while a run goes on, read with DuckDB, larger than memory. No torch."""
+"""The value store: parquet parts on disk, written while a run goes on, read with DuckDB, larger
+than memory. No torch.
+"""
 
 from inrun.store.dynamics import books, dynamics
 from inrun.store.parts import StoreError
@@ -6,4 +8,12 @@ from inrun.store.reader import LedgerTotals, ValueStore
 from inrun.store.schema import SCHEMA_VERSION
 from inrun.store.writer import ValueWriter
 
-__all__ = ["SCHEMA_VERSION", "LedgerTotals", "StoreError", "ValueStore", "ValueWriter", "books", "dynamics"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "LedgerTotals",
+    "StoreError",
+    "ValueStore",
+    "ValueWriter",
+    "books",
+    "dynamics",
+]

@@ -1,10 +1,12 @@
-"""Who contributed what, when: values by group over phases of a run, beside what the optimizer did by itself.
+"""Who contributed what, when: values by group over phases of a run, beside what the optimizer did
+by itself.
 
     drop = drift + sum over groups of value + residual                  for every phase and target, over its steps that have a row in the ledger
 
-`share` is a group's part of the positive groups' total (the paper's figure 3 leaves out domains with a negative total), `mean` its value for each use of a chunk
-(figure 11), `per_drop` its value for each unit of progress. The first is blind to scale, the second falls with the learning rate and as the loss flattens,
-the third does not.
+`share` is a group's part of the positive groups' total (the paper's figure 3 leaves out domains
+with a negative total), `mean` its value for each use of a chunk (figure 11), `per_drop` its value
+for each unit of progress. The first is blind to scale, the second falls with the learning rate and
+as the loss flattens, the third does not.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from inrun.store.tables import text
 
 
 def dynamics(store: ValueStore, by: str, bins: int, target: str, method: str) -> pa.Table:
-    """One row for each bin of equally many steps and group: bin, first_step, last_step, group, value, uses, mean, share, per_drop.
+    """One row for each bin of equally many steps and group: bin, first_step, last_step, group,
+    value, uses, mean, share, per_drop.
 
     share: null for groups whose total is not positive. Ordered by bin and group.
     """
@@ -38,7 +41,8 @@ def dynamics(store: ValueStore, by: str, bins: int, target: str, method: str) ->
 
 
 def books(store: ValueStore, bins: int, target: str, method: str) -> pa.Table:
-    """One row for each bin of equally many steps: bin, first_step, last_step, steps (in the ledger), drop, drift, values, residual, and loss after the last of them.
+    """One row for each bin of equally many steps: bin, first_step, last_step, steps (in the
+    ledger), drop, drift, values, residual, and loss after the last of them.
 
     drift and residual are null where a step of the bin has not measured them.
     """

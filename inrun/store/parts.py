@@ -1,6 +1,7 @@
 """A table is a folder of parts: files that are whole or not there, whenever their writer is killed.
 
-A part is written beside its place as `*.partial`, synced, and renamed; its name tells rank, first and last step.
+A part is written beside its place as `*.partial`, synced, and renamed; its name tells rank, first
+and last step.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ import pyarrow.parquet as pq
 
 PARTIAL = ".partial"
 
-_ROW_GROUP = 122_880  # rows; DuckDB's own size: the unit that its threads share out and hold in memory
+_ROW_GROUP = (
+    122_880  # rows; DuckDB's own size: the unit that its threads share out and hold in memory
+)
 
 _NAME = re.compile(r"rank(\d{4,})-(\d{9,})-(\d{9,})\.parquet")
 
 
 class StoreError(ValueError):
-    """A store that cannot be read or written as asked; the message says which file or key, and what to do."""
+    """A store that cannot be read or written as asked; the message says which file or key, and what
+    to do.
+    """
 
 
 @dataclass(frozen=True, order=True)
@@ -46,7 +51,8 @@ def parts(store: Path, table: str) -> list[Part]:
         match = _NAME.fullmatch(path.name)
         if match is None:
             raise StoreError(
-                f"{path} is not named like a part of a store (rank0000-000000000-000000199.parquet). Move it elsewhere."
+                f"{path} is not named like a part of a store "
+                "(rank0000-000000000-000000199.parquet). Move it elsewhere."
             )
         found.append(Part(*(int(group) for group in match.groups()), path))
     return sorted(found)
@@ -63,16 +69,23 @@ def read_part(path: Path) -> pa.Table:
             remedy = "delete it and write the samples again through a resumed ValueWriter"
         else:
             first = int(match.group(2))
-            remedy = f"delete it and go on from a checkpoint of step {first} or earlier through ValueWriter.resume"
+            remedy = (
+                f"delete it and go on from a checkpoint of step {first} or earlier through "
+                "ValueWriter.resume"
+            )
         reason = str(error).splitlines()[0]
-        raise StoreError(f"{path} is damaged ({reason}). Restore it from a copy; or {remedy}.") from error
+        raise StoreError(
+            f"{path} is damaged ({reason}). Restore it from a copy; or {remedy}."
+        ) from error
 
 
 def write_part(table: pa.Table, path: Path) -> None:
-    """Write `table` beside `path` and rename it into place when it is on disk, with checksummed pages.
+    """Write `table` beside `path` and rename it into place when it is on disk, with checksummed
+    pages.
 
-    Words are kept as dictionaries, numbers are not: no two values are equal, and a dictionary of them makes a row of two
-    values 16 bytes long where it takes 10 (batch 16 to 512 of 320k samples, zstd).
+    Words are kept as dictionaries, numbers are not: no two values are equal, and a dictionary of
+    them makes a row of two values 16 bytes long where it takes 10 (batch 16 to 512 of 320k samples,
+    zstd).
     """
     partial = path.with_name(path.name + PARTIAL)
     pq.write_table(
@@ -80,7 +93,9 @@ def write_part(table: pa.Table, path: Path) -> None:
         partial,
         compression="zstd",
         use_dictionary=[field.name for field in table.schema if not _is_number(field.type)],
-        column_encoding={f.name: "DELTA_BINARY_PACKED" for f in table.schema if pa.types.is_integer(f.type)},
+        column_encoding={
+            f.name: "DELTA_BINARY_PACKED" for f in table.schema if pa.types.is_integer(f.type)
+        },
         row_group_size=_ROW_GROUP,
         write_page_checksum=True,
     )
@@ -96,7 +111,9 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and deletions in a folder durable (where folders can be opened, that is not on Windows)."""
+    """Make renames and deletions in a folder durable (where folders can be opened, that is not on
+    Windows).
+    """
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -107,7 +124,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def drop_from(store: Path, table: str, step: int, only_rank: int | None) -> None:
-    """Delete a table's rows of `step` and later, newest parts first, so that a kill never leaves a hole."""
+    """Delete a table's rows of `step` and later, newest parts first, so that a kill never leaves a
+    hole.
+    """
     for part in reversed(parts(store, table)):
         if part.last < step or only_rank not in (None, part.rank):
             continue
@@ -116,7 +135,8 @@ def drop_from(store: Path, table: str, step: int, only_rank: int | None) -> None
         else:
             rows = read_part(part.path)
             kept = rows.filter(pc.less(rows["step"], step))
-            # First the new content under the old name, then the new name: at no moment are rows seen twice.
+            # First the new content under the old name, then the new name: at no moment are rows
+            # seen twice.
             write_part(kept, part.path)
             part.path.rename(part.path.with_name(Part.name(part.rank, part.first, step - 1)))
         sync_folder(store / table)

@@ -1,8 +1,10 @@
-"""Questions to a value store: sums over a run, rankings, domains, time courses, the books. Read-only, larger than memory.
+"""Questions to a value store: sums over a run, rankings, domains, time courses, the books.
+Read-only, larger than memory.
 
-DuckDB works on the parquet files themselves. Only whole parts are seen, so a store can be read while its run goes on; each
-question sees the parts that are there when it is asked. A value is summed over all steps that its sample took part in, in
-float64. Answers are ordered, ties by sample_id.
+DuckDB works on the parquet files themselves. Only whole parts are seen, so a store can be read
+while its run goes on; each question sees the parts that are there when it is asked. A value is
+summed over all steps that its sample took part in, in float64. Answers are ordered, ties by
+sample_id.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ class LedgerTotals:
 
     Attributes:
         steps: number of rows.
-        drop: how far the target's loss fell, in its own units (nats); drop = drift + values + residual.
-        drift: the part that momentum and weight decay would have done without this step's gradients.
+        drop: how far the target's loss fell, in its own units (nats); drop = drift + values +
+            residual.
+        drift: the part that momentum and weight decay would have done without this step's
+            gradients.
         values: the part that is credited to samples.
         residual: the part that the method's approximation leaves over.
-        gap: efficiency gap (drop - drift - values) / drop, 0 for exact values; None where the drop is 0.
+        gap: efficiency gap (drop - drift - values) / drop, 0 for exact values; None where the drop
+            is 0.
 
-    drift, residual and gap are None if a step has not measured what they need: a partial sum would not balance.
+    drift, residual and gap are None if a step has not measured what they need: a partial sum would
+    not balance.
     """
 
     steps: int
@@ -43,7 +49,8 @@ class LedgerTotals:
 
 
 class ValueStore:
-    """A value store, opened to be read. Usable as a context manager; closing frees DuckDB's memory and spill files.
+    """A value store, opened to be read. Usable as a context manager; closing frees DuckDB's memory
+    and spill files.
 
     Args:
         path: folder written by `ValueWriter`.
@@ -67,17 +74,35 @@ class ValueStore:
         return self.run["methods"]
 
     def values(self, target: str | None = None, method: str | None = None) -> pa.Table:
-        """All samples that were used: sample_id, value, uses (times drawn), and the columns of `samples`; by sample_id."""
-        return self.sql(self._with_samples(f"({self._sums(target, method)})") + " ORDER BY v.sample_id")
+        """All samples that were used: sample_id, value, uses (times drawn), and the columns of
+        `samples`; by sample_id.
+        """
+        return self.sql(
+            self._with_samples(f"({self._sums(target, method)})") + " ORDER BY v.sample_id"
+        )
 
-    def top(self, k: int = 20, target: str | None = None, method: str | None = None, by: str | None = None) -> pa.Table:
-        """The k most helpful samples, best first, in the columns of `values`; with `by`, k for each of its groups."""
+    def top(
+        self,
+        k: int = 20,
+        target: str | None = None,
+        method: str | None = None,
+        by: str | None = None,
+    ) -> pa.Table:
+        """The k most helpful samples, best first, in the columns of `values`; with `by`, k for each
+        of its groups.
+        """
         return self._ranked(k, target, method, by, "DESC")
 
     def bottom(
-        self, k: int = 20, target: str | None = None, method: str | None = None, by: str | None = None
+        self,
+        k: int = 20,
+        target: str | None = None,
+        method: str | None = None,
+        by: str | None = None,
     ) -> pa.Table:
-        """The k most harmful samples, worst first, in the columns of `values`; with `by`, k for each of its groups."""
+        """The k most harmful samples, worst first, in the columns of `values`; with `by`, k for
+        each of its groups.
+        """
         return self._ranked(k, target, method, by, "ASC")
 
     def means(
@@ -88,10 +113,13 @@ class ValueStore:
         before: int | None = None,
         unit: str = "loss",
     ) -> pa.Table:
-        """What a sample was worth each time it was used, over the steps `first` <= step < `before`: sample_id, value, uses, by sample_id.
+        """What a sample was worth each time it was used, over the steps `first` <= step < `before`:
+        sample_id, value, uses, by sample_id.
 
-        A sum over the run counts how often a sample was drawn and is ruled by the steps at which losses fall fast; a mean does not, and with unit="step"
-        each value is first divided by the root mean square of its step's values, so that every step weighs the same. unit="loss": as stored.
+        A sum over the run counts how often a sample was drawn and is ruled by the steps at which
+        losses fall fast; a mean does not, and with unit="step" each value is first divided by the
+        root mean square of its step's values, so that every step weighs the same. unit="loss": as
+        stored.
         """
         if unit not in ("loss", "step"):
             raise StoreError(f"unit must be 'loss' or 'step', got {unit!r}.")
@@ -112,7 +140,9 @@ class ValueStore:
         )
 
     def by(self, column: str, target: str | None = None, method: str | None = None) -> pa.Table:
-        """Groups of a column of `samples`, best total first: the group, chunks, value (total), mean, negative (share)."""
+        """Groups of a column of `samples`, best total first: the group, chunks, value (total),
+        mean, negative (share).
+        """
         group = self._column_of_samples(column)
         return self.sql(
             f"""
@@ -131,7 +161,8 @@ class ValueStore:
         target: str | None = None,
         method: str | None = None,
     ) -> pa.Table:
-        """The time course of the values, in bins of equally many steps; bins (and groups) without a row are left out.
+        """The time course of the values, in bins of equally many steps; bins (and groups) without a
+        row are left out.
 
         Returns bin, first_step, last_step, the group if `by` is given, and
             value: total of the bin in units of the loss: falls with the learning rate and as the loss flattens;
@@ -141,20 +172,25 @@ class ValueStore:
                 where the loss did not fall.
         """
         if axis != "step":
-            raise StoreError(f"the time course runs over 'step', not over {axis!r}; see sql() for others.")
+            raise StoreError(
+                f"the time course runs over 'step', not over {axis!r}; see sql() for others."
+            )
         if bins < 1:
             raise StoreError(f"bins must be 1 or more, got {bins}.")
         target, method = self._target(target), self._method(method)
         group = None if by is None else self._column_of_samples(by)
         if self._tables.has("ledger"):
             books = (
-                f"SELECT step, drop FROM ledger WHERE target = {text(target)} AND method = {text(method)}"
+                f"SELECT step, drop FROM ledger WHERE target = {text(target)} AND method = "
+                f"{text(method)}"
                 " AND step BETWEEN (SELECT low FROM span) AND (SELECT high FROM span)"
             )
         else:
             books = "SELECT NULL::BIGINT AS step, NULL::DOUBLE AS drop WHERE false"
         place = f"(({{step}} - low) * {bins} // (high - low + 1))"
-        of_group, join = ("", "") if group is None else (f"s.{group},", "LEFT JOIN samples s USING (sample_id)")
+        of_group, join = (
+            ("", "") if group is None else (f"s.{group},", "LEFT JOIN samples s USING (sample_id)")
+        )
         return self.sql(
             f"""
             WITH span AS (SELECT min(step) AS low, max(step) AS high FROM terms WHERE target = {text(target)}),
@@ -182,7 +218,10 @@ class ValueStore:
 
     def negative_share(self, target: str | None = None, method: str | None = None) -> float:
         """The share of the used samples whose value over the run is negative, 0 to 1."""
-        counted = f"SELECT count(*) FILTER (WHERE value < 0) / count(*) AS share FROM ({self._sums(target, method)})"
+        counted = (
+            "SELECT count(*) FILTER (WHERE value < 0) / count(*) AS share FROM "
+            f"({self._sums(target, method)})"
+        )
         share = self.sql(counted)["share"][0].as_py()
         if share is None:
             raise StoreError(f"{self.path} has no values yet for target {self._target(target)!r}.")
@@ -198,20 +237,26 @@ class ValueStore:
         if len(rows) == 0:
             raise StoreError(f"the ledger has no row for target {target!r} and method {method!r}.")
         total = {
-            name: None if rows[name].null_count else math.fsum(rows[name].to_pylist()) for name in rows.column_names
+            name: None if rows[name].null_count else math.fsum(rows[name].to_pylist())
+            for name in rows.column_names
         }
-        balance = None if total["drift"] is None else total["drop"] - total["drift"] - total["values"]
+        balance = (
+            None if total["drift"] is None else total["drop"] - total["drift"] - total["values"]
+        )
         gap = None if balance is None or total["drop"] == 0 else balance / total["drop"]
         return LedgerTotals(steps=len(rows), gap=gap, **total)
 
     def sql(self, query: str) -> pa.Table:
-        """Any DuckDB query over the views terms, steps, ledger, samples, tokens (the tables) and values (long form:
-        sample_id, target, method, value, uses). DuckDB's own errors tell what is wrong with a query.
+        """Any DuckDB query over the views terms, steps, ledger, samples, tokens (the tables) and
+        values (long form: sample_id, target, method, value, uses). DuckDB's own errors tell what is
+        wrong with a query.
         """
         return self._tables.sql(query)
 
     def verify(self) -> int:
-        """Read every part and check its checksums. Returns the number of parts; StoreError names a damaged one."""
+        """Read every part and check its checksums. Returns the number of parts; StoreError names a
+        damaged one.
+        """
         return self._tables.verify()
 
     def close(self) -> None:
@@ -221,11 +266,16 @@ class ValueStore:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
-    def _ranked(self, k: int, target: str | None, method: str | None, by: str | None, order: str) -> pa.Table:
+    def _ranked(
+        self, k: int, target: str | None, method: str | None, by: str | None, order: str
+    ) -> pa.Table:
         if k < 1:
             raise StoreError(f"k must be 1 or more, got {k}.")
         sums, place = self._sums(target, method), f"value {order}, sample_id"
@@ -237,7 +287,9 @@ class ValueStore:
             SELECT a.* FROM ({sums}) a LEFT JOIN samples g USING (sample_id)
             QUALIFY row_number() OVER (PARTITION BY g.{group} ORDER BY a.value {order}, a.sample_id) <= {k}
         )"""
-        return self.sql(self._with_samples(chosen) + f" ORDER BY s.{group}, v.value {order}, v.sample_id")
+        return self.sql(
+            self._with_samples(chosen) + f" ORDER BY s.{group}, v.value {order}, v.sample_id"
+        )
 
     def _sums(self, target: str | None, method: str | None) -> str:
         target, method = self._target(target), self._method(method)
@@ -249,7 +301,10 @@ class ValueStore:
     def _with_samples(self, sums: str) -> str:
         if not self._tables.has("samples"):
             return f"SELECT v.* FROM {sums} v"
-        return f"SELECT v.*, s.* EXCLUDE (sample_id) FROM {sums} v LEFT JOIN samples s USING (sample_id)"
+        return (
+            f"SELECT v.*, s.* EXCLUDE (sample_id) FROM {sums} v LEFT JOIN samples s USING "
+            "(sample_id)"
+        )
 
     def _target(self, target: str | None) -> str:
         return _one_of(target, self.targets, "target")

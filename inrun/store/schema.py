@@ -7,13 +7,15 @@
     tokens/rank0000-...                             step, sample_id, target, method, one value for each token
     samples/samples.parquet                         what is known of a sample: domain, kind, documents
 
-A part is named after the first and the last step in it. It is written beside its place as `*.partial` and renamed when
-whole, so that every `*.parquet` in a store is complete, whenever its writer was killed.
+A part is named after the first and the last step in it. It is written beside its place as
+`*.partial` and renamed when whole, so that every `*.parquet` in a store is complete, whenever its
+writer was killed.
 
-Values are stored as float32 and summed as float64. A value is a dot product accumulated in float32, so its own error is
-above the 6e-8 that this rounding costs; and 24-bit numbers add *exactly* in float64 as long as the largest and the
-smallest differ by less than 2^29 / (number of rows), so that a sum does not depend on the order in which threads meet the rows,
-nor a ranking on the number of threads.
+Values are stored as float32 and summed as float64. A value is a dot product accumulated in float32,
+so its own error is above the 6e-8 that this rounding costs; and 24-bit numbers add *exactly* in
+float64 as long as the largest and the smallest differ by less than 2^29 / (number of rows), so that
+a sum does not depend on the order in which threads meet the rows, nor a ranking on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ LEDGER_SCHEMA = pa.schema(
     ]
 )
 
-# clip: the factor that clipping multiplied the gradient by; seconds, tokens, samples: of this step, over all ranks.
+# clip: the factor that clipping multiplied the gradient by; seconds, tokens, samples: of this step,
+# over all ranks.
 STEPS_FIXED = {
     "step": pa.int64(),
     "lr": pa.float64(),
@@ -109,15 +112,18 @@ def steps_schema(columns: list[str]) -> pa.Schema:
 
 
 def complete_run(run: dict) -> dict:
-    """The content of run.json for a run described by `run`: checked, defaults filled in, sign and versions added.
+    """The content of run.json for a run described by `run`: checked, defaults filled in, sign and
+    versions added.
 
-    `run` must hold `targets` and `methods` (lists of names, a method being a column of `terms`) and may hold the keys of
-    `RUN_DEFAULTS`. StoreError on an unknown key, on names that cannot be columns, on what JSON cannot hold.
+    `run` must hold `targets` and `methods` (lists of names, a method being a column of `terms`) and
+    may hold the keys of `RUN_DEFAULTS`. StoreError on an unknown key, on names that cannot be
+    columns, on what JSON cannot hold.
     """
     unknown = sorted(set(run) - {"targets", "methods", *RUN_DEFAULTS})
     if unknown:
         raise StoreError(
-            f"unknown keys in the run's description: {unknown}. Known are targets, methods, {', '.join(RUN_DEFAULTS)}; "
+            f"unknown keys in the run's description: {unknown}. Known are targets, methods, "
+            f"{', '.join(RUN_DEFAULTS)}; "
             "anything else belongs into config."
         )
     for key in ("targets", "methods"):
@@ -127,7 +133,10 @@ def complete_run(run: dict) -> dict:
     reserved = {"step", "sample_id", "target"}
     bad = [name for name in run["methods"] if not _COLUMN.fullmatch(name) or name in reserved]
     if bad:
-        raise StoreError(f"method names become columns: letters, digits and _, not {sorted(reserved)}; got {bad}.")
+        raise StoreError(
+            f"method names become columns: letters, digits and _, not {sorted(reserved)}; "
+            f"got {bad}."
+        )
     whole = {
         "schema_version": SCHEMA_VERSION,
         "sign": SIGN,
@@ -149,15 +158,24 @@ def complete_run(run: dict) -> dict:
 
 
 def read_run(store: Path) -> dict:
-    """The content of run.json. StoreError if there is no store, or one that this code cannot read."""
+    """The content of run.json. StoreError if there is no store, or one that this code cannot
+    read.
+    """
     if not store.is_dir():
-        raise StoreError(f"{store} does not exist or is no folder, so it is no value store. Check the path.")
+        raise StoreError(
+            f"{store} does not exist or is no folder, so it is no value store. Check the path."
+        )
     path = store / RUN_FILE
     if not path.exists():
         if any((store / table).is_dir() for table in TABLES):
-            raise StoreError(f"{store} has tables but no {RUN_FILE}: half of a store. Restore {RUN_FILE} from a copy.")
+            raise StoreError(
+                f"{store} has tables but no {RUN_FILE}: half of a store. Restore {RUN_FILE} "
+                "from a copy."
+            )
         if (store / (RUN_FILE + parts.PARTIAL)).exists():
-            raise StoreError(f"{store} was left before its {RUN_FILE} was whole; no value is in it. Run again.")
+            raise StoreError(
+                f"{store} was left before its {RUN_FILE} was whole; no value is in it. Run again."
+            )
         raise StoreError(f"{store} is no value store: it has no {RUN_FILE}. Check the path.")
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -166,7 +184,8 @@ def read_run(store: Path) -> dict:
         raise StoreError(f"{path} is damaged ({error}). Restore it from a copy.") from error
     if version > SCHEMA_VERSION:
         raise StoreError(
-            f"{store} has schema version {version}, this code reads up to {SCHEMA_VERSION}. Update inrun to read it."
+            f"{store} has schema version {version}, this code reads up to {SCHEMA_VERSION}. "
+            "Update inrun to read it."
         )
     return run
 
@@ -180,7 +199,9 @@ def write_run(store: Path, run: dict) -> None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that make the numbers, as far as they are installed."""
+    """Versions of Python and of the packages that make the numbers, as far as they are
+    installed.
+    """
     versions = {"python": platform.python_version()}
     for package in _RECORDED_PACKAGES:
         try:

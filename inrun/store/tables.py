@@ -1,4 +1,6 @@
-"""DuckDB over the parts of a store: a view for each table, and errors that name the file at fault."""
+"""DuckDB over the parts of a store: a view for each table, and errors that name the file at
+fault.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ _MISSING_TABLE = re.compile(r"Table with name \"?(\w+)\"? does not exist")
 
 
 class Tables:
-    """The tables of a store as views of an in-memory DuckDB that keeps nothing but its working memory."""
+    """The tables of a store as views of an in-memory DuckDB that keeps nothing but its working
+    memory.
+    """
 
     def __init__(self, store: Path, methods: list[str], threads: int | None, memory: str) -> None:
         self.store, self.methods = store, methods
@@ -35,7 +39,8 @@ class Tables:
                 "threads": str(threads or min(4, _cores())),
                 "memory_limit": memory,
                 "temp_directory": str(spill),
-                "autoinstall_known_extensions": "false",  # nothing here needs one, and none is to be downloaded
+                # nothing here needs one, and none is to be downloaded
+                "autoinstall_known_extensions": "false",
             }
         )
         self._views: set[str] = set()
@@ -61,14 +66,17 @@ class Tables:
     def why_missing(self, table: str) -> str:
         if any((self.store / table).glob("*" + parts.PARTIAL)):
             return (
-                f"{self.store} has no whole part of {table} yet, only one in writing: wait, or resume the killed run."
+                f"{self.store} has no whole part of {table} yet, only one in writing: wait, or "
+                "resume the killed run."
             )
         if table == "terms":
             return f"{self.store} has no values yet: its run has not flushed one whole part."
         return f"{self.store} has no table {table!r}: its run has written none."
 
     def verify(self) -> int:
-        paths = sorted(path for table in schema.TABLES for path in (self.store / table).glob("*.parquet"))
+        paths = sorted(
+            path for table in schema.TABLES for path in (self.store / table).glob("*.parquet")
+        )
         for path in paths:
             parts.read_part(path)
         return len(paths)
@@ -77,18 +85,23 @@ class Tables:
         self._connection.close()
 
     def _make_views(self) -> None:
-        """A view for each table with a whole part. DuckDB lists a view's files anew for each query."""
+        """A view for each table with a whole part. DuckDB lists a view's files anew for each
+        query.
+        """
         for table in schema.TABLES:
             if table in self._views or not self.has(table):
                 continue
-            # Without hive_partitioning = false a folder like `lr=0.1` above the store would become a column.
+            # Without hive_partitioning = false a folder like `lr=0.1` above the store would become
+            # a column.
             files = text(_without_globs(self.store / table) + "/*.parquet")
             self._connection.execute(
-                f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM read_parquet({files}, hive_partitioning = false)"
+                f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM read_parquet({files}, "
+                "hive_partitioning = false)"
             )
             if table == "terms":
                 sums = " UNION ALL ".join(
-                    f'SELECT sample_id, target, {text(method)} AS method, sum(CAST("{method}" AS DOUBLE)) AS value, '
+                    f"SELECT sample_id, target, {text(method)} AS method, "
+                    f'sum(CAST("{method}" AS DOUBLE)) AS value, '
                     "count(*) AS uses FROM terms GROUP BY sample_id, target"
                     for method in self.methods
                 )

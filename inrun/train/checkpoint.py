@@ -1,10 +1,12 @@
-"""Checkpoints without pickles: tensors in safetensors, the rest in JSON, a folder that appears whole or not at all.
+"""Checkpoints without pickles: tensors in safetensors, the rest in JSON, a folder that appears
+whole or not at all.
 
     checkpoints/step-000000500/model.safetensors      parameters (a tied weight once) and persistent buffers, by name
                                optimizer.safetensors  "<state>/<parameter>", and the random states "rng/cpu", "rng/cuda0", ...
                                state.json             format, step, what the Attributor needs to go on
 
-A checkpoint is written as `step-*.partial` and renamed, so a kill at any moment leaves the one before.
+A checkpoint is written as `step-*.partial` and renamed, so a kill at any moment leaves the one
+before.
 """
 
 import json
@@ -29,9 +31,15 @@ class CheckpointError(RuntimeError):
 
 
 def save(
-    root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any], keep: int
+    root: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Any],
+    keep: int,
 ) -> Path:
-    """Write the checkpoint of `step` steps done, then remove all but the last `keep`. Returns its folder.
+    """Write the checkpoint of `step` steps done, then remove all but the last `keep`. Returns its
+    folder.
 
     extra: JSON values that `load` gives back. Leftovers of an interrupted save are removed.
     """
@@ -42,7 +50,10 @@ def save(
     partial = folder.with_suffix(".partial")
     partial.mkdir()
     _save_tensors(model_tensors(model), partial / "model.safetensors")
-    _save_tensors({**optimizer_tensors(model, optimizer), **_random_states()}, partial / "optimizer.safetensors")
+    _save_tensors(
+        {**optimizer_tensors(model, optimizer), **_random_states()},
+        partial / "optimizer.safetensors",
+    )
     with (partial / "state.json").open("w", encoding="utf-8") as file:
         json.dump({"format": FORMAT, "step": step, **extra}, file, indent=2, allow_nan=False)
         file.flush()
@@ -72,10 +83,13 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         others = load_file(folder / "optimizer.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"checkpoint {folder} is damaged ({error}). Next: delete this folder; the run then goes on from the one before"
+            f"checkpoint {folder} is damaged ({error}). Next: delete this folder; the run "
+            "then goes on from the one before"
         ) from error
     if state["format"] != FORMAT:
-        raise CheckpointError(f"checkpoint {folder} has format {state['format']}, this version reads {FORMAT}")
+        raise CheckpointError(
+            f"checkpoint {folder} has format {state['format']}, this version reads {FORMAT}"
+        )
     load_model(model, weights, folder)
     _load_optimizer(model, optimizer, others, folder)
     _set_random_states(others)
@@ -83,11 +97,15 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def load_model(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Copy `weights` (as in model.safetensors of `source`) into the model; all names and shapes must agree."""
+    """Copy `weights` (as in model.safetensors of `source`) into the model; all names and shapes
+    must agree.
+    """
     own = model_tensors(model)
     wrong = sorted(set(own) ^ set(weights)) or [n for n in own if own[n].shape != weights[n].shape]
     if wrong:
-        raise CheckpointError(f"{source} belongs to another model: it differs in {', '.join(wrong[:5])}")
+        raise CheckpointError(
+            f"{source} belongs to another model: it differs in {', '.join(wrong[:5])}"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(weights[name])
@@ -101,13 +119,16 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state, "<state>/<parameter>" -> tensor. Learning rate and the like follow from config and step."""
+    """The optimizer's state, "<state>/<parameter>" -> tensor. Learning rate and the like follow
+    from config and step.
+    """
     found = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
                 raise CheckpointError(
-                    f"{type(optimizer).__name__} keeps {key} of {name} as {type(value).__name__}, not as a tensor"
+                    f"{type(optimizer).__name__} keeps {key} of {name} as "
+                    f"{type(value).__name__}, not as a tensor"
                 )
             found[f"{key}/{name}"] = value
     return found
@@ -116,7 +137,10 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def _load_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor], source: Path
 ) -> None:
-    index = {id(p): k for k, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    index = {
+        id(p): k
+        for k, p in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
     parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for entry, tensor in saved.items():
@@ -124,9 +148,13 @@ def _load_optimizer(
         if key == "rng":
             continue
         if name not in parameters:
-            raise CheckpointError(f"{source} has optimizer state of {name!r}, which this model lacks")
+            raise CheckpointError(
+                f"{source} has optimizer state of {name!r}, which this model lacks"
+            )
         state.setdefault(index[id(parameters[name])], {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -1,9 +1,12 @@
-"""Training in several processes: as `torchrun` or Slurm start them, one for each device, joined when a run begins.
+"""Training in several processes: as `torchrun` or Slurm start them, one for each device, joined
+when a run begins.
 
     torchrun --nproc-per-node 8 -m experiments.pretrain experiment=gpt2
 
-A run of several processes is the run of one: the logical batch is dealt out, gradients are averaged, one process writes the log and the checkpoints, and each
-writes the values of its own chunks. With another number of processes the sums of a step have another order, and results differ by rounding.
+A run of several processes is the run of one: the logical batch is dealt out, gradients are
+averaged, one process writes the log and the checkpoints, and each writes the values of its own
+chunks. With another number of processes the sums of a step have another order, and results differ
+by rounding.
 """
 
 import atexit
@@ -16,9 +19,11 @@ from inrun.attributor import Processes
 
 
 def joined(device: str) -> Processes:
-    """The processes of this run: those that are joined already, or by the environment (WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); else this one alone.
+    """The processes of this run: those that are joined already, or by the environment (WORLD_SIZE,
+    RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); else this one alone.
 
-    device: as in `TrainConfig`. Small facts travel by gloo, so that exchanging them waits for no GPU.
+    device: as in `TrainConfig`. Small facts travel by gloo, so that exchanging them waits for no
+    GPU.
     """
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -1,6 +1,7 @@
 """What a run says while it goes on: JSONL always, a progress display, wandb if wanted.
 
-`log.jsonl` has one object per line. `iter` counts the optimizer steps done. Keys are nanoGPT's, and ours for values:
+`log.jsonl` has one object per line. `iter` counts the optimizer steps done. Keys are nanoGPT's, and
+ours for values:
 
     train/loss  lr  grad_norm                   of the last step; grad_norm before clipping
     tokens_per_second  mfu                      since the last line; mfu only where the device's peak is known (`numbers.PEAK_FLOPS`)
@@ -10,7 +11,8 @@
     value/entropy/<target>                      entropy of |value| over the samples / log n: 1 = evenly spread, 0 = all in one sample
     value/residual/<target>                     residual of the last step whose books are complete: drop - drift - sum of values
 
-`chunks.jsonl`, if wanted, has for every step (counted from 0) the ids of its chunks and their mean token losses before the step.
+`chunks.jsonl`, if wanted, has for every step (counted from 0) the ids of its chunks and their mean
+token losses before the step.
 """
 
 import json
@@ -23,17 +25,25 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from inrun.train.strict import ConfigError
+from inrun.config import ConfigError
 
 WANDB_MODES = ("off", "offline", "online")
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """every: steps between lines. wandb: off, offline (written beside the run, uploaded by `wandb sync`), online. project: its name there.
-    chunk_losses: also write the loss of every chunk at the step it was trained on, to chunks.jsonl.
+    """every: steps between lines. wandb: off, offline (written beside the run, uploaded by `wandb
+    sync`), online. project: its name there. chunk_losses: also write the loss of every chunk at the
+    step it was trained on, to chunks.jsonl.
     """
 
     every: int = 10
@@ -57,7 +67,9 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """Appends rows to a file; on resume, rows whose `key` is past `last` are dropped first, so that the file tells one run."""
+    """Appends rows to a file; on resume, rows whose `key` is past `last` are dropped first, so that
+    the file tells one run.
+    """
 
     def __init__(self, path: Path, key: str, last: int | None = None):
         if last is not None and path.exists():
@@ -99,7 +111,9 @@ class Terminal:
         if self._bar:
             self._bar.update(self._task, completed=row["iter"], row=shown)
         else:
-            self._console.print(f"step {row['iter']}/{self._steps}  {shown}", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"step {row['iter']}/{self._steps}  {shown}", highlight=False, soft_wrap=True
+            )
 
     def close(self) -> None:
         if self._bar:
@@ -107,7 +121,9 @@ class Terminal:
 
 
 class Wandb:
-    """Weights & Biases. Offline unless asked; online, a server that does not answer is given up after some seconds."""
+    """Weights & Biases. Offline unless asked; online, a server that does not answer is given up
+    after some seconds.
+    """
 
     def __init__(self, config: LogConfig, folder: Path, name: str, about: Mapping[str, Any]):
         import wandb
@@ -134,7 +150,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def mean_chunk_losses(folder: Path, first: int = 0) -> pa.Table:
-    """What a chunk's loss was each time it was trained on, from step `first` on: sample_id, value (mean, nats per token), uses, by sample_id.
+    """What a chunk's loss was each time it was trained on, from step `first` on: sample_id, value
+    (mean, nats per token), uses, by sample_id.
 
     `folder` is that of a run with `log.chunk_losses`; ConfigError if it was trained without.
     """
@@ -156,4 +173,8 @@ def _short(value: float) -> str:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        line
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.endswith("\n")
+    ]

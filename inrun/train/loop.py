@@ -1,8 +1,10 @@
-"""One run: from a config to trained weights, values and a log, interrupted and resumed as often as need be.
+"""One run: from a config to trained weights, values and a log, interrupted and resumed as often as
+need be.
 
-A seeded run on a CPU is reproducible bit for bit, with values or without them; killed at any moment and resumed, it leaves the same
-weights and the same value tables as one that was never killed. What makes it so: batches follow from (seed, step) alone, a
-checkpoint holds optimizer and random states, and the store drops what came after the checkpoint.
+A seeded run on a CPU is reproducible bit for bit, with values or without them; killed at any moment
+and resumed, it leaves the same weights and the same value tables as one that was never killed. What
+makes it so: batches follow from (seed, step) alone, a checkpoint holds optimizer and random states,
+and the store drops what came after the checkpoint.
 """
 
 import itertools
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from inrun import models
 from inrun.attributor import Attributor, Processes
+from inrun.config import ConfigError
 from inrun.data.corpus import Corpus
 from inrun.data.prepare import prepare
 from inrun.data.progress import shown
@@ -28,18 +31,17 @@ from inrun.data.sampler import Sampler
 from inrun.evaluate import chunk_batches, evaluate
 from inrun.store import ValueStore
 from inrun.train import checkpoint
-from inrun.train.ahead import Ahead
 from inrun.train.attribution import build_attributor, build_targets, target_batch, target_digest
-from inrun.train.batch import Batch, Precision, batch_of, slices
-from inrun.train.chunks import Chunks, read_chunks, write_chunks
 from inrun.train.config import RunConfig
 from inrun.train.distributed import joined
 from inrun.train.log import JsonLines, Sink, Terminal, Wandb
-from inrun.train.numbers import Speed, value_row
+from inrun.train.metrics import Speed, value_row
 from inrun.train.online import decide
 from inrun.train.optim import build_optimizer, clip_gradients, lr_at
+from inrun.train.precision import Batch, Precision, batch_of, slices
+from inrun.train.prefetch import Prefetcher
+from inrun.train.selection import ChunkSelection, read_chunks, write_chunks
 from inrun.train.signals import Interrupted, stop_signal
-from inrun.train.strict import ConfigError
 
 FORMAT = 1
 RUN_FILE = "run.json"
@@ -47,7 +49,9 @@ CHUNKS_FILE = "chunks.parquet"
 
 
 class RunFolderError(RuntimeError):
-    """The run's folder is taken, is no run, or its corpus is not the one that the run began with."""
+    """The run's folder is taken, is no run, or its corpus is not the one that the run began
+    with.
+    """
 
 
 class NonFiniteLossError(RuntimeError):
@@ -58,7 +62,8 @@ class Run:
     """A training run in its folder. Make one with `start` or `resume`, then call `train` once.
 
     Attributes:
-        folder: where everything of the run is. config: its RunConfig. step: optimizer steps done. model, optimizer, corpus (train split).
+        folder: where everything of the run is. config: its RunConfig. step: optimizer steps done.
+            model, optimizer, corpus (train split).
         attributor: None without values.
     """
 
@@ -75,7 +80,8 @@ class Run:
         def refuse_taken():
             if folder.exists():
                 raise RunFolderError(
-                    f"{folder} exists already. Next: go on with it by resume={folder}, choose another name=..., or delete the folder"
+                    f"{folder} exists already. Next: go on with it by resume={folder}, "
+                    "choose another name=..., or delete the folder"
                 )
 
         processes.first(refuse_taken)
@@ -83,7 +89,8 @@ class Run:
 
     @classmethod
     def resume(cls, folder: str | Path, console: Console | None = None) -> "Run":
-        """Go on with the run in `folder`, by its own resolved config, from its last checkpoint (or from the start, if it has none).
+        """Go on with the run in `folder`, by its own resolved config, from its last checkpoint (or
+        from the start, if it has none).
 
         Raises RunFolderError, CheckpointError, StoreError.
         """
@@ -92,13 +99,16 @@ class Run:
         if not path.is_file():
             runs = sorted(str(found.parent) for found in folder.parent.glob(f"*/{RUN_FILE}"))
             known = f"; runs beside it: {', '.join(runs[:8])}" if runs else ""
-            raise RunFolderError(f"{folder} is no run: it has no {RUN_FILE}. Next: give the folder of a run{known}")
+            raise RunFolderError(
+                f"{folder} is no run: it has no {RUN_FILE}. Next: give the folder of a run{known}"
+            )
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
             config = RunConfig.from_mapping(about["config"])
         except (KeyError, ValueError) as error:
             raise RunFolderError(
-                f"{path} is damaged or of another version ({error}). Next: restore it, or start anew"
+                f"{path} is damaged or of another version ({error}). Next: restore it, or "
+                "start anew"
             ) from error
         return cls(folder, config, console, about, joined(config.train.device))
 
@@ -115,13 +125,16 @@ class Run:
         self._refuse_processes()
         self.precision = Precision.choose(config.train.device, config.train.precision)
         with shown(console) as report:
-            corpus_folder = processes.one_by_one(lambda: prepare(config.data, config.data_root, report))
+            corpus_folder = processes.one_by_one(
+                lambda: prepare(config.data, config.data_root, report)
+            )
         self.corpus = Corpus.open(corpus_folder, "train", verify=config.train.verify)
         model_config = config.model_config()
         self.corpus.check(n_vocab=model_config.vocab_size)
         if about is not None and about["corpus_digest"] != self.corpus.digest:
             raise RunFolderError(
-                f"{folder} began with another corpus (digest {about['corpus_digest'][:12]}, now {self.corpus.digest[:12]} in "
+                f"{folder} began with another corpus (digest {about['corpus_digest'][:12]}, "
+                f"now {self.corpus.digest[:12]} in "
                 f"{corpus_folder}). Next: restore that corpus, or start a new run with another name"
             )
         self._evaluation = self._evaluation_set(corpus_folder)
@@ -132,7 +145,8 @@ class Run:
         }
         if about is not None and about.get("own_targets", {}) != self._own_targets:
             raise RunFolderError(
-                f"{folder} began with other documents behind the targets {', '.join(sorted(self._own_targets))}. Next: restore the files, "
+                f"{folder} began with other documents behind the targets "
+                f"{', '.join(sorted(self._own_targets))}. Next: restore the files, "
                 "or start a new run with another name"
             )
 
@@ -160,8 +174,13 @@ class Run:
         self.attributor: Attributor | None = None
         if targets:
             store = folder / "values"
-            # a run killed before its first checkpoint has a store, perhaps, but nothing to go on from but its start
-            resume = state["attribution"] if state else ({"step": 0} if (store / "run.json").exists() else None)
+            # a run killed before its first checkpoint has a store, perhaps, but nothing to go on
+            # from but its start
+            resume = (
+                state["attribution"]
+                if state
+                else ({"step": 0} if (store / "run.json").exists() else None)
+            )
             described = {key: about[key] for key in ("config", "corpus_digest", "git_revision")}
             self.attributor = build_attributor(
                 self.model,
@@ -180,14 +199,16 @@ class Run:
         self._open_logs()
         self._decided: int | None = None
         self.sampler = self._sampler(self.chunks)
-        self._ahead = Ahead(self._load)
+        self._ahead = Prefetcher(self._load)
         self._open.callback(self._ahead.close)
 
     def train(self) -> ValueStore | None:
-        """Train to the end. Returns the store of values, opened for reading, or None without attribution.
+        """Train to the end. Returns the store of values, opened for reading, or None without
+        attribution.
 
-        Raises Interrupted (a checkpoint was written), NonFiniteLossError, and the errors of `Attributor`. Whatever is raised, what was stored
-        before stays, and `Run.resume(folder)` goes on from the last checkpoint.
+        Raises Interrupted (a checkpoint was written), NonFiniteLossError, and the errors of
+        `Attributor`. Whatever is raised, what was stored before stays, and `Run.resume(folder)`
+        goes on from the last checkpoint.
         """
         train = self.config.train
         with self._open, stop_signal() as stop:
@@ -199,7 +220,12 @@ class Run:
                 last = self.step == train.steps
                 if self.step % self.config.log.every == 0 or last:
                     self._log(
-                        {"iter": self.step, **row, **self._speed.row(), **value_row(self.attributor, self.step - 1)}
+                        {
+                            "iter": self.step,
+                            **row,
+                            **self._speed.row(),
+                            **value_row(self.attributor, self.step - 1),
+                        }
                     )
                 if last or (train.eval_every and self.step % train.eval_every == 0):
                     self._evaluate()
@@ -207,12 +233,17 @@ class Run:
                 told = bool(self.processes.total(torch.tensor(stop.signum or 0)))
                 signum = max(self.processes.gathered(stop.signum or 0)) if told else 0
                 stopped = signum and not last
-                if last or stopped or (train.checkpoint_every and self.step % train.checkpoint_every == 0):
+                if (
+                    last
+                    or stopped
+                    or (train.checkpoint_every and self.step % train.checkpoint_every == 0)
+                ):
                     self.checkpoint()
                 if stopped:
                     raise Interrupted(
                         signum,
-                        f"stopped by {signal.Signals(signum).name} after step {self.step} of {train.steps}; a checkpoint was written. "
+                        f"stopped by {signal.Signals(signum).name} after step {self.step} of "
+                        f"{train.steps}; a checkpoint was written. "
                         f"Next: resume={self.folder} goes on from here",
                     )
         return ValueStore(self.folder / "values") if self.attributor else None
@@ -228,13 +259,17 @@ class Run:
         self.close()
 
     def checkpoint(self) -> Path | None:
-        """Write a checkpoint of the present state, values up to it made durable first. Returns its folder, in the first process."""
+        """Write a checkpoint of the present state, values up to it made durable first. Returns its
+        folder, in the first process.
+        """
         extra = {"attribution": self.attributor.state_dict() if self.attributor else None}
         for sink in self._sinks:
             if isinstance(sink, JsonLines):
                 sink.sync()
         place, keep = self.folder / "checkpoints", self.config.train.keep
-        return self.processes.first(lambda: checkpoint.save(place, self.step, self.model, self.optimizer, extra, keep))
+        return self.processes.first(
+            lambda: checkpoint.save(place, self.step, self.model, self.optimizer, extra, keep)
+        )
 
     # -- one step
 
@@ -244,15 +279,19 @@ class Run:
         lr = lr_at(step, train.steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        ids = self._draw(step)
+        ids = self._sample_ids(step)
         batch = self._ahead.get(ids, self._following(step))
         total = int(self.processes.total(torch.tensor(batch.count())))
         cuts = list(slices(len(ids), train.micro_batch))
         parts = [self._backward(ids[rows], batch[rows], total, rows is cuts[-1]) for rows in cuts]
         losses = torch.cat(parts)
         norm = clip_gradients(self.model, self.config.optim.clip)
-        numbers = torch.cat([losses, norm.to(losses.dtype)[None]]).tolist()  # the one wait for the device
-        whole = float(self.processes.total(torch.tensor(math.fsum(numbers[:-1]), dtype=torch.float64)))
+        numbers = torch.cat(
+            [losses, norm.to(losses.dtype)[None]]
+        ).tolist()  # the one wait for the device
+        whole = float(
+            self.processes.total(torch.tensor(math.fsum(numbers[:-1]), dtype=torch.float64))
+        )
         self._refuse_non_finite(ids, batch, numbers[:-1], numbers[-1], whole)
         loss = whole / total
         if self.attributor:
@@ -264,14 +303,18 @@ class Run:
             means = [value / max(count, 1) for value, count in zip(numbers, counts)]
             told = self.processes.gathered((ids.tolist(), means))
             if self._chunk_losses:
-                every_id, every_loss = (list(itertools.chain.from_iterable(column)) for column in zip(*told))
+                every_id, every_loss = (
+                    list(itertools.chain.from_iterable(column)) for column in zip(*told)
+                )
                 self._chunk_losses.write({"step": step, "ids": every_id, "losses": every_loss})
         self.step += 1
         self._speed.count(total)
         return {"train/loss": loss, "lr": lr, "grad_norm": numbers[-1]}
 
-    def _draw(self, step: int) -> np.ndarray:
-        """Ids of this process's chunks in the step; at a decision of `config.online`, or after a resume past one, what may be drawn is looked up in the store."""
+    def _sample_ids(self, step: int) -> np.ndarray:
+        """Ids of this process's chunks in the step; at a decision of `config.online`, or after a
+        resume past one, what may be drawn is looked up in the store.
+        """
         decision = self.config.online.decision(step)
         if decision != self._decided:
             self.attributor.flush()
@@ -286,19 +329,23 @@ class Run:
 
     def _following(self, step: int) -> np.ndarray | None:
         """Ids of this process's chunks in the next step, if they are known by now."""
-        known = step + 1 < self.config.train.steps and self.config.online.decision(step + 1) == self._decided
+        known = (
+            step + 1 < self.config.train.steps
+            and self.config.online.decision(step + 1) == self._decided
+        )
         return self._own(self.sampler.batch_at(step + 1)) if known else None
 
     def _load(self, ids: np.ndarray) -> Batch:
         batch = batch_of(self.corpus, ids, self.config.train.separate_documents)
         return batch.pinned() if self.precision.device.type == "cuda" else batch
 
-    def _sampler(self, chunks: Chunks) -> Sampler:
+    def _sampler(self, chunks: ChunkSelection) -> Sampler:
         return Sampler(chunks.ids, self.config.train.batch_size, self.config.seed, chunks.weights)
 
     def _backward(self, ids: np.ndarray, part, total: int, last: bool) -> Tensor:
-        """Add the micro-batch's share of the step's gradient, which the last one averages over processes; returns the sum of token losses, detached: [1], or of
-        each sample [n] where the log of chunks wants them.
+        """Add the micro-batch's share of the step's gradient, which the last one averages over
+        processes; returns the sum of token losses, detached: [1], or of each sample [n] where the
+        log of chunks wants them.
         """
         share = total / self.processes.size
         part = part.to(self.precision.device)
@@ -318,16 +365,27 @@ class Run:
             losses = forward()
             (losses.sum() / share).backward()
             if last:
-                self.processes.average([p.grad for p in self.model.parameters() if p.grad is not None])
+                self.processes.average(
+                    [p.grad for p in self.model.parameters() if p.grad is not None]
+                )
         return losses.detach()
 
-    def _refuse_non_finite(self, ids: np.ndarray, batch: Batch, losses: list[float], norm: float, whole: float) -> None:
-        """By the sum of all processes' losses and the norm, which are the same in each: none goes on alone."""
+    def _refuse_non_finite(
+        self, ids: np.ndarray, batch: Batch, losses: list[float], norm: float, whole: float
+    ) -> None:
+        """By the sum of all processes' losses and the norm, which are the same in each: none goes
+        on alone.
+        """
         if math.isfinite(whole) and math.isfinite(norm):
             return
-        if len(losses) < len(ids):  # sums of micro-batches: once more, chunk by chunk, to say whose it is
+        if len(losses) < len(
+            ids
+        ):  # sums of micro-batches: once more, chunk by chunk, to say whose it is
             with torch.no_grad(), self.precision.autocast():
-                single = [batch[rows].to(self.precision.device).losses(self.model) for rows in slices(len(ids), 1)]
+                single = [
+                    batch[rows].to(self.precision.device).losses(self.model)
+                    for rows in slices(len(ids), 1)
+                ]
             losses = [float(loss) for loss in single]
         bad = [int(i) for i, loss in zip(ids, losses) if not math.isfinite(loss)]
         what = (
@@ -335,11 +393,14 @@ class Run:
             if bad
             else "the loss of a chunk of another process is not finite"
             if not math.isfinite(whole)
-            else f"the losses are finite, but the gradient's norm is {norm} (chunks {', '.join(map(str, ids[:8]))}, ...)"
+            else f"the losses are finite, but the gradient's norm is {norm} (chunks "
+            f"{', '.join(map(str, ids[:8]))}, ...)"
         )
         raise NonFiniteLossError(
-            f"step {self.step}: {what}. The weights were not touched, and what was stored before stays. Next: look at the chunk "
-            f"(Corpus.text), lower optim.lr or raise optim.warmup, and go on from the last checkpoint with a new run or resume={self.folder}"
+            f"step {self.step}: {what}. The weights were not touched, and what was stored "
+            "before stays. Next: look at the chunk "
+            "(Corpus.text), lower optim.lr or raise optim.warmup, and go on from the last "
+            f"checkpoint with a new run or resume={self.folder}"
         )
 
     # -- what is told
@@ -361,7 +422,8 @@ class Run:
         corpus = Corpus.open(corpus_folder, train.eval_split)
         if unknown := sorted(set(train.eval_domains) - set(corpus.domains)):
             raise ConfigError(
-                f"train.eval_domains: the {train.eval_split} split has no {unknown}, it has {corpus.domains}"
+                f"train.eval_domains: the {train.eval_split} split has no {unknown}, it has "
+                f"{corpus.domains}"
             )
         chosen = []
         for domain in train.eval_domains or corpus.domains:
@@ -370,7 +432,8 @@ class Run:
             chosen.append(Sampler(ids, count, self.config.seed).batch_at(0))
         if not chosen:
             raise RunFolderError(
-                f"the {train.eval_split} split of {corpus_folder} is empty. Next: raise data.{train.eval_split}_share, or give more text"
+                f"the {train.eval_split} split of {corpus_folder} is empty. Next: raise "
+                f"data.{train.eval_split}_share, or give more text"
             )
         return corpus, np.sort(np.concatenate(chosen))
 
@@ -390,21 +453,31 @@ class Run:
                 train.batch_size >= size,
                 f"train.batch_size={train.batch_size} chunks cannot be dealt to {size} processes",
             ),
-            (not getattr(model, "dropout", 0.0), "dropout: masks of several processes are not kept in a checkpoint"),
+            (
+                not getattr(model, "dropout", 0.0),
+                "dropout: masks of several processes are not kept in a checkpoint",
+            ),
             (not train.compile, "train.compile: a compiled model is trained in one process"),
         ]
         for holds, message in demands if size > 1 else ():
             if not holds:
-                raise ConfigError(f"{size} processes: {message}. Next: change it, or start a single process")
+                raise ConfigError(
+                    f"{size} processes: {message}. Next: change it, or start a single process"
+                )
 
-    def _chunks(self, about: dict[str, Any] | None) -> Chunks:
-        """What may be drawn: all of the train split, or what a file says; of a resumed run, the copy of that file in its folder."""
+    def _chunks(self, about: dict[str, Any] | None) -> ChunkSelection:
+        """What may be drawn: all of the train split, or what a file says; of a resumed run, the
+        copy of that file in its folder.
+        """
         if not self.config.train.chunks:
-            return Chunks(np.arange(len(self.corpus), dtype=np.int64))
-        chunks = read_chunks(self.folder / CHUNKS_FILE if about else self.config.train.chunks, len(self.corpus))
+            return ChunkSelection(np.arange(len(self.corpus), dtype=np.int64))
+        chunks = read_chunks(
+            self.folder / CHUNKS_FILE if about else self.config.train.chunks, len(self.corpus)
+        )
         if about and about["chunks"]["digest"] != chunks.digest:
             raise RunFolderError(
-                f"{self.folder / CHUNKS_FILE} was altered since the run began. Next: restore it, or start a new run"
+                f"{self.folder / CHUNKS_FILE} was altered since the run began. Next: restore "
+                "it, or start a new run"
             )
         return chunks
 
@@ -418,7 +491,10 @@ class Run:
             "own_targets": self._own_targets,
             "chunks": {"count": len(self.chunks.ids), "digest": self.chunks.digest},
             "parameters": self.model.num_parameters(),
-            "precision": {"device": self.precision.device.type, "autocast": str(self.precision.dtype or "none")},
+            "precision": {
+                "device": self.precision.device.type,
+                "autocast": str(self.precision.dtype or "none"),
+            },
             "git_revision": git_revision(),
         }
         self.folder.mkdir(parents=True)
@@ -440,7 +516,12 @@ class Run:
 
     def _open_logs(self) -> None:
         config = self.config
-        self._speed = Speed(config.model_config(), config.data.block_size, self.precision.device, self.processes.size)
+        self._speed = Speed(
+            config.model_config(),
+            config.data.block_size,
+            self.precision.device,
+            self.processes.size,
+        )
         self._sinks: list[Sink] = []
         self._chunk_losses = None
         if not self.processes.leads:

@@ -1,7 +1,8 @@
 """Optimizer, learning-rate schedule and clipping of a run.
 
-To add an optimizer: a function `(groups, OptimConfig) -> torch.optim.Optimizer` under `@optimizer("name")`, and its update rule in
-`inrun.updates`, without which its steps cannot be valued.
+To add an optimizer: a function `(groups, OptimConfig) -> torch.optim.Optimizer` under
+`@optimizer("name")`, and its update rule in `inrun.updates`, without which its steps cannot be
+valued.
 """
 
 import math
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from inrun.config import ConfigError
 from inrun.models import decay_groups
-from inrun.train.strict import ConfigError
 from inrun.updates import Lion
 
 _OPTIMIZERS: dict[str, Callable] = {}
@@ -20,9 +21,10 @@ _OPTIMIZERS: dict[str, Callable] = {}
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """name: adamw, sgd, lion. lr rises over `warmup` steps, falls to min_lr along a cosine until `decay_steps` (0: the end of the run) and
-    stays there. betas: of adamw and lion. momentum: of sgd. weight_decay: of matrices and tables, not of vectors; decoupled from the
-    gradient in adamw and lion. clip: largest global norm of the gradient, 0 for none.
+    """name: adamw, sgd, lion. lr rises over `warmup` steps, falls to min_lr along a cosine until
+    `decay_steps` (0: the end of the run) and stays there. betas: of adamw and lion. momentum: of
+    sgd. weight_decay: of matrices and tables, not of vectors; decoupled from the gradient in adamw
+    and lion. clip: largest global norm of the gradient, 0 for none.
     """
 
     name: str = "adamw"
@@ -37,11 +39,18 @@ class OptimConfig:
 
     def __post_init__(self):
         if self.name not in _OPTIMIZERS:
-            raise ConfigError(f"optim.name={self.name!r}: choose one of {', '.join(sorted(_OPTIMIZERS))}")
+            raise ConfigError(
+                f"optim.name={self.name!r}: choose one of {', '.join(sorted(_OPTIMIZERS))}"
+            )
         if not 0 <= self.min_lr <= self.lr or self.lr == 0:
-            raise ConfigError(f"optim: lr={self.lr} and min_lr={self.min_lr} must satisfy 0 <= min_lr <= lr, 0 < lr")
+            raise ConfigError(
+                f"optim: lr={self.lr} and min_lr={self.min_lr} must satisfy 0 <= min_lr <= "
+                "lr, 0 < lr"
+            )
         if min(self.warmup, self.decay_steps, self.weight_decay, self.clip, self.momentum) < 0:
-            raise ConfigError("optim: warmup, decay_steps, momentum, weight_decay and clip must not be negative")
+            raise ConfigError(
+                "optim: warmup, decay_steps, momentum, weight_decay and clip must not be negative"
+            )
 
 
 def optimizer(name: str) -> Callable:
@@ -74,7 +83,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:
-    """Learning rate of step `step` (counted from 0) of a run of `steps`; never 0, so that the first step moves the weights too."""
+    """Learning rate of step `step` (counted from 0) of a run of `steps`; never 0, so that the first
+    step moves the weights too.
+    """
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
     end = config.decay_steps or steps
@@ -85,7 +96,9 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def clip_gradients(model: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients by one factor so that their global norm is at most `largest` (0: leave them). Returns the norm before, 0-dim."""
+    """Scale all gradients by one factor so that their global norm is at most `largest` (0: leave
+    them). Returns the norm before, 0-dim.
+    """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if largest > 0:

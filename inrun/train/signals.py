@@ -28,7 +28,9 @@ class Stop:
 
 @contextmanager
 def stop_signal() -> Iterator[Stop]:
-    """Inside, a first SIGINT or SIGTERM is noted, and a second one acts at once. Signals arrive in the main thread only, elsewhere nothing is done."""
+    """Inside, a first SIGINT or SIGTERM is noted, and a second one acts at once. Signals arrive in
+    the main thread only, elsewhere nothing is done.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,4 +1,6 @@
-"""Adam and AdamW (decoupled decay), with a closed-form secant that is exact where differences would cancel."""
+"""Adam and AdamW (decoupled decay), with a closed-form secant that is exact where differences would
+cancel.
+"""
 
 import math
 
@@ -7,23 +9,27 @@ from torch import Tensor
 
 from inrun.updates.base import Update, register
 
-#: from the fourth step on secants are as good as slopes averaged over coalitions (experiments/README.md), and need no squares
+#: from the fourth step on secants are as good as slopes averaged over coalitions
+#: (experiments/README.md), and need no squares
 YOUNG_STEPS = 3
 OUTWEIGHS = 10.0
 
 
 @register(torch.optim.Adam)
-class Adam(Update):
+class AdamUpdate(Update):
     """``torch.optim.Adam`` and ``AdamW``.
 
-    With e = wd w for L2 decay (0 for AdamW), step count t after this step, and n(g) = b1 m + (1 - b1)(g + e),
+    With e = wd w for L2 decay (0 for AdamW), step count t after this step, and n(g) = b1 m + (1 -
+    b1)(g + e),
     D(g) = sqrt((b2 v + (1 - b2)(g + e)^2) / (1 - b2^t)) + eps:  u(g) = lr / (1 - b1^t) * n(g) / D(g) + [AdamW] lr wd w.
     """
 
     def __init__(self, weight: Tensor, state: dict, group: dict):
         super().__init__(weight, state, group)
         if group.get("amsgrad"):
-            self.max_second = state["max_exp_avg_sq"].detach() if state else torch.zeros_like(self.weight)
+            self.max_second = (
+                state["max_exp_avg_sq"].detach() if state else torch.zeros_like(self.weight)
+            )
         self.amsgrad = bool(group.get("amsgrad"))
         self.b1, self.b2 = (float(b) for b in group["betas"])
         self.eps = float(group["eps"])
@@ -51,7 +57,11 @@ class Adam(Update):
         g = self.sign * g + self._l2()
         numerator = self.b1 * self.first + (1.0 - self.b1) * g
         out = (self.lr / self.bias1) * numerator / (self._root(g) + self.eps)
-        return out + (self.lr * self.weight_decay) * self.weight if self.decoupled and self.weight_decay else out
+        return (
+            out + (self.lr * self.weight_decay) * self.weight
+            if self.decoupled and self.weight_decay
+            else out
+        )
 
     def secant(self, g: Tensor, lo: float = 0.0, hi: float = 1.0) -> Tensor:
         if self.amsgrad:  # the running maximum has a kink that no closed form crosses
@@ -64,7 +74,8 @@ class Adam(Update):
         root_lo, root_hi = self._root(at_lo), self._root(at_hi)
         d_lo, d_hi = root_lo + self.eps, root_hi + self.eps
         numerator_lo = self.b1 * self.first + (1.0 - self.b1) * at_lo
-        # (D_hi - D_lo) / G = (root_hi^2 - root_lo^2) / G / (root_hi + root_lo), each factor free of cancellation
+        # (D_hi - D_lo) / G = (root_hi^2 - root_lo^2) / G / (root_hi + root_lo), each factor free of
+        # cancellation
         sum_of_roots = root_lo + root_hi
         rise = ((1.0 - self.b2) * (hi - lo) / self.bias2) * (at_lo + at_hi)
         rise = torch.where(sum_of_roots > 0, rise / sum_of_roots, 0.0)
@@ -78,7 +89,9 @@ class Adam(Update):
         root_lo = seconds.sqrt()
         root_hi = seconds.addcmul_(g, g, value=step).sqrt_()
         slope = g / (root_lo + root_hi)
-        slope.mul_(self.first).div_(root_lo.add_(self.eps)).mul_(-self.b1 * step).add_((1.0 - self.b1) * hi)
+        slope.mul_(self.first).div_(root_lo.add_(self.eps)).mul_(-self.b1 * step).add_(
+            (1.0 - self.b1) * hi
+        )
         slope.div_(root_hi.add_(self.eps)).mul_(self.sign * self.lr / self.bias1)
         return slope.masked_fill_(g == 0, 0.0)
 
@@ -88,19 +101,24 @@ class Adam(Update):
         return self.second == 0
 
     @property
-    def young(self) -> bool:
+    def warming_up(self) -> bool:
         return 1 < self.t <= YOUNG_STEPS
 
-    def unsettled(self, q: Tensor) -> Tensor:
-        """Where a coalition's own square, (1 - b2) q, is more than OUTWEIGHS times what b2 v keeps of earlier ones: there the root bends within the batch."""
+    def noise_dominated(self, q: Tensor) -> Tensor:
+        """Where a coalition's own square, (1 - b2) q, is more than OUTWEIGHS times what b2 v keeps
+        of earlier ones: there the root bends within the batch.
+        """
         return (1.0 - self.b2) * q > (OUTWEIGHS * self.b2) * self.second
 
     def frozen_slope(self) -> Tensor:
-        """lr (1 - b1) / (1 - b1^t) / (sqrt(vhat_{t-1}) + eps); elements without state are left out (0), 1/eps is not a slope."""
+        """lr (1 - b1) / (1 - b1^t) / (sqrt(vhat_{t-1}) + eps); elements without state are left out
+        (0), 1/eps is not a slope.
+        """
         if self.t == 1:
             return torch.zeros_like(self.weight)
         second = self.max_second if self.amsgrad else self.second
-        # c / (sqrt(v) / r + eps) = c r / (sqrt(v) + eps r), r^2 the bias correction: one pass over memory less
+        # c / (sqrt(v) / r + eps) = c r / (sqrt(v) + eps r), r^2 the bias correction: one pass over
+        # memory less
         r = math.sqrt(1.0 - self.b2 ** (self.t - 1))
         root = torch.threshold_(second.sqrt(), 0.0, math.inf).add_(self.eps * r)  # 1 / inf = 0
         slope = root.reciprocal_().mul_(self.sign * self.lr * (1.0 - self.b1) / self.bias1 * r)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from kernels.host import on_host
+from inrun_kernels.host import read_together
 
 
 class UnknownOptimizerError(TypeError):
@@ -13,21 +13,26 @@ class UnknownOptimizerError(TypeError):
 
 
 class NoFrozenSlopeError(TypeError):
-    """The update rule has no slope that is known before the gradient (Lion's sign, Muon's orthogonalisation)."""
+    """The update rule has no slope that is known before the gradient (Lion's sign, Muon's
+    orthogonalisation).
+    """
 
 
 class Update:
-    """One parameter's update rule at one moment. `weight` and `state` are views of the live tensors: use it before the step, or `freeze` it.
+    """One parameter's update rule at one moment. `weight` and `state` are views of the live
+    tensors: use it before the step, or `freeze` it.
 
     Attributes:
         elementwise: every element of u(G) depends on the same element of G only.
         lr: the learning rate of the parameter's group; u is proportional to it.
-        impulse: total response of the weights to one gradient over all later steps, divided by the response at this step
-            (momentum: 1/(1-mu); Adam: 1/(1-b1); 1 without momentum). The factor between the two `credit` rules.
+        impulse: total response of the weights to one gradient over all later steps, divided by the
+            response at this step (momentum: 1/(1-mu); Adam: 1/(1-b1); 1 without momentum). The
+            factor between the two `credit` rules.
     """
 
     elementwise = True
-    #: every element needs the coalition-smoothed slope, not only those without state (Lion: the update is a sign everywhere)
+    #: every element needs the coalition-smoothed slope, not only those without state (Lion: the
+    #: update is a sign everywhere)
     rough_everywhere = False
 
     def __init__(self, weight: Tensor, state: dict, group: dict):
@@ -36,7 +41,9 @@ class Update:
         self.impulse = 1.0
 
     def __call__(self, g: Tensor) -> Tensor:
-        """u(g) with g of the parameter's shape; the result is what the optimizer would subtract from the weight."""
+        """u(g) with g of the parameter's shape; the result is what the optimizer would subtract
+        from the weight.
+        """
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
@@ -59,41 +66,55 @@ class Update:
         return self(torch.zeros_like(self.weight))
 
     def secant(self, g: Tensor, lo: float = 0.0, hi: float = 1.0) -> Tensor:
-        """``(u(hi g) - u(lo g)) / g`` elementwise, 0 where g is 0 (the direction is irrelevant there).
+        """``(u(hi g) - u(lo g)) / g`` elementwise, 0 where g is 0 (the direction is irrelevant
+        there).
 
         This default differences in float64; rules with a closed form override it.
         """
         if not self.elementwise:
-            raise TypeError(f"{type(self).__name__} is not elementwise and has no secant; use `vjp`")
+            raise TypeError(
+                f"{type(self).__name__} is not elementwise and has no secant; use `vjp`"
+            )
         wide = self.map_tensors(torch.Tensor.double)
         g64 = g.double()
         difference = wide(hi * g64) - wide(lo * g64)
         return torch.where(g64 == 0, 0.0, difference / g64).to(g.dtype)
 
     def vjp(self, g: Tensor, cotangent: Tensor) -> Tensor:
-        """``J(g)^T cotangent`` with ``J = du/dG``, through autograd; any rule that is written in differentiable operations has it."""
+        """``J(g)^T cotangent`` with ``J = du/dG``, through autograd; any rule that is written in
+        differentiable operations has it.
+        """
         with torch.enable_grad():
             at = g.detach().clone().requires_grad_()
             (out,) = torch.autograd.grad(self(at), at, cotangent)
         return out
 
     def stateless(self) -> Tensor | None:
-        """Boolean mask of the elements whose update is a kink or a jump at this step (no second moment yet), or None if there are none."""
+        """Boolean mask of the elements whose update is a kink or a jump at this step (no second
+        moment yet), or None if there are none.
+        """
         return None
 
     @property
-    def young(self) -> bool:
-        """The state has seen so few gradients that elements of it may not outweigh the noise of one batch: `unsettled` tells which."""
+    def warming_up(self) -> bool:
+        """The state has seen so few gradients that elements of it may not outweigh the noise of one
+        batch: `noise_dominated` tells which.
+        """
         return False
 
-    def unsettled(self, q: Tensor) -> Tensor:
-        """Boolean mask of the elements where the batch's own noise, q = sum over samples of the squared per-sample gradient, outweighs the state."""
+    def noise_dominated(self, q: Tensor) -> Tensor:
+        """Boolean mask of the elements where the batch's own noise, q = sum over samples of the
+        squared per-sample gradient, outweighs the state.
+        """
         return torch.zeros_like(q, dtype=torch.bool)
 
     def frozen_slope(self) -> Tensor:
-        """du/dG with the state frozen as it was before the step; 0 at elements without state. Broadcastable to the weight."""
+        """du/dG with the state frozen as it was before the step; 0 at elements without state.
+        Broadcastable to the weight.
+        """
         raise NoFrozenSlopeError(
-            f"{type(self).__name__} has no slope with its state frozen; use method='path', or first_order with state='current'"
+            f"{type(self).__name__} has no slope with its state frozen; use method='path', "
+            "or first_order with state='current'"
         )
 
 
@@ -120,11 +141,24 @@ def snapshot(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict) -
 
 
 def snapshots(owned: Mapping[str, tuple[torch.optim.Optimizer, Tensor, dict]]) -> dict[str, Update]:
-    """`snapshot` of (optimizer, parameter, its group) by name; where step counts live on the device, they are waited for once."""
-    states = {name: optimizer.state.get(parameter, {}) for name, (optimizer, parameter, _) in owned.items()}
-    steps = on_host({name: state["step"] for name, state in states.items() if torch.is_tensor(state.get("step"))})
+    """`snapshot` of (optimizer, parameter, its group) by name; where step counts live on the
+    device, they are waited for once.
+    """
+    states = {
+        name: optimizer.state.get(parameter, {})
+        for name, (optimizer, parameter, _) in owned.items()
+    }
+    steps = read_together(
+        {
+            name: state["step"]
+            for name, state in states.items()
+            if torch.is_tensor(state.get("step"))
+        }
+    )
     return {
-        name: _rule(optimizer)(parameter, {**states[name], **({"step": steps[name]} if name in steps else {})}, group)
+        name: _rule(optimizer)(
+            parameter, {**states[name], **({"step": steps[name]} if name in steps else {})}, group
+        )
         for name, (optimizer, parameter, group) in owned.items()
     }
 
@@ -135,7 +169,9 @@ def _rule(optimizer: torch.optim.Optimizer) -> type[Update] | Callable[..., Upda
             return _RULES[cls]
     known = ", ".join(sorted(cls.__name__ for cls in _RULES))
     raise UnknownOptimizerError(
-        f"no update rule for the optimizer {type(optimizer).__name__}; known: {known}. Write a subclass of inrun.updates.Update "
-        f"with __call__(g) = the change it makes, decorate it with @inrun.updates.register({type(optimizer).__name__}), "
+        f"no update rule for the optimizer {type(optimizer).__name__}; known: {known}. Write "
+        "a subclass of inrun.updates.Update "
+        "with __call__(g) = the change it makes, decorate it with "
+        f"@inrun.updates.register({type(optimizer).__name__}), "
         "or use update='sgd' for the paper's formula lr * gradient."
     )

@@ -1,4 +1,6 @@
-"""Lion (Chen et al. 2023, arXiv 2302.06675): the optimizer, which torch lacks, and its update rule."""
+"""Lion (Chen et al. 2023, arXiv 2302.06675): the optimizer, which torch lacks, and its update
+rule.
+"""
 
 from collections.abc import Callable
 
@@ -18,7 +20,13 @@ class Lion(torch.optim.Optimizer):
         weight_decay: decoupled decay.
     """
 
-    def __init__(self, params, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
+    def __init__(
+        self,
+        params,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ):
         if lr < 0 or not all(0 <= b < 1 for b in betas):
             raise ValueError(f"lr must be >= 0 and betas in [0, 1), not lr={lr}, betas={betas}")
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
@@ -45,9 +53,11 @@ class Lion(torch.optim.Optimizer):
 
 @register(Lion)
 class LionUpdate(Update):
-    """The update of `Lion`: a jump wherever the sign's argument crosses zero, so its slope is taken over coalitions everywhere.
+    """The update of `Lion`: a jump wherever the sign's argument crosses zero, so its slope is taken
+    over coalitions everywhere.
 
-    Held against enumerated Shapley values (tests/test_fidelity_truth.py), that orders samples far better than the secant; the secant's values have the better sum.
+    Held against enumerated Shapley values (tests/test_fidelity_truth.py), that orders samples far
+    better than the secant; the secant's values have the better sum.
     """
 
     rough_everywhere = True
@@ -61,7 +71,11 @@ class LionUpdate(Update):
 
     def __call__(self, g: Tensor) -> Tensor:
         sign = torch.sign(self.b1 * self.first + (1.0 - self.b1) * g)
-        return self.lr * (sign + self.weight_decay * self.weight) if self.weight_decay else self.lr * sign
+        return (
+            self.lr * (sign + self.weight_decay * self.weight)
+            if self.weight_decay
+            else self.lr * sign
+        )
 
     def stateless(self) -> Tensor | None:
         return torch.ones_like(self.weight, dtype=torch.bool)

@@ -1,4 +1,6 @@
-"""Muon (``torch.optim.Muon``): the proof that a rule which mixes elements needs nothing but its functional update."""
+"""Muon (``torch.optim.Muon``): the proof that a rule which mixes elements needs nothing but its
+functional update.
+"""
 
 import math
 
@@ -10,10 +12,12 @@ from inrun.updates.base import Update, register
 
 @register(torch.optim.Muon)
 class MuonUpdate(Update):
-    """Momentum, then a few Newton-Schulz iterations towards the nearest orthogonal matrix, then decoupled decay.
+    """Momentum, then a few Newton-Schulz iterations towards the nearest orthogonal matrix, then
+    decoupled decay.
 
-    The iteration runs in bfloat16, as torch's does, unless the parameter is float64: then it runs in float64, which torch's own step does not
-    (so that derivatives can be checked; `u` then differs from the step taken by bfloat16 rounding).
+    The iteration runs in bfloat16, as torch's does, unless the parameter is float64: then it runs
+    in float64, which torch's own step does not (so that derivatives can be checked; `u` then
+    differs from the step taken by bfloat16 rounding).
     """
 
     elementwise = False
@@ -46,7 +50,8 @@ class MuonUpdate(Update):
         x = x / x.norm().clamp(min=self.eps)
         for _ in range(self.ns_steps):
             gram = x @ x.T
-            # fused sums round once where separate ones round twice: in bfloat16 that is what keeps u the bits of torch's step
+            # fused sums round once where separate ones round twice: in bfloat16 that is what keeps
+            # u the bits of torch's step
             mixed = torch.addmm(gram, gram, gram, beta=b, alpha=c)
             x = torch.addmm(x, mixed, x, beta=a)
         return (x.T if tall else x).to(g.dtype)

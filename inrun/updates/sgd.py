@@ -1,4 +1,6 @@
-"""SGD with momentum, Nesterov momentum, dampening and L2 decay: an affine update, so every slope is one number."""
+"""SGD with momentum, Nesterov momentum, dampening and L2 decay: an affine update, so every slope is
+one number.
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +9,9 @@ from inrun.updates.base import Update, register
 
 
 class PlainSGD(Update):
-    """``u(G) = lr G``, whatever the optimizer really does: the formula of the paper (Wang et al. 2025, section 4)."""
+    """``u(G) = lr G``, whatever the optimizer really does: the formula of the paper (Wang et al.
+    2025, section 4).
+    """
 
     def __call__(self, g: Tensor) -> Tensor:
         return self.lr * g
@@ -20,8 +24,10 @@ class PlainSGD(Update):
 
 
 @register(torch.optim.SGD)
-class SGD(Update):
-    """``torch.optim.SGD``: g' = g + wd w; b = mu b + (1 - dampening) g' (b = g' at the first step); u = lr (g' + mu b) if nesterov else lr b."""
+class SGDUpdate(Update):
+    """``torch.optim.SGD``: g' = g + wd w; b = mu b + (1 - dampening) g' (b = g' at the first step);
+    u = lr (g' + mu b) if nesterov else lr b.
+    """
 
     def __init__(self, weight: Tensor, state: dict, group: dict):
         super().__init__(weight, state, group)
@@ -34,7 +40,8 @@ class SGD(Update):
         # the first step copies the gradient into the buffer without dampening
         self.keep = 1.0 if self.buffer is None else 1.0 - float(group["dampening"])
         if self.momentum:
-            # this step's share of the geometric series of later steps; with Nesterov the first term is larger than the ratio says
+            # this step's share of the geometric series of later steps; with Nesterov the first term
+            # is larger than the ratio says
             total = self.keep / (1.0 - self.momentum) if self.momentum < 1 else float("inf")
             self.impulse = (1.0 + self.momentum * total if self.nesterov else total) / self.slope
 
@@ -51,7 +58,9 @@ class SGD(Update):
             g = g + self.weight_decay * self.weight
         if not self.momentum:
             return self.lr * g
-        buffer = self.keep * g if self.buffer is None else self.momentum * self.buffer + self.keep * g
+        buffer = (
+            self.keep * g if self.buffer is None else self.momentum * self.buffer + self.keep * g
+        )
         return self.lr * (g + self.momentum * buffer if self.nesterov else buffer)
 
     def secant(self, g: Tensor, lo: float = 0.0, hi: float = 1.0) -> Tensor:

@@ -1,9 +1,12 @@
-"""The slope of an elementwise update averaged over coalitions, for elements where the update is a kink or a jump.
+"""The slope of an elementwise update averaged over coalitions, for elements where the update is a
+kink or a jump.
 
-Where Adam has no second moment yet its update is a sign, and the full gradient G is the worst place to linearise: single shares g_i / G explode while
-they cancel. A Shapley value averages over coalitions, so the slope is averaged over them too: with q = sum_i g_i^2 elementwise and n samples,
-the gradient of a random coalition is about c ~ N(x G (n-1)/n, x (1-x) q (n-1)/n), x uniform on [0, 1], and the slope at the scale of one
-typical sample h = sqrt(q/n) is E[u(c + h) - u(c - h)] / (2 h).
+Where Adam has no second moment yet its update is a sign, and the full gradient G is the worst place
+to linearise: single shares g_i / G explode while they cancel. A Shapley value averages over
+coalitions, so the slope is averaged over them too: with q = sum_i g_i^2 elementwise and n samples,
+the gradient of a random coalition is about c ~ N(x G (n-1)/n, x (1-x) q (n-1)/n), x uniform on [0,
+1], and the slope at the scale of one typical sample h = sqrt(q/n) is E[u(c + h) - u(c - h)] / (2
+h).
 """
 
 import math
@@ -18,13 +21,17 @@ from inrun.updates.base import Update
 SIZE_NODES, NOISE_NODES = 8, 9
 
 
-def coalition_slope(update: Update, g: Tensor, q: Tensor, n: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
-    """Expected slope of an elementwise `update` over coalitions of size fraction in [lo, hi], times (hi - lo).
+def coalition_slope(
+    update: Update, g: Tensor, q: Tensor, n: int, lo: float = 0.0, hi: float = 1.0
+) -> Tensor:
+    """Expected slope of an elementwise `update` over coalitions of size fraction in [lo, hi], times
+    (hi - lo).
 
     Args:
         update: rule whose tensors have the shape of `g`.
         g: G, the gradient of the whole batch, any shape.
-        q: sum over samples of the squared per-sample gradient, of g's shape, in the same scale as g.
+        q: sum over samples of the squared per-sample gradient, of g's shape, in the same scale as
+            g.
         n: number of samples in the batch.
 
     Returns: tensor of g's shape; 0 where q is 0 (no sample touched the element).

@@ -1,4 +1,6 @@
-"""How a supervised model is trained: the network, Adam, the falling learning rate, the order of the samples. One function, whatever is done with the epochs."""
+"""How a supervised model is trained: the network, Adam, the falling learning rate, the order of the
+samples. One function, whatever is done with the epochs.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,12 +13,14 @@ from torch import Tensor, nn
 
 from inrun.data.labelled import Part, Problem
 from inrun.models.small import MLP, ConvNet
-from inrun.train.batch import Precision
+from inrun.train.precision import Precision
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """name: conv (GroupNorm) | mlp | resnet18 (frozen BatchNorm statistics). width: of conv and mlp. pretrained: of resnet18, a hub name or a folder."""
+    """name: conv (GroupNorm) | mlp | resnet18 (frozen BatchNorm statistics). width: of conv and
+    mlp. pretrained: of resnet18, a hub name or a folder.
+    """
 
     name: str = "conv"
     width: int = 8
@@ -28,18 +32,27 @@ class NetworkConfig:
 
     @property
     def normalisation(self) -> str:
-        """What stands in for BatchNorm, which has no per-sample gradients: recorded with every result."""
-        return {"conv": "GroupNorm", "mlp": "none", "resnet18": "BatchNorm, ImageNet statistics frozen"}[self.name]
+        """What stands in for BatchNorm, which has no per-sample gradients: recorded with every
+        result.
+        """
+        return {
+            "conv": "GroupNorm",
+            "mlp": "none",
+            "resnet18": "BatchNorm, ImageNet statistics frozen",
+        }[self.name]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training as in appendix E.6 of the paper: Adam, learning rate x 0.1 every 10 of 50 epochs, batches of 64.
+    """Training as in appendix E.6 of the paper: Adam, learning rate x 0.1 every 10 of 50 epochs,
+    batches of 64.
 
     Attributes:
-        label_smoothing: of the training loss of a classification; validation and test losses have none.
+        label_smoothing: of the training loss of a classification; validation and test losses have
+            none.
         drop_every, drop: the learning rate is multiplied by `drop` after every `drop_every` epochs.
-        checkpoint_every: epochs between the checkpoints that a run keeps. moments_every: those of them that keep Adam's state too.
+        checkpoint_every: epochs between the checkpoints that a run keeps. moments_every: those of
+            them that keep Adam's state too.
         device: auto (CUDA where there is one) | cpu | cuda.
     """
 
@@ -60,7 +73,8 @@ class Recipe:
             raise ValueError("epochs, batch, drop_every and checkpoint_every must be 1 or more")
         if self.epochs % self.checkpoint_every or self.moments_every % self.checkpoint_every:
             raise ValueError(
-                "epochs and moments_every must be multiples of checkpoint_every, so that the last epoch has a checkpoint"
+                "epochs and moments_every must be multiples of checkpoint_every, so that the "
+                "last epoch has a checkpoint"
             )
 
     def lr_of(self, epoch: int) -> float:
@@ -74,13 +88,18 @@ class Data:
     def __init__(self, problem: Problem, device: str):
         self.problem, self.device = problem, Precision.choose(device, "fp32").device
         self.train = self._tensors(problem.train)
-        self.targets = {"val": self._tensors(problem.validation), "test": self._tensors(problem.test)}
+        self.targets = {
+            "val": self._tensors(problem.validation),
+            "test": self._tensors(problem.test),
+        }
 
     def _tensors(self, part: Part) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(part.x).to(self.device), torch.from_numpy(part.y).to(self.device)
 
     def rows(self, ids: Sequence[int]) -> np.ndarray:
-        """Positions of sample ids in the training part. Raises KeyError for an id that is not there."""
+        """Positions of sample ids in the training part. Raises KeyError for an id that is not
+        there.
+        """
         known, ids = self.problem.train.ids, np.asarray(ids, np.int64)
         rows = np.searchsorted(known, ids).clip(max=len(known) - 1)
         if (strange := ids[known[rows] != ids]).size:
@@ -89,14 +108,20 @@ class Data:
 
 
 def network(config: NetworkConfig, problem: Problem) -> nn.Module:
-    """A new network for the problem's shapes, with weights from torch's random state, in eval mode."""
+    """A new network for the problem's shapes, with weights from torch's random state, in eval
+    mode.
+    """
     outputs = problem.classes or 1
     if config.name == "mlp":
         return MLP(int(np.prod(problem.train.x.shape[1:])), outputs, config.width).eval()
     if problem.train.x.ndim != 4:
-        raise ValueError(f"network {config.name!r} is for images, and {problem.name} has rows; choose mlp")
+        raise ValueError(
+            f"network {config.name!r} is for images, and {problem.name} has rows; choose mlp"
+        )
     if config.name == "conv":
-        return ConvNet(problem.train.x.shape[1], problem.train.x.shape[-1], outputs, config.width).eval()
+        return ConvNet(
+            problem.train.x.shape[1], problem.train.x.shape[-1], outputs, config.width
+        ).eval()
     from inrun.integrations.resnet import ResNet18  # transformers, an extra
 
     return ResNet18(outputs, config.pretrained).eval()
@@ -109,7 +134,9 @@ def sample_losses(outputs: Tensor, y: Tensor, classes: int, label_smoothing: flo
     return (outputs[:, 0] - y) ** 2
 
 
-Attribution = Callable[[nn.Module, torch.optim.Optimizer], Callable[[np.ndarray], AbstractContextManager]]
+Attribution = Callable[
+    [nn.Module, torch.optim.Optimizer], Callable[[np.ndarray], AbstractContextManager]
+]
 
 
 def fit(
@@ -127,13 +154,16 @@ def fit(
         after_epoch: (epochs done, model, optimizer); also before the first one, with 0.
         attribution: (model, optimizer) -> a context manager for each batch, given its sample ids.
 
-    The random state of the process is left as it was. The order of a subset is that of its own permutation.
+    The random state of the process is left as it was. The order of a subset is that of its own
+    permutation.
     """
     (x, y), ids = data.train, data.problem.train.ids
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = network(recipe.network, data.problem).to(data.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+    )
     around = attribution(model, optimizer) if attribution else lambda ids: nullcontext()
     order = np.random.default_rng([seed, 2])
     if after_epoch:
@@ -145,7 +175,9 @@ def fit(
             batch = shuffled[start : start + recipe.batch]
             at = torch.from_numpy(batch).to(data.device)
             with around(ids[batch]):
-                sample_losses(model(x[at]), y[at], data.problem.classes, recipe.label_smoothing).mean().backward()
+                sample_losses(
+                    model(x[at]), y[at], data.problem.classes, recipe.label_smoothing
+                ).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
         if after_epoch:

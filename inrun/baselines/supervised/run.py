@@ -1,10 +1,12 @@
-"""Finished supervised runs, as the contract of baselines wants them: kept in a folder, with values that were measured while they trained.
+"""Finished supervised runs, as the contract of baselines wants them: kept in a folder, with values
+that were measured while they trained.
 
     run = train_run(problem, recipe, seed=0, folder="runs/digits-0")      # trains once; a folder that is whole is opened again
     run.values("path", "val"), run.model(), run.losses(run.model(), run.sample_ids[:8]), run.retrain(run.sample_ids[:500], seed=1)
 
-Targets are `val` (valued in the run) and `test` (never seen by a method, for judging it). Models are always in eval mode: no layer here behaves otherwise in
-training (GroupNorm; BatchNorm has frozen statistics).
+Targets are `val` (valued in the run) and `test` (never seen by a method, for judging it). Models
+are always in eval mode: no layer here behaves otherwise in training (GroupNorm; BatchNorm has
+frozen statistics).
 """
 
 import hashlib
@@ -27,15 +29,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inrun.attributor import Attributor
-from inrun.baselines.contract import AdamMoments, Checkpoint, record_training
 from inrun.baselines.pool import Outcomes, train_one_by_one
+from inrun.baselines.registry import AdamMoments, Checkpoint, record_training
 from inrun.baselines.supervised.recipe import Data, Recipe, fit, network, sample_losses
 from inrun.baselines.supervised.stacked import train_subsets
 from inrun.data.labelled import Problem
-from inrun.directions import Method
+from inrun.methods import Method
 from inrun.store import ValueStore
 
-#: what is measured in every run; the first two are the paper's formulas, the others value the Adam step that is taken
+#: what is measured in every run; the first two are the paper's formulas, the others value the Adam
+#: step that is taken
 METHODS = (
     Method("first_order", update="sgd", name="first_order_sgd"),
     Method("second_order", update="sgd", name="second_order_sgd"),
@@ -46,11 +49,20 @@ BATCH = 256  # samples per forward where nothing is kept
 
 
 class Fit:
-    """A trained model and its data: what every supervised run is, the retrained ones too (those kept their last weights only)."""
+    """A trained model and its data: what every supervised run is, the retrained ones too (those
+    kept their last weights only).
+    """
 
     targets = ("val", "test")
 
-    def __init__(self, data: Data, recipe: Recipe, rows: np.ndarray, checkpoints: Sequence[Checkpoint], weights):
+    def __init__(
+        self,
+        data: Data,
+        recipe: Recipe,
+        rows: np.ndarray,
+        checkpoints: Sequence[Checkpoint],
+        weights,
+    ):
         self.data, self.problem, self.recipe = data, data.problem, recipe
         self.sample_ids: np.ndarray = data.problem.train.ids[np.sort(rows)]
         self.checkpoints = tuple(checkpoints)
@@ -79,7 +91,9 @@ class Fit:
 
     @torch.no_grad()
     def quality(self, target: str, checkpoint: int = -1) -> float:
-        """Accuracy, or in a regression the coefficient of determination R^2: 1 is perfect, 0 what the target's mean scores."""
+        """Accuracy, or in a regression the coefficient of determination R^2: 1 is perfect, 0 what
+        the target's mean scores.
+        """
         x, y = self.data.targets[target]
         out = self.model(checkpoint)(x)
         if self.problem.classes:
@@ -132,15 +146,28 @@ class RegressionFit(Numbers, Fit):
 
 
 class SupervisedRun(Fit):
-    """A run in a folder: checkpoints, Adam's moments at some of them, values of `METHODS`; `cache` keeps what `retrain` trained."""
+    """A run in a folder: checkpoints, Adam's moments at some of them, values of `METHODS`; `cache`
+    keeps what `retrain` trained.
+    """
 
-    def __init__(self, data: Data, recipe: Recipe, seed: int, folder: str | Path, cache: str | Path | None = None):
+    def __init__(
+        self,
+        data: Data,
+        recipe: Recipe,
+        seed: int,
+        folder: str | Path,
+        cache: str | Path | None = None,
+    ):
         self.folder, self.seed = Path(folder), seed
         self.about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         _check_same(self.about["identity"], identity(data.problem, recipe, seed), self.folder)
         checkpoints = [Checkpoint(**c) for c in self.about["checkpoints"]]
         super().__init__(
-            data, recipe, np.arange(len(data.problem.train)), checkpoints, lambda k: load_file(self._file("weights", k))
+            data,
+            recipe,
+            np.arange(len(data.problem.train)),
+            checkpoints,
+            lambda k: load_file(self._file("weights", k)),
         )
         self.cache = Path(cache) if cache else None
 
@@ -151,13 +178,16 @@ class SupervisedRun(Fit):
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def retrain(self, ids: Sequence[int], seed: int) -> Fit:
-        """Kept in `cache` by content: the problem, the recipe, the ids and the seed. With no ids: the new model as it is."""
+        """Kept in `cache` by content: the problem, the recipe, the ids and the seed. With no ids:
+        the new model as it is.
+        """
         rows = np.sort(self.data.rows(ids))
         if len(np.unique(rows)) < len(rows):
             raise ValueError("retrain needs each id only once")
         last = [
             Checkpoint(
-                -(-len(rows) // self.recipe.batch) * self.recipe.epochs, self.recipe.lr_of(self.recipe.epochs - 1)
+                -(-len(rows) // self.recipe.batch) * self.recipe.epochs,
+                self.recipe.lr_of(self.recipe.epochs - 1),
             )
         ]
         cls = ClassificationFit if self.problem.classes else RegressionFit
@@ -193,11 +223,17 @@ class SupervisedRun(Fit):
         number = range(len(self.checkpoints))[checkpoint]
         path = self._file("moments", number)
         if not path.exists():
-            kept = sorted(int(p.stem.rpartition("-")[2]) for p in self.folder.glob("moments-*.safetensors"))
-            raise ValueError(f"checkpoint {number} kept no Adam state; checkpoints {kept} did (recipe.moments_every)")
+            kept = sorted(
+                int(p.stem.rpartition("-")[2]) for p in self.folder.glob("moments-*.safetensors")
+            )
+            raise ValueError(
+                f"checkpoint {number} kept no Adam state; checkpoints {kept} did "
+                "(recipe.moments_every)"
+            )
         parts = load_file(path)
         first, second = (
-            {k.partition("/")[2]: v for k, v in parts.items() if k.startswith(p)} for p in ("first/", "second/")
+            {k.partition("/")[2]: v for k, v in parts.items() if k.startswith(p)}
+            for p in ("first/", "second/")
         )
         return AdamMoments(first, second, betas=(0.9, 0.999), eps=1e-8)
 
@@ -241,19 +277,25 @@ def train_run(
     cache: str | Path | None = None,
     methods: Sequence[Method] = METHODS,
 ) -> SupervisedRun:
-    """The run of this folder, trained with values if it is not there yet; it appears there when it is whole."""
+    """The run of this folder, trained with values if it is not there yet; it appears there when it
+    is whole.
+    """
     folder, data = Path(folder), Data(problem, recipe.device)
     if not (folder / "run.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-unfinished-") as unfinished:
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f"{folder.name}-unfinished-"
+        ) as unfinished:
             _train_into(Path(unfinished, "run"), data, recipe, seed, methods)
             os.replace(Path(unfinished, "run"), folder)
     cls = ClassificationRun if problem.classes else RegressionRun
     return cls(data, recipe, seed, folder, cache)
 
 
-def _train_into(folder: Path, data: Data, recipe: Recipe, seed: int, methods: Sequence[Method]) -> None:
+def _train_into(
+    folder: Path, data: Data, recipe: Recipe, seed: int, methods: Sequence[Method]
+) -> None:
     folder.mkdir(parents=True)
     rows, problem = np.arange(len(data.problem.train)), data.problem
     checkpoints: list[dict] = []
@@ -283,7 +325,11 @@ def _train_into(folder: Path, data: Data, recipe: Recipe, seed: int, methods: Se
     seconds = _method_seconds(data, recipe, seed, methods)
     if history:
         pq.write_table(pa.concat_tables(history), folder / "history.parquet")
-    about = {"identity": identity(problem, recipe, seed), "checkpoints": checkpoints, "seconds": seconds}
+    about = {
+        "identity": identity(problem, recipe, seed),
+        "checkpoints": checkpoints,
+        "seconds": seconds,
+    }
     (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
@@ -293,13 +339,19 @@ def _attribution(data: Data, methods: Sequence[Method], stack: ExitStack, store:
 
     def begin(model: nn.Module, optimizer: torch.optim.Optimizer):
         target = {"val": lambda: sample_losses(model(x), y, data.problem.classes).mean()}
-        return stack.enter_context(Attributor(model, optimizer, target, list(methods), store=store)).batch
+        return stack.enter_context(
+            Attributor(model, optimizer, target, list(methods), store=store)
+        ).batch
 
     return begin
 
 
-def _method_seconds(data: Data, recipe: Recipe, seed: int, methods: Sequence[Method]) -> dict[str, dict[str, float]]:
-    """What each method alone costs beside plain training: measured over one epoch, after one step of warming up, times the number of epochs."""
+def _method_seconds(
+    data: Data, recipe: Recipe, seed: int, methods: Sequence[Method]
+) -> dict[str, dict[str, float]]:
+    """What each method alone costs beside plain training: measured over one epoch, after one step
+    of warming up, times the number of epochs.
+    """
     rows, one = np.arange(len(data.problem.train)), _epochs(recipe, 1)
     times = {}
     for method in (None, *methods):
@@ -311,7 +363,8 @@ def _method_seconds(data: Data, recipe: Recipe, seed: int, methods: Sequence[Met
             times[method.name if method else "plain"] = clock.read()
     plain = times.pop("plain")
     return {
-        name: {key: max(0.0, spent[key] - plain[key]) * recipe.epochs for key in plain} for name, spent in times.items()
+        name: {key: max(0.0, spent[key] - plain[key]) * recipe.epochs for key in plain}
+        for name, spent in times.items()
     }
 
 
@@ -340,7 +393,10 @@ class _Clock:
         self.cpu, self.wall = time.process_time(), time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        return {"cpu_seconds": time.process_time() - self.cpu, "wall_seconds": time.perf_counter() - self.wall}
+        return {
+            "cpu_seconds": time.process_time() - self.cpu,
+            "wall_seconds": time.perf_counter() - self.wall,
+        }
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -351,18 +407,29 @@ def _write(path: Path, state: dict[str, Tensor], seconds: dict[str, float]) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     save_file(
-        {**state, **{f"seconds/{k}": torch.tensor(v, dtype=torch.float64) for k, v in seconds.items()}}, temporary
+        {
+            **state,
+            **{f"seconds/{k}": torch.tensor(v, dtype=torch.float64) for k, v in seconds.items()},
+        },
+        temporary,
     )
     os.replace(temporary, path)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     parts = load_file(path)
-    seconds = {name.partition("/")[2]: float(parts.pop(name)) for name in list(parts) if name.startswith("seconds/")}
+    seconds = {
+        name.partition("/")[2]: float(parts.pop(name))
+        for name in list(parts)
+        if name.startswith("seconds/")
+    }
     return parts, seconds
 
 
 def _check_same(found: dict, wanted: dict, folder: Path) -> None:
     if found != wanted:
         different = [key for key in wanted if found.get(key) != wanted[key]]
-        raise ValueError(f"{folder} holds a run with another {', '.join(different)}; give another folder, or delete it")
+        raise ValueError(
+            f"{folder} holds a run with another {', '.join(different)}; give another folder, "
+            "or delete it"
+        )

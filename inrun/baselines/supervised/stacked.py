@@ -1,8 +1,11 @@
-"""Many trainings of a small network at once: their weights stacked, one forward and backward over all of them.
+"""Many trainings of a small network at once: their weights stacked, one forward and backward over
+all of them.
 
-The same recipe as `fit`, step by step: initial weights and orders from the same seeds, batches of the same samples, Adam (which works element by element, so that one
-Adam over stacked weights is an Adam for each). Only the order of floating-point sums differs. What is saved is the overhead of operations on tiny tensors: two to five times the
-speed of one after the other on one core, measured for the networks of `inrun.models.small`.
+The same recipe as `fit`, step by step: initial weights and orders from the same seeds, batches of
+the same samples, Adam (which works element by element, so that one Adam over stacked weights is an
+Adam for each). Only the order of floating-point sums differs. What is saved is the overhead of
+operations on tiny tensors: two to five times the speed of one after the other on one core, measured
+for the networks of `inrun.models.small`.
 """
 
 import time
@@ -12,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from inrun.baselines.contract import record_training
 from inrun.baselines.pool import SAMPLES, Outcomes, margins_and_correct
+from inrun.baselines.registry import record_training
 from inrun.baselines.supervised.recipe import Data, Recipe, network, sample_losses
 
 STACK = 50  # trainings at once: more is not faster, and takes memory
@@ -21,9 +24,13 @@ BATCH = 256  # samples per forward of the whole stack where nothing is kept
 
 
 def train_subsets(data: Data, recipe: Recipe, members: np.ndarray, seeds: np.ndarray) -> Outcomes:
-    """The outcomes of training on each row of members (bool [k, n], over the whole training part) with its seed."""
+    """The outcomes of training on each row of members (bool [k, n], over the whole training part)
+    with its seed.
+    """
     record_training(count=len(seeds))
-    steps = -(-members.sum(1) // recipe.batch)  # per epoch: those that are stacked take steps together
+    steps = -(
+        -members.sum(1) // recipe.batch
+    )  # per epoch: those that are stacked take steps together
     pieces: list[tuple[np.ndarray, Outcomes]] = []
     for count in np.unique(steps):
         alike = np.flatnonzero(steps == count)
@@ -47,29 +54,48 @@ def _train_stack(data: Data, recipe: Recipe, members: np.ndarray, seeds: np.ndar
         return functional_call(base, (weights, buffers), (x,))
 
     each, shared = vmap(outputs, in_dims=(0, 0, 0)), vmap(outputs, in_dims=(0, 0, None))
-    optimizer = torch.optim.Adam(weights.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = torch.optim.Adam(
+        weights.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+    )
     (x, y), classes = data.train, data.problem.classes
     for epoch, batches in enumerate(_orders(members, seeds, recipe)):
         optimizer.param_groups[0]["lr"] = recipe.lr_of(epoch)
         for at, share in batches:
-            at, share = torch.from_numpy(at).to(data.device), torch.from_numpy(share).to(data.device, x.dtype)
+            at, share = (
+                torch.from_numpy(at).to(data.device),
+                torch.from_numpy(share).to(data.device, x.dtype),
+            )
             found = each(weights, buffers, x[at])  # [k, batch, classes]
-            losses = sample_losses(found.flatten(0, 1), y[at].flatten(), classes, recipe.label_smoothing)
+            losses = sample_losses(
+                found.flatten(0, 1), y[at].flatten(), classes, recipe.label_smoothing
+            )
             (losses * share.flatten()).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
     with torch.no_grad():
-        judged = {SAMPLES: _judge(data, recipe.label_smoothing, data.train, lambda x: shared(weights, buffers, x))}
+        judged = {
+            SAMPLES: _judge(
+                data, recipe.label_smoothing, data.train, lambda x: shared(weights, buffers, x)
+            )
+        }
         for target, part in data.targets.items():
             judged[target] = _judge(data, 0.0, part, lambda x: shared(weights, buffers, x))
-    kinds = ({key: found[kind] for key, found in judged.items() if len(found) > kind} for kind in range(3))
+    kinds = (
+        {key: found[kind] for key, found in judged.items() if len(found) > kind}
+        for kind in range(3)
+    )
     seconds = (time.process_time() - began) / len(seeds)
     return Outcomes(members, seeds, *kinds, np.full(len(seeds), seconds))
 
 
 def _orders(members: np.ndarray, seeds: np.ndarray, recipe: Recipe):
-    """For each epoch its batches: rows [k, batch], and the weight of each in its batch's mean; short batches are filled up with weight 0."""
-    rows, draws = [np.flatnonzero(row) for row in members], [np.random.default_rng([int(seed), 2]) for seed in seeds]
+    """For each epoch its batches: rows [k, batch], and the weight of each in its batch's mean;
+    short batches are filled up with weight 0.
+    """
+    rows, draws = (
+        [np.flatnonzero(row) for row in members],
+        [np.random.default_rng([int(seed), 2]) for seed in seeds],
+    )
     sizes = members.sum(1)
     for _ in range(recipe.epochs):
         order = np.zeros((len(rows), sizes.max()), dtype=np.int64)
@@ -80,13 +106,19 @@ def _orders(members: np.ndarray, seeds: np.ndarray, recipe: Recipe):
         yield [(order[:, cut], there[:, cut] / there[:, cut].sum(1, keepdims=True)) for cut in cuts]
 
 
-def _judge(data: Data, label_smoothing: float, part: tuple[Tensor, Tensor], outputs) -> list[np.ndarray]:
-    """Losses [k, m], and for a classification margins and whether it is right, of the whole stack on a part of the data."""
+def _judge(
+    data: Data, label_smoothing: float, part: tuple[Tensor, Tensor], outputs
+) -> list[np.ndarray]:
+    """Losses [k, m], and for a classification margins and whether it is right, of the whole stack
+    on a part of the data.
+    """
     (x, y), classes = part, data.problem.classes
     found = torch.cat(
         [outputs(x[start : start + BATCH]) for start in range(0, len(x), BATCH)], dim=1
     )  # [k, m, classes]
     labels = y.expand(found.shape[:2])
-    losses = sample_losses(found.flatten(0, 1), labels.flatten(), classes, label_smoothing).view(labels.shape)
+    losses = sample_losses(found.flatten(0, 1), labels.flatten(), classes, label_smoothing).view(
+        labels.shape
+    )
     kinds = [losses.float(), *(margins_and_correct(found, labels) if classes else ())]
     return [kind.cpu().numpy() for kind in kinds]

@@ -1,4 +1,6 @@
-"""A recipe on a problem that was not run: all that a pool of subset trainings needs, as they all begin at the beginning."""
+"""A recipe on a problem that was not run: all that a pool of subset trainings needs, as they all
+begin at the beginning.
+"""
 
 import numpy as np
 
@@ -22,6 +24,8 @@ class _UntrainedRegression(Numbers, _Untrained):
 
 
 def untrained(problem: Problem, recipe: Recipe, data: Data | None = None) -> SupervisedRun:
-    """Can `retrain` and `train_subsets`, and has the digest of a finished run of the recipe; has no checkpoints, values or history."""
+    """Can `retrain` and `train_subsets`, and has the digest of a finished run of the recipe; has no
+    checkpoints, values or history.
+    """
     cls = _UntrainedClassification if problem.classes else _UntrainedRegression
     return cls(data or Data(problem, recipe.device), recipe)

@@ -1,6 +1,8 @@
-"""The cases. Each says what an engine that fails it gets wrong; many of these mistakes are in public code.
+"""The cases. Each says what an engine that fails it gets wrong; many of these mistakes are in
+public code.
 
-Weights are small and learning rates large, so that second-order terms and the curvature of adaptive updates are a visible part of every value.
+Weights are small and learning rates large, so that second-order terms and the curvature of adaptive
+updates are a visible part of every value.
 """
 
 from inrun.conformance.cases.layers import LAYERS

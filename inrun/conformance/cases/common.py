@@ -23,4 +23,6 @@ SHORT = regression(mlp(6, 8, 6), (2, 6))
 BLOCK = text(lambda: net.Block(WIDTH), positions="row", tied=True)
 RAGGED = text(lambda: net.Block(WIDTH), positions="flat", ragged=True, targets={"val": 3, "one": 1})
 LINEAR = regression(lambda: nn.Linear(5, 2), (5,), n=5)
-EXPERTS = regression(lambda: net.Experts(WIDTH), (3, WIDTH), targets={"val": 1, "other": 4}, together=True)
+EXPERTS = regression(
+    lambda: net.Experts(WIDTH), (3, WIDTH), targets={"val": 1, "other": 4}, together=True
+)

@@ -1,4 +1,6 @@
-"""Ways of using a parameter: layers, tables, tied and derived weights, plain tensors, frozen parts."""
+"""Ways of using a parameter: layers, tables, tied and derived weights, plain tensors, frozen
+parts.
+"""
 
 import torch
 from torch import nn
@@ -34,7 +36,9 @@ def _frozen_first():
 
 
 def _still_batch_norm():
-    model = nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2))
+    model = nn.Sequential(
+        nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)
+    )
     generator = torch.Generator().manual_seed(3)
     model[1].running_mean.normal_(generator=generator)
     model[1].running_var.uniform_(0.5, 2.0, generator=generator)
@@ -44,7 +48,12 @@ def _still_batch_norm():
 
 LAYERS = [
     Case("linear, few tokens", "2 T^2 below the layer's size: the pairwise route", SHORT, sgd()),
-    Case("linear, many tokens", "2 T^2 above it: the materialised route", regression(mlp(3, 4, 3), (7, 3)), sgd()),
+    Case(
+        "linear, many tokens",
+        "2 T^2 above it: the materialised route",
+        regression(mlp(3, 4, 3), (7, 3)),
+        sgd(),
+    ),
     Case(
         "linear, many tokens, one validation sample",
         "the route where batches of one hide a mistake",
@@ -52,19 +61,43 @@ LAYERS = [
         sgd(),
     ),
     Case("linear, no tokens", "inputs [n, i]", regression(mlp(6, 8, 2), (6,)), sgd()),
-    Case("linear, no bias", "the bias is looked for where there is none", regression(mlp(6, 8, 2, False), (6,)), sgd()),
-    Case("linear, two token axes", "inputs [n, t, s, i]", regression(mlp(4, 5, 2), (2, 3, 4)), sgd()),
+    Case(
+        "linear, no bias",
+        "the bias is looked for where there is none",
+        regression(mlp(6, 8, 2, False), (6,)),
+        sgd(),
+    ),
+    Case(
+        "linear, two token axes", "inputs [n, t, s, i]", regression(mlp(4, 5, 2), (2, 3, 4)), sgd()
+    ),
     Case(
         "linear, folded tokens",
         "inputs [n t, i]: tokens taken for samples",
         regression(lambda: net.Folded(nn.Linear(4, 4)), (3, 4)),
         sgd(),
     ),
-    Case("Conv1D", "Hugging Face's transposed layer through addmm", regression(_pair(net.Conv1D), (3, WIDTH)), sgd()),
-    Case("Conv1D, many tokens", "the same on the other route", regression(_pair(net.Conv1D, 3), (8, 3)), sgd()),
-    Case("matrix product", "x @ w has no module", regression(_pair(net.Product), (3, WIDTH)), sgd()),
+    Case(
+        "Conv1D",
+        "Hugging Face's transposed layer through addmm",
+        regression(_pair(net.Conv1D), (3, WIDTH)),
+        sgd(),
+    ),
+    Case(
+        "Conv1D, many tokens",
+        "the same on the other route",
+        regression(_pair(net.Conv1D, 3), (8, 3)),
+        sgd(),
+    ),
+    Case(
+        "matrix product", "x @ w has no module", regression(_pair(net.Product), (3, WIDTH)), sgd()
+    ),
     Case("einsum", "w in an einsum", regression(_pair(net.Einsum), (3, WIDTH)), sgd()),
-    Case("embedding", "rows that occur twice in a sample add up", text(nn.Identity, head_bias=True), sgd()),
+    Case(
+        "embedding",
+        "rows that occur twice in a sample add up",
+        text(nn.Identity, head_bias=True),
+        sgd(),
+    ),
     Case(
         "embedding, padding row",
         "the padding row takes no gradient, also where it is looked up",
@@ -84,9 +117,24 @@ LAYERS = [
         sgd(),
     ),
     Case("positions [T]", "the same without the axis", text(nn.Identity, positions="flat"), sgd()),
-    Case("positions [N, T]", "the same with indices per sample", text(nn.Identity, positions="batch"), sgd()),
-    Case("positions, parameter", "a parameter [1, t, d] added", text(nn.Identity, positions="parameter"), sgd()),
-    Case("positions, slice", "the first t rows of a parameter", text(nn.Identity, positions="slice"), sgd()),
+    Case(
+        "positions [N, T]",
+        "the same with indices per sample",
+        text(nn.Identity, positions="batch"),
+        sgd(),
+    ),
+    Case(
+        "positions, parameter",
+        "a parameter [1, t, d] added",
+        text(nn.Identity, positions="parameter"),
+        sgd(),
+    ),
+    Case(
+        "positions, slice",
+        "the first t rows of a parameter",
+        text(nn.Identity, positions="slice"),
+        sgd(),
+    ),
     Case("LayerNorm", "gain and offset", text(_norm(lambda: nn.LayerNorm(WIDTH))), sgd()),
     Case(
         "LayerNorm over two axes",
@@ -95,18 +143,32 @@ LAYERS = [
         sgd(),
     ),
     Case("RMSNorm", "gain without an offset", text(_norm(lambda: nn.RMSNorm(WIDTH))), sgd()),
-    Case("RMSNorm, written out", "the gain is a product, as in Llama", text(_norm(lambda: net.RMSGain(WIDTH))), sgd()),
+    Case(
+        "RMSNorm, written out",
+        "the gain is a product, as in Llama",
+        text(_norm(lambda: net.RMSGain(WIDTH))),
+        sgd(),
+    ),
     Case(
         "GroupNorm",
         "per channel, after a convolution",
-        regression(_image(lambda: nn.Conv2d(2, 4, 2), lambda: nn.GroupNorm(2, 4), nn.Tanh, out=36), (2, 4, 4)),
+        regression(
+            _image(lambda: nn.Conv2d(2, 4, 2), lambda: nn.GroupNorm(2, 4), nn.Tanh, out=36),
+            (2, 4, 4),
+        ),
         sgd(),
     ),
     Case(
         "InstanceNorm",
         "per channel and sample",
         regression(
-            _image(lambda: nn.Conv1d(2, 4, 2), lambda: nn.InstanceNorm1d(4, affine=True), nn.Tanh, out=20), (2, 6)
+            _image(
+                lambda: nn.Conv1d(2, 4, 2),
+                lambda: nn.InstanceNorm1d(4, affine=True),
+                nn.Tanh,
+                out=20,
+            ),
+            (2, 6),
         ),
         sgd(),
     ),
@@ -133,7 +195,9 @@ LAYERS = [
     Case(
         "convolution 1d, padding by word",
         "padding='same'",
-        regression(_image(lambda: nn.Conv1d(2, 3, 3, padding="same", dilation=2), nn.Tanh, out=18), (2, 6)),
+        regression(
+            _image(lambda: nn.Conv1d(2, 3, 3, padding="same", dilation=2), nn.Tanh, out=18), (2, 6)
+        ),
         sgd(),
     ),
     Case(
@@ -166,7 +230,12 @@ LAYERS = [
         "convolution 2d, groups",
         "grouped and depthwise",
         regression(
-            _image(lambda: nn.Conv2d(4, 8, 2, groups=4), nn.Tanh, lambda: nn.Conv2d(8, 6, 2, groups=2), out=24),
+            _image(
+                lambda: nn.Conv2d(4, 8, 2, groups=4),
+                nn.Tanh,
+                lambda: nn.Conv2d(8, 6, 2, groups=2),
+                out=24,
+            ),
             (4, 4, 4),
         ),
         sgd(),
@@ -175,7 +244,10 @@ LAYERS = [
         "convolution 3d",
         "three axes, stride and groups",
         regression(
-            _image(lambda: nn.Conv3d(2, 4, 2, stride=(1, 2, 1), padding=1, groups=2), nn.Tanh, out=160), (2, 3, 3, 4)
+            _image(
+                lambda: nn.Conv3d(2, 4, 2, stride=(1, 2, 1), padding=1, groups=2), nn.Tanh, out=160
+            ),
+            (2, 3, 3, 4),
         ),
         sgd(),
     ),
@@ -197,14 +269,24 @@ LAYERS = [
         regression(lambda: net.Gains(4), (3, 4)),
         sgd(),
     ),
-    Case("class token", "a parameter expanded over the batch", regression(lambda: net.ClassToken(4), (3, 4)), sgd()),
+    Case(
+        "class token",
+        "a parameter expanded over the batch",
+        regression(lambda: net.ClassToken(4), (3, 4)),
+        sgd(),
+    ),
     Case(
         "LoRA beside a frozen layer",
         "the base must stay frozen and without gradient",
         text(lambda: net.LoRA(WIDTH, False)),
         adamw(),
     ),
-    Case("LoRA multiplied in", "a weight that is a function of parameters", text(lambda: net.LoRA(WIDTH, True)), sgd()),
+    Case(
+        "LoRA multiplied in",
+        "a weight that is a function of parameters",
+        text(lambda: net.LoRA(WIDTH, True)),
+        sgd(),
+    ),
     Case(
         "frozen first layer",
         "attaching switched its gradient on, and it moved",
@@ -219,7 +301,12 @@ LAYERS = [
         text(lambda: net.Block(WIDTH, conv1d=True), positions="row"),
         sgd(),
     ),
-    Case("fused attention", "scaled_dot_product_attention", text(lambda: net.Block(WIDTH, fused=True)), sgd()),
+    Case(
+        "fused attention",
+        "scaled_dot_product_attention",
+        text(lambda: net.Block(WIDTH, fused=True)),
+        sgd(),
+    ),
     Case(
         "activation checkpointing",
         "the forward is run again inside the backward",

@@ -1,4 +1,6 @@
-"""Methods and optimizers: curvature, nodes along the step, the game itself, cold and warm states, drift, ledger, credit."""
+"""Methods and optimizers: curvature, nodes along the step, the game itself, cold and warm states,
+drift, ledger, credit.
+"""
 
 from torch import nn
 
@@ -33,9 +35,19 @@ METHODS = [
     ),
     Case("second order, attention", "double backward through attention", BLOCK, sgd(), SECOND),
     Case(
-        "second order, fused attention", "", text(lambda: net.Block(WIDTH, fused=True), targets=SEVERAL), sgd(), SECOND
+        "second order, fused attention",
+        "",
+        text(lambda: net.Block(WIDTH, fused=True), targets=SEVERAL),
+        sgd(),
+        SECOND,
     ),
-    Case("second order, checkpointing", "", text(lambda: net.Block(WIDTH, checkpointed=True)), sgd(), SECOND),
+    Case(
+        "second order, checkpointing",
+        "",
+        text(lambda: net.Block(WIDTH, checkpointed=True)),
+        sgd(),
+        SECOND,
+    ),
     Case(
         "second order, momentum and decay",
         "the middle of the way from u(0) to u(G)",
@@ -104,7 +116,8 @@ OPTIMIZERS = [
         "cold and warm steps, drift, and the ledger of the last step",
         SHORT
         if name == "Lion"
-        else BLOCK,  # a block's key bias has gradient 0 but for rounding, and Lion steps by its sign
+        # a block's key bias has gradient 0 but for rounding, and Lion steps by its sign
+        else BLOCK,
         build,
         formula,
         steps=3,
@@ -119,7 +132,14 @@ OPTIMIZERS = [
     )
     if not (name == "Lion" and formula.known_before and formula.update == "auto")
 ] + [
-    Case("AdamW, paper's second order", "eta, not the update's slope", BLOCK, adamw(), PAPER_SECOND, steps=2),
+    Case(
+        "AdamW, paper's second order",
+        "eta, not the update's slope",
+        BLOCK,
+        adamw(),
+        PAPER_SECOND,
+        steps=2,
+    ),
     Case(
         "AdamW, path, micro-batches",
         "",
@@ -163,5 +183,12 @@ OPTIMIZERS = [
         Formula(kind="path", credit="impulse"),
         steps=2,
     ),
-    Case("AdamW, impulse", "1 - b1 becomes 1", SHORT, adamw(), Formula(kind="path", credit="impulse"), steps=2),
+    Case(
+        "AdamW, impulse",
+        "1 - b1 becomes 1",
+        SHORT,
+        adamw(),
+        Formula(kind="path", credit="impulse"),
+        steps=2,
+    ),
 ]

@@ -1,4 +1,6 @@
-"""What makes up a step: losses and labels, targets, tokens, micro-batches, clipping, schedules, groups, traces left behind."""
+"""What makes up a step: losses and labels, targets, tokens, micro-batches, clipping, schedules,
+groups, traces left behind.
+"""
 
 import torch
 from torch import nn
@@ -19,7 +21,12 @@ from inrun.conformance.problem import Case, Formula
 from inrun.conformance.problems import ONE, head_loss, mean_token_loss, regression, text
 
 LOSSES = [
-    Case("ignored labels", "unequal numbers of labels, one sample with none: its value is 0", RAGGED, sgd()),
+    Case(
+        "ignored labels",
+        "unequal numbers of labels, one sample with none: its value is 0",
+        RAGGED,
+        sgd(),
+    ),
     Case(
         "ignored labels, micro-batches",
         "the mean is over the step's labels, not the micro-batch's",
@@ -35,7 +42,11 @@ LOSSES = [
         micro=(3, 3),
     ),
     Case(
-        "fused head", "head and loss in one operation", text(nn.Tanh, ragged=True, loss=head_loss), sgd(), micro=(3, 3)
+        "fused head",
+        "head and loss in one operation",
+        text(nn.Tanh, ragged=True, loss=head_loss),
+        sgd(),
+        micro=(3, 3),
     ),
     Case(
         "fused head, tied",
@@ -53,11 +64,25 @@ LOSSES = [
         text(nn.Tanh, targets={"a": 1, "b": 3, "c": 2}),
         sgd(),
     ),
-    Case("tokens", "values of the predicted tokens", RAGGED, sgd(), quantities=("values", "tokens"), micro=(4, 2)),
     Case(
-        "tokens, second order", "values of the predicted tokens", RAGGED, sgd(), SECOND, quantities=("values", "tokens")
+        "tokens",
+        "values of the predicted tokens",
+        RAGGED,
+        sgd(),
+        quantities=("values", "tokens"),
+        micro=(4, 2),
     ),
-    Case("forward route", "one forward-mode pass, no rules", BLOCK, sgd(), Formula(route="forward")),
+    Case(
+        "tokens, second order",
+        "values of the predicted tokens",
+        RAGGED,
+        sgd(),
+        SECOND,
+        quantities=("values", "tokens"),
+    ),
+    Case(
+        "forward route", "one forward-mode pass, no rules", BLOCK, sgd(), Formula(route="forward")
+    ),
     Case(
         "forward route, path",
         "the same for a direction that is known late",
@@ -120,9 +145,22 @@ STEPS = [
     Case("clipping", "values without the clip's factor", BLOCK, sgd(), clip=0.05, micro=(3, 3)),
     Case("clipping, second order", "the factor enters twice", BLOCK, sgd(), SECOND, clip=0.05),
     Case(
-        "clipping, AdamW", "the factor hardly changes the step, but the slope", BLOCK, adamw(), PATH, clip=0.05, steps=3
+        "clipping, AdamW",
+        "the factor hardly changes the step, but the slope",
+        BLOCK,
+        adamw(),
+        PATH,
+        clip=0.05,
+        steps=3,
     ),
-    Case("schedule", "the learning rate of the step, not of the next", SHORT, sgd(), lr=(1.0, 0.3, 0.7), steps=3),
+    Case(
+        "schedule",
+        "the learning rate of the step, not of the next",
+        SHORT,
+        sgd(),
+        lr=(1.0, 0.3, 0.7),
+        steps=3,
+    ),
     Case(
         "schedule, set late",
         "the learning rate changes between backward and step",
@@ -152,7 +190,13 @@ STEPS = [
         steps=2,
         late_lr=True,
     ),
-    Case("scalar, forward route", "", regression(lambda: net.Gains(4), (3, 4)), sgd(), Formula(route="forward")),
+    Case(
+        "scalar, forward route",
+        "",
+        regression(lambda: net.Gains(4), (3, 4)),
+        sgd(),
+        Formula(route="forward"),
+    ),
     Case(
         "parameter groups",
         "a learning rate and a decay per group",

@@ -1,0 +1,173 @@
+"""The books balance: what the samples contributed adds up, parameter by parameter, to the gradient
+that the optimizer gets.
+
+Clipping, loss scaling and averaging multiply every g_i by one factor c. It is measured, as the
+ratio of the gradient's norm at the step to its norm after the last backward, and must be the same
+for every parameter. Then ``c sum_i <g_i, V> = <.grad, V>`` is checked for each of them: a use of a
+parameter that was not seen, a gradient from outside the batch, or noise added to it, is an error
+that names the parameter.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+
+class BalanceError(RuntimeError):
+    """The samples' parts do not add up to the gradient of a parameter."""
+
+
+class UnseenParameterError(BalanceError):
+    """A parameter got a gradient, but no use of it was seen."""
+
+
+class NonFiniteError(RuntimeError):
+    """NaN or infinity in a sample's gradient."""
+
+
+#: Largest difference between both sides, relative to ``sum_i |c <g_i, V>| + |G| |V| /
+#: sqrt(numel)``. Rounding: the two sides add the same products in another order, and the sums
+#: cancel over tokens by up to two orders of magnitude, so about 100 sqrt(terms) machine epsilons;
+#: under bf16 autocast the weight gradient is rounded to bf16 (2^-9) before it is added up. An
+#: unseen use or a foreign gradient is of order one.
+BALANCE_TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 2e-3,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.1,
+}
+
+#: Largest relative difference between the factors c of two parameters: rounding of one
+#: multiplication per element, and of the norm.
+FACTOR_TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.bfloat16: 2e-2,
+    torch.float16: 2e-2,
+}
+
+
+def gradient_norms(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Euclidean norm of each `.grad` that there is, as 0-dim float64 tensors, not waited for
+    (`inrun_kernels.host`).
+
+    Row by row first: over a million elements in one sum, fp32 on a CPU is off by 1e-4, which is as
+    much as the factors may differ.
+    """
+    return {name: _norm(p.grad) for name, p in parameters.items() if p.grad is not None}
+
+
+def _norm(g: Tensor) -> Tensor:
+    wide = torch.promote_types(g.dtype, torch.float32)
+    rows = g if g.ndim < 2 else torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=wide)
+    return torch.linalg.vector_norm(rows, dtype=torch.float64)
+
+
+def common_factor(
+    before: Mapping[str, float], now: Mapping[str, float], dtypes: Mapping[str, torch.dtype]
+) -> float:
+    """c, from the norms of the gradients after the last backward and at the step.
+
+    Raises:
+        BalanceError: the parameters do not agree.
+    """
+    ratios = {name: now[name] / before[name] for name in before if name in now and before[name] > 0}
+    if not ratios:
+        return 1.0
+    ordered = sorted(ratios.values())
+    c = ordered[len(ordered) // 2]
+    for name, ratio in ratios.items():
+        if abs(ratio - c) > FACTOR_TOLERANCE.get(dtypes[name], 1e-4) * max(abs(c), abs(ratio)):
+            raise BalanceError(
+                f"parameter {name}: its gradient was multiplied by {ratio:.6g} between the "
+                f"backward and the optimizer's step, most others by {c:.6g}. Values need one "
+                "common factor (clipping by the global norm, loss scaling, averaging); "
+                "clipping or scaling parameters one by one is not supported."
+            )
+    return c
+
+
+def check_balance(
+    dots: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    directions: Mapping[str, Tensor],
+    c: float,
+    keys: list[tuple[str, str]],
+    lowest: torch.dtype,
+    over_processes: Callable[[Tensor], Tensor] = lambda own: own,
+) -> None:
+    """``c sum_i <g_i, V_k> == <.grad, V_k>`` for every parameter and direction.
+
+    Args:
+        dots: name -> [k, n]; directions: name -> V [k, *shape]; keys: (method, target) of each k;
+            lowest: the coarsest dtype of the backward; over_processes: adds up what each process
+            has of it.
+
+    Raises:
+        BalanceError: names the parameter that is furthest off, and the likely causes.
+    """
+    names = [name for name in directions if name in gradients]
+    entries, tolerances = [], []
+    for name in names:
+        V = directions[name]
+        g = gradients[name]
+        V = V.reshape(len(keys), -1)
+        total = (V * g.flatten().to(V.dtype)).sum(1, dtype=torch.float64)
+        parts = (
+            c * dots[name]
+            if name in dots
+            else torch.zeros(V.shape[0], 1, dtype=torch.float64, device=V.device)
+        )
+        typical = (V.norm(dim=1) * g.norm()).double() / math.sqrt(g.numel())
+        dtype = min(lowest, g.dtype, key=lambda dtype: torch.finfo(dtype).bits)
+        entries.append((total, typical, parts.sum(1), parts.abs().sum(1)))
+        tolerances.append((BALANCE_TOLERANCE[dtype], torch.finfo(dtype).eps))
+    if not entries:
+        return
+    device = entries[0][0].device
+    # [parameters, k], looked at together: one wait for the device
+    total, typical, parts, sizes = (
+        torch.stack([x.to(device) for x in column]) for column in zip(*entries)
+    )
+    parts, sizes = over_processes(torch.stack([parts, sizes]))
+    allowed, rounding = torch.tensor(tolerances, dtype=torch.float64, device=device).T[
+        :, :, None
+    ] * (sizes + typical)
+    # a gradient that vanishes mathematically (a key's bias) is pure rounding of summands as large
+    # as other parameters'
+    off = (total - parts).abs() / (allowed + rounding.sum(0)).clamp(
+        min=torch.finfo(torch.float64).tiny
+    )
+    place = off.nan_to_num(torch.inf).argmax()
+    worst, here, given = torch.stack([torch.take(x, place) for x in (off, parts, total)]).tolist()
+    if not worst <= 1.0:
+        at, k = divmod(int(place), len(keys))
+        name, (method, target) = names[at], keys[k]
+        raise BalanceError(
+            f"parameter {name}: the samples' parts add up to {here:.6g}, but the gradient "
+            f"gives {given:.6g} (method {method}, target {target}). Likely causes: the "
+            "parameter got a gradient outside `with attr.batch(...)` (a regulariser, an "
+            "earlier backward without zero_grad), it is used inside a compiled region or "
+            "an extension that is not seen, .grad was changed by other than a common factor "
+            "(noise, a per-parameter clip), or it was averaged over processes without the "
+            "Attributor being told (give it the DistributedDataParallel itself, or group=...)."
+        )
+
+
+def check_seen(norms: Mapping[str, float], seen: set[str]) -> None:
+    """Every parameter with a gradient was used under our eyes.
+
+    Raises:
+        UnseenParameterError
+    """
+    unseen = [name for name, norm in norms.items() if name not in seen and norm != 0]
+    if unseen:
+        shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+        raise UnseenParameterError(
+            f"parameter {shown}: it has a gradient but no use of it was seen inside `with "
+            "attr.batch(...)`. Forward and backward of the micro-batch must both run "
+            "inside the block, and not inside torch.compile; or leave the parameter out of "
+            "the values by params='<regex that does not match it>'."
+        )

@@ -1,0 +1,269 @@
+"""Sees every use of a tracked parameter in a forward pass, and taps the gradient that comes back to
+it.
+
+The instrument is the operation, not the module: inside the context, every torch function that is
+given a parameter (or a tensor made from parameters alone) together with data of the batch is a
+*use*. Its result passes through a tap, an identity whose backward sees the output gradient b beside
+the saved inputs a; the training computation itself is not changed by a single bit, and what is
+saved goes through autograd, so activation checkpointing works.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+import inrun_kernels
+from inrun.ghost.arguments import rebuilder, tensors_of
+from inrun.ghost.backward import BACKWARDS, backward
+from inrun.ghost.fused import FusedHead, FusedLinear, FusedTable, plain_lookup, table_gradient
+from inrun.ghost.origin import Derived, Origin, Parameter
+from inrun.ghost.tape import Recorder
+from inrun.rules import Factor, find, refusal
+from inrun.rules.embedding import embedding_weight
+from inrun.rules.registry import Call, NoRule
+from inrun_kernels.cross_entropy import CROSS_ENTROPY_SUM
+
+
+class UncoveredUseError(RuntimeError):
+    """A trainable parameter is used by an operation that has no rule."""
+
+
+class MixedSamplesError(RuntimeError):
+    """An operation mixes the samples of the batch, so that a sample has no gradient of its own."""
+
+
+#: factories whose result holds no data of the batch (torch.tensor, from_numpy and the random ones
+#: may)
+_FACTORIES = {
+    torch.arange,
+    torch.zeros,
+    torch.ones,
+    torch.full,
+    torch.empty,
+    torch.eye,
+    torch.linspace,
+    torch.tril_indices,
+    torch.triu_indices,
+    torch.scalar_tensor,
+}
+
+#: in-place operations whose derivative does not need the overwritten value
+_INPLACE = {
+    torch.Tensor.add_: torch.Tensor.add,
+    torch.Tensor.__iadd__: torch.Tensor.add,
+    torch.Tensor.sub_: torch.Tensor.sub,
+    torch.Tensor.__isub__: torch.Tensor.sub,
+}
+
+#: operations that need their own result in the backward: the tap marks what it passes on as
+#: changed, so it gets a copy
+_SAVES_OUTPUT = {torch.nn.functional.scaled_dot_product_attention}
+
+
+@dataclass
+class Use:
+    """One argument of one operation: where the tensor came from, and how to form its factor from b
+    and the saved leaves.
+    """
+
+    origin: Origin
+    contribution: Callable[[int, Tensor, list[Tensor]], Factor]
+
+
+class _Tap(torch.autograd.Function):
+    """Identity. Its backward hands (b, saved leaves) to the sink and passes b on untouched."""
+
+    @staticmethod
+    def forward(ctx, out, sink, constants, *saved):
+        ctx.save_for_backward(*saved)
+        ctx.sink, ctx.constants = sink, constants
+        ctx.mark_dirty(
+            out
+        )  # hand back the very tensor, not a view of it: in-place operations on it stay legal
+        return out
+
+    @staticmethod
+    def backward(ctx, b):
+        saved = iter(ctx.saved_tensors)
+        # detached: what the sink keeps must not hold the graph, which holds the sink (a cycle that
+        # no collector sees)
+        leaves = [next(saved).detach() if leaf is None else leaf for leaf in ctx.constants]
+        # the mode is active in the user's backward too; what happens here is ours
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            ctx.sink(b.detach(), leaves)
+        return b, None, None, *(None for leaf in ctx.constants if leaf is None)
+
+
+class UseTracker(TorchFunctionMode):
+    """Context around forward and backward of one micro-batch.
+
+    Args:
+        parameters: name -> tracked parameter.
+        constants: tensors without a sample axis (buffers, frozen parameters).
+        recorder: gets every use's factor in the backward; knows how many samples lie along axis 0.
+
+    Raises (from the forward, inside the context):
+        UncoveredUseError, MixedSamplesError.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        constants: Iterable[Tensor],
+        recorder: Recorder,
+    ):
+        super().__init__()
+        self.recorder = recorder
+        self.origins: dict[int, Origin] = {
+            id(p): Parameter(name, p) for name, p in parameters.items()
+        }
+        self.alive: list[Tensor] = []  # derived tensors, kept so that their ids stay theirs
+        self.constants = WeakIdKeyDictionary()
+        for tensor in constants:
+            self.constants[tensor] = True
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in BACKWARDS:
+            with self:
+                return backward(args, kwargs)
+        leaves = tensors_of(args, kwargs)
+        reason = refusal(func, args, kwargs)
+        if reason:
+            raise MixedSamplesError(reason)
+        origins = [self.origins.get(id(leaf)) for leaf in leaves]
+        if not any(origins):
+            out = func(*args, **kwargs)
+            if (leaves or func in _FACTORIES) and all(leaf in self.constants for leaf in leaves):
+                self._mark_constant(out)
+            return out
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        shared = {at for at, leaf in enumerate(leaves) if origins[at] or leaf in self.constants}
+        if len(shared) == len(leaves):
+            out = func(*args, **kwargs)
+            self._derive(func, args, kwargs, leaves, origins, out)
+            return out
+        if func is CROSS_ENTROPY_SUM:
+            return self._head(*args)
+        if (
+            func is F.linear
+            and self.recorder.fused
+            and isinstance(origins[1], Parameter)
+            and 0 not in shared
+        ):
+            return self._linear(*args, **kwargs)
+        if (
+            func is F.embedding
+            and self.recorder.fused
+            and isinstance(origins[1], Parameter)
+            and 0 not in shared
+        ):
+            plain = plain_lookup(*args, **kwargs)
+            if plain is not None:
+                return self._lookup(*plain)
+        uses = self._uses(func, args, kwargs, leaves, origins, shared)
+        version = leaves[0]._version
+        out = func(*args, **kwargs)
+        if not isinstance(out, Tensor):
+            raise UncoveredUseError(self._message(func, origins, "returns several tensors"))
+        if not out.requires_grad:
+            return out
+        if func in _SAVES_OUTPUT:
+            out = out.clone()
+        if leaves[0]._version != version and func not in _INPLACE:
+            raise UncoveredUseError(
+                self._message(func, origins, "overwrites its input; use the out-of-place form")
+            )
+        # constants and parameters do not change before the backward; what holds samples is saved by
+        # autograd (and checkpointed with it)
+        constants = [leaf.detach() if at in shared else None for at, leaf in enumerate(leaves)]
+        saved = [leaf for at, leaf in enumerate(leaves) if at not in shared]
+        if func in _INPLACE:
+            saved = [
+                torch.empty_like(leaf, device="meta") if leaf is out else leaf for leaf in saved
+            ]
+        name, n, sink = getattr(func, "__name__", str(func)), self.recorder.n, self.recorder.sink
+
+        def on_gradient(b: Tensor, leaves: list[Tensor]) -> None:
+            for use in uses:
+                sink(name, use.origin, use.contribution(n, b, leaves))
+
+        return _Tap.apply(out, on_gradient, constants, *saved)
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        given = [t if t is not None and t.requires_grad else None for t in (weight, bias)]
+        origins = [self.origins.get(id(t)) for t in given]
+        return FusedLinear.apply(input, weight, bias, self.recorder, *origins)
+
+    def _lookup(self, ids: Tensor, w: Tensor) -> Tensor:
+        origin, recorder = self.origins[id(w)], self.recorder
+
+        def on_gradient(b: Tensor, ids: Tensor, w: Tensor) -> Tensor:
+            recorder.sink("embedding", origin, embedding_weight(recorder.n, b, ids, w.detach()))
+            return table_gradient(b, ids, w)
+
+        return FusedTable.apply(ids, w, on_gradient)
+
+    def _head(self, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor]:
+        origin = self.origins[id(w)]
+        if isinstance(origin, Parameter) and x.shape[0] == self.recorder.n:
+            return (FusedHead.apply(x, w, targets, ignore_index, self.recorder, origin),)
+        with self:  # a head made of other parameters: its operations are seen one by one
+            return (inrun_kernels.cross_entropy_sum_composite(x, w, targets, ignore_index),)
+
+    def _uses(self, func, args, kwargs, leaves, origins, shared) -> list[Use]:
+        rebuild = rebuilder(args, kwargs)
+        uses = []
+        for at, origin in enumerate(origins):
+            if origin is None or not leaves[at].requires_grad:
+                continue
+            operation = _INPLACE.get(func, func)
+            try:
+                uses.append(
+                    Use(origin, find(operation, Call(operation, leaves, at, shared, rebuild)))
+                )
+            except NoRule:
+                raise UncoveredUseError(self._message(func, [origin], "has no rule")) from None
+        return uses
+
+    def _derive(self, func, args, kwargs, leaves, origins, out) -> None:
+        rebuild = rebuilder(args, kwargs)
+        for index, tensor in enumerate(tensors_of((out,), {})):
+            if (
+                id(tensor) in self.origins
+            ):  # the operation gave its argument back (.to(same dtype), .contiguous())
+                continue
+            if tensor.requires_grad and tensor.is_floating_point():
+                self.origins[id(tensor)] = Derived(
+                    func,
+                    rebuild,
+                    leaves,
+                    origins,
+                    tensor,
+                    index if not isinstance(out, Tensor) else None,
+                )
+                self.alive.append(tensor)
+            else:
+                self._mark_constant(tensor)
+
+    def _mark_constant(self, out) -> None:
+        for tensor in tensors_of((out,), {}):
+            self.constants[tensor] = True
+
+    def _message(self, func, origins: list[Origin | None], what: str) -> str:
+        names = sorted({root for origin in origins if origin for root in origin.roots})
+        name = getattr(func, "__qualname__", None) or getattr(func, "__name__", str(func))
+        return (
+            f"parameter {', '.join(names)}: the operation {name} {what}, so its per-sample "
+            "gradient is unknown. Either add a rule "
+            "(inrun.rules.rule), or use the universal route, which needs none: "
+            "Attributor(..., route='forward') with "
+            "attr.batch(ids, forward=lambda: loss), or leave the parameter out of the values "
+            "by params='<regex that does not match it>'."
+        )

@@ -1,0 +1,150 @@
+"""Values in a Hugging Face `Trainer`.
+
+    trainer = ValuedTrainer(model, args, train_dataset=train, targets={"val": validation}, method="path", store="runs/hf/values")
+    trainer.train()
+    trainer.values.top(20)
+
+The training set has a column of integer ids (`id`). Another trainer gets values by `class
+Mine(WithValues, SFTTrainer)`. Needs the extra `hf`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from inrun.attributor import Attributor
+from inrun.evaluate import evaluating
+from inrun.store import ValueStore
+
+CHECKPOINT_FILE = "attribution.json"
+
+
+class WithValues:
+    """What makes a `Trainer` value its samples; stands before the trainer among the bases.
+
+    Args:
+        targets: name -> a validation set, whose loss is the trainer's on all of it at once in
+            evaluation mode, or a closure as for `Attributor`.
+        method, store: of `Attributor`. The values of a run that is resumed from a checkpoint go on
+            in the same store.
+        attribution: further options of `Attributor` by name.
+        sample_id: the column of ids; it is kept out of the model.
+
+    Attributes:
+        attributor: of the run that is going on, or the last one. values: the store after `train`.
+
+    Raises:
+        ValueError: the batch has no ids, the checkpoint that is to be resumed was saved without
+            values, or an option wants a second forward of the batch (per_token, replay,
+            route="forward").
+    """
+
+    def __init__(
+        self,
+        *args,
+        targets: Mapping[str, Dataset | Callable[[], Tensor]],
+        method: Any = "first_order",
+        store: str | Path | None = None,
+        sample_id: str = "id",
+        attribution: Mapping[str, Any] | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.sample_id, self._given_targets = sample_id, dict(targets)
+        self._attribution = {"method": method, "store": store, **(attribution or {})}
+        twice = [name for name in ("per_token", "replay") if self._attribution.get(name)]
+        if twice or self._attribution.get("route") == "forward":
+            raise ValueError(
+                f"{', '.join(twice) or 'route=forward'}: the Trainer runs a batch once; use "
+                "Attributor around a loop of your own"
+            )
+        self.attributor: Attributor | None = None
+        self.values: ValueStore | None = None
+        self._came_from: Path | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        found = (
+            get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is True
+            else resume_from_checkpoint
+        )
+        self._came_from = Path(found) if found else None
+        self.attributor = None
+        try:
+            outcome = super().train(resume_from_checkpoint, *args, **kwargs)
+        except BaseException as error:
+            if self.attributor:
+                self.attributor.__exit__(type(error), error, error.__traceback__)
+            raise
+        self.values = self.attributor.close() if self.attributor else None
+        return outcome
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
+        ids = inputs.pop(self.sample_id, None)
+        if ids is None:
+            raise ValueError(
+                f"the batch has no {self.sample_id!r}: give every row of the training set an "
+                f"integer id (dataset.add_column({self.sample_id!r}, range(len(dataset)))), "
+                "and use a "
+                "data collator that keeps it"
+            )
+        if self.attributor is None:
+            self.attributor = self._make_attributor(model)
+        with self.attributor.batch(ids):
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    def _make_attributor(self, model: nn.Module) -> Attributor:
+        targets = {
+            name: given if callable(given) else self._closure(model, given)
+            for name, given in self._given_targets.items()
+        }
+        resume = None
+        if self._came_from:
+            kept = self._came_from / CHECKPOINT_FILE
+            if not kept.is_file():
+                raise ValueError(
+                    f"{self._came_from} was saved without values (it has no "
+                    f"{CHECKPOINT_FILE}); resume from a checkpoint of a run with values, or "
+                    "start anew"
+                )
+            resume = json.loads(kept.read_text(encoding="utf-8"))
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        return Attributor(model, optimizer, targets, resume=resume, **self._attribution)
+
+    def _closure(self, model: nn.Module, given: Dataset) -> Callable[[], Tensor]:
+        batch = self.data_collator([given[row] for row in range(len(given))])
+        batch.pop(self.sample_id, None)
+        batch = self._prepare_inputs(batch)
+
+        def loss() -> Tensor:
+            with evaluating(model), self.compute_loss_context_manager():
+                return self.compute_loss(model, dict(batch))
+
+        return loss
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        state = self.attributor.state_dict() if self.attributor else None
+        if (
+            state is not None and self.attributor.processes.leads
+        ):  # first: a checkpoint that is whole then has it
+            folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            beside = folder / f"{CHECKPOINT_FILE}.partial"
+            beside.write_text(json.dumps(state), encoding="utf-8")
+            beside.replace(folder / CHECKPOINT_FILE)
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.sample_id not in self._signature_columns:
+            self._signature_columns.append(self.sample_id)
+
+
+class ValuedTrainer(WithValues, Trainer):
+    """A `Trainer` that values its samples; see `WithValues`."""

@@ -1,0 +1,71 @@
+"""Path: the Aumann-Shapley value of the step, the gradient of the utility averaged along the way
+from "nobody" to "everybody".
+
+``V = sum_k [integral over segment k of J(s G)]^T grad L(w - u(s_k G))``, J = du/dG, s_k the node of
+the segment. With quadratic utility and an affine update it equals the Shapley value; its values add
+up to the true drop of the loss along the step as the number of nodes grows. (Aumann and Shapley
+1974.)
+
+How far they are off is known before any sample is looked at, since ``sum_i <g_i, V> = <G, V>``.
+"""
+
+import torch
+from torch import Tensor
+
+from inrun.methods.base import Method, method
+from inrun.methods.step import Step, gauss
+from inrun.methods.target import Target
+
+#: nodes are not tripled past this
+MOST_NODES = 27
+
+
+@method("path")
+def path(what: Method, step: Step, target: Target) -> dict[str, Tensor]:
+    nodes, V = what.nodes, _along(what, what.nodes, step, target)
+    if what.tolerance is None:
+        return V
+    utility = target.loss(at=step.moved(what, 0.0)) - target.loss(at=step.moved(what, 1.0))
+    missed = abs(utility - _sum_of_values(V, step))
+    while missed > what.tolerance * abs(utility) and 3 * nodes <= MOST_NODES:
+        nodes *= 3
+        V, before = _along(what, nodes, step, target), missed
+        missed = abs(utility - _sum_of_values(V, step))
+        if (
+            missed > before / 2
+            # the rounding of the losses, or slopes averaged over coalitions: more nodes do not mend
+            # it
+        ):
+            break
+    return V
+
+
+def _sum_of_values(V: dict[str, Tensor], step: Step) -> float:
+    return float(sum((v * step.gradient[name]).sum(dtype=torch.float64) for name, v in V.items()))
+
+
+def _along(what: Method, nodes: int, step: Step, target: Target) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for node, lo, hi in segments(nodes, what.quadrature):
+        gradient = target.gradient(
+            at=lambda node=node: step.moved(what, node), key=(what.name, node)
+        )
+        for name, g in gradient.items():
+            if name in step.gradient:
+                part = step.pull_back(what, name, g, lo, hi, at=node)
+                total[name] = part if name not in total else total[name].add_(part)
+    return total
+
+
+def segments(nodes: int, quadrature: str) -> list[tuple[float, float, float]]:
+    """(node, lower end, upper end) of the segments of [0, 1]: their lengths are the quadrature's
+    weights.
+    """
+    if quadrature == "midpoint":
+        points, weights = [(k + 0.5) / nodes for k in range(nodes)], [1.0 / nodes] * nodes
+    else:
+        points, weights = gauss(nodes)
+    ends = [0.0]
+    for weight in weights:
+        ends.append(ends[-1] + weight)
+    return list(zip(points, ends[:-1], ends[1:]))

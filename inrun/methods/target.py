@@ -1,0 +1,255 @@
+"""A validation loss as a function of the weights: its value, gradient and Hessian-vector product,
+here or at moved weights.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+import inrun_kernels
+from inrun.ghost.backward import grad
+from inrun.ghost.fused import Lookups
+from inrun.ghost.modes import Expand
+from inrun.ghost.substitute import Substitute
+
+
+class TargetError(RuntimeError):
+    """A target's closure does not give a finite scalar that depends on the parameters."""
+
+
+class Target:
+    """A named closure ``() -> scalar loss`` that reads the model.
+
+    Evaluations leave no trace: not on `.grad`, the random state, or the buffers.
+
+    Args:
+        name: as it stands in the store.
+        closure: evaluates the loss with the model as it is; whatever reduction it uses is the
+            target.
+        parameters: name -> tracked parameter.
+        model: whose buffers are restored after each evaluation.
+        fused: gradients may be summed in another order than torch's own (inrun.ghost.fused), which
+            saves passes over token tables.
+        reuse: keep each gradient until `refresh`, and give it again at later weights.
+        around: a context for each evaluation.
+        shared: tensors -> their sums over the processes whose closures give parts of the loss; None
+            where the closure gives the whole.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        closure: Callable[[], Tensor],
+        parameters: Mapping[str, Tensor],
+        model: nn.Module,
+        fused: bool = False,
+        reuse: bool = False,
+        around: Callable[[], AbstractContextManager] = nullcontext,
+        shared: Callable[[list[Tensor]], list[Tensor]] | None = None,
+    ):
+        self.name, self.closure, self.parameters, self.fused = (
+            name,
+            closure,
+            dict(parameters),
+            fused,
+        )
+        self._around, self._shared = around, shared
+        self._buffers = dict(model.named_buffers())
+        self._volatile: set[str] | None = (
+            None  # buffers that the closure writes, learnt at the first evaluation
+        )
+        self._reuse, self._kept = reuse, {}
+        self._here: dict[str, Tensor] | None = None
+        self._loss_here: float | None = None
+
+    def forget(self) -> None:
+        """The weights have moved: drop what was cached for the old ones."""
+        self._here, self._loss_here = None, None
+
+    def refresh(self) -> None:
+        """Drop the gradients that were kept for later weights."""
+        self._kept = {}
+
+    def loss(self, at: Mapping[str, Tensor] | None = None) -> float:
+        """L(w), or the loss at the weights given by name (the others stay)."""
+        if at is None and self._loss_here is not None:
+            return self._loss_here
+        moved = {self.parameters[name]: value for name, value in (at or {}).items()}
+        with torch.no_grad():
+            loss = float(self._evaluate(moved))
+        if at is None:
+            self._loss_here = loss
+        return loss
+
+    def gradient(
+        self, at: Callable[[], Mapping[str, Tensor]] | None = None, key: Hashable = None
+    ) -> dict[str, Tensor]:
+        """grad L by parameter name, for the parameters that the loss depends on.
+
+        At the current weights, cached until `forget`, or at those that `at` gives by name. With
+        `reuse`, what was found under the same key since the last `refresh`.
+        """
+        if key in self._kept:
+            return self._kept[key]
+        if at is None and self._here is not None:
+            return self._here
+        moved = {} if at is None else at()
+        leaves = {
+            name: moved[name].detach().requires_grad_() if name in moved else p
+            for name, p in self.parameters.items()
+        }
+        lookups = Lookups() if self.fused else None
+
+        def once(loss, inputs):
+            found = grad([loss], inputs)
+            return found if lookups is None else lookups.add(inputs, found)
+
+        gradients = self._whole(self._differentiate(leaves, once, here=at is None, outer=lookups))
+        gradients = {name: g for name, g in zip(leaves, gradients) if g is not None}
+        if not gradients:
+            raise TargetError(
+                f"target {self.name!r}: the loss does not depend on the weights it was to be "
+                "evaluated at; a model inside torch.compile must be traced with this "
+                "context "
+                "active (call the compiled model, not a graph that was exported before), or "
+                "give the closure the uncompiled model"
+            )
+        if at is None:
+            self._here = gradients
+        if self._reuse:
+            self._kept[key] = gradients
+        return gradients
+
+    def gradient_and_hvp(
+        self, direction: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """grad L(w) and ``H_L(w) d`` for a direction d by parameter name; double backward, with
+        attention in its differentiable form.
+        """
+        leaves = self.parameters
+
+        def twice(loss, inputs):
+            first = grad([loss], inputs, create_graph=True)
+            pairs = [
+                (g, direction[name])
+                for name, g in zip(leaves, first)
+                if g is not None and g.requires_grad and name in direction
+            ]
+            second = (
+                grad([g for g, _ in pairs], inputs, [d.to(g.dtype) for g, d in pairs])
+                if pairs
+                else [None] * len(inputs)
+            )
+            return [None if g is None else g.detach() for g in first], second
+
+        # fused attention cannot be differentiated twice
+        with sdpa_kernel(SDPBackend.MATH):
+            first, second = self._differentiate(
+                leaves, twice, here=True, inner=Expand(inrun_kernels.cross_entropy_sum_twice)
+            )
+        gradient = {name: g for name, g in zip(leaves, self._whole(first)) if g is not None}
+        hvp = {
+            name: torch.zeros_like(gradient[name]) if h is None else h.detach()
+            for name, h in zip(leaves, self._whole(second))
+            if name in gradient
+        }
+        return gradient, hvp
+
+    def _whole(self, parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """One derivative for each parameter, with what other processes have of it; a parameter on
+        which one process's part does not depend may be in another's.
+        """
+        if self._shared is None:
+            return parts
+        return self._shared(
+            [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(self.parameters.values(), parts)
+            ]
+        )
+
+    def _differentiate(
+        self,
+        leaves: Mapping[str, Tensor],
+        differentiate: Callable,
+        here: bool,
+        outer=None,
+        inner=None,
+    ):
+        substitution = {
+            p: leaves[name] for name, p in self.parameters.items() if leaves[name] is not p
+        }
+        with torch.enable_grad():
+            return self._evaluate(
+                substitution, differentiate, list(leaves.values()), here, outer, inner
+            )
+
+    def _evaluate(
+        self,
+        substitution: Mapping[Tensor, Tensor],
+        differentiate: Callable | None = None,
+        inputs: list | None = None,
+        here: bool = False,
+        outer: TorchFunctionMode | None = None,
+        inner: TorchFunctionMode | None = None,
+    ):
+        """The loss, or its derivatives; checkpointed closures recompute inside, so both happen
+        under the substitution and the modes around and within it.
+        """
+        names = self._buffers if self._volatile is None else self._volatile
+        kept = {name: self._buffers[name].clone() for name in names}
+        versions = {name: buffer._version for name, buffer in self._buffers.items()}
+        devices = list({p.device for p in self.parameters.values() if p.is_cuda})
+        with (
+            self._around(),
+            torch.random.fork_rng(devices=devices),
+            torch.autograd.set_multithreading_enabled(False),
+            outer or nullcontext(),
+            Substitute(substitution) if substitution else nullcontext(),
+            inner or nullcontext(),
+        ):
+            loss = self.closure()
+            self._check(loss, needs_grad=differentiate is not None)
+            whole = loss.detach() if self._shared is None else self._shared([loss.detach()])[0]
+            self._refuse_non_finite(whole)
+            if here:
+                self._loss_here = float(whole)
+            result = whole if differentiate is None else differentiate(loss, inputs)
+        written = {
+            name for name, buffer in self._buffers.items() if buffer._version != versions[name]
+        }
+        with torch.no_grad():
+            for name in written & kept.keys():
+                self._buffers[name].copy_(kept[name])
+        self._volatile = written if self._volatile is None else self._volatile | written
+        return result
+
+    def _check(self, loss, needs_grad: bool) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = (
+                f"a tensor of shape {tuple(loss.shape)}"
+                if isinstance(loss, Tensor)
+                else f"a {type(loss).__name__}"
+            )
+            raise TargetError(
+                f"target {self.name!r}: the closure returned {what}; it must return the "
+                "scalar loss, as a tensor"
+            )
+        if needs_grad and not loss.requires_grad:
+            raise TargetError(
+                f"target {self.name!r}: the loss does not depend on the model's parameters. "
+                "It must be computed in the closure, with gradients enabled, by the model "
+                "given "
+                "to the Attributor"
+            )
+
+    def _refuse_non_finite(self, loss: Tensor) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise TargetError(
+                f"target {self.name!r}: the loss is {float(loss)}; has the run diverged, or "
+                "does the target have no label?"
+            )

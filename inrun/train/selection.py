@@ -1,0 +1,111 @@
+"""Which chunks a run may draw, and how often: a parquet file with a column `sample_id` and, if
+wanted, `weight`.
+
+    write_chunks("kept.parquet", ids)                   # then: python -m experiments.pretrain ... train.chunks=kept.parquet
+
+Weights follow `inrun.data.Sampler`: an epoch has as many draws as there are ids, id k appears
+weight_k / mean(weight) times on average. A run copies the file into its folder and goes on from the
+copy when it is resumed; run.json has its digest.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inrun.config import ConfigError
+
+
+@dataclass(frozen=True)
+class ChunkSelection:
+    """ids: int64 [n], different, in ascending order. weights: float64 [n], or None for equal
+    ones.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 of ids and weights, whatever the file looks like."""
+        content = self.ids.astype("<i8").tobytes()
+        if self.weights is not None:
+            content += self.weights.astype("<f8").tobytes()
+        return hashlib.sha256(content).hexdigest()
+
+
+def write_chunks(
+    path: str | Path, ids: np.ndarray, weights: np.ndarray | None = None
+) -> ChunkSelection:
+    """Write the file, whole or not at all; ids are sorted. ConfigError for what `read_chunks` would
+    refuse.
+    """
+    ids = np.asarray(ids, dtype=np.int64)
+    order = np.argsort(ids, kind="stable")
+    chunks = ChunkSelection(
+        ids[order], None if weights is None else np.asarray(weights, dtype=np.float64)[order]
+    )
+    _check(chunks, f"chunks for {path}")
+    columns = {"sample_id": chunks.ids} | ({} if weights is None else {"weight": chunks.weights})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(pa.table(columns), partial)
+    os.replace(partial, path)
+    return chunks
+
+
+def read_chunks(path: str | Path, count: int) -> ChunkSelection:
+    """The chunks of a file, for a corpus of `count` chunks.
+
+    Raises ConfigError: no such file, no such column, an id twice or outside the corpus, weights
+    that cannot be drawn by.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(
+            f"train.chunks={path}: there is no such file; write one with inrun.train.write_chunks"
+        )
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"train.chunks={path} is no parquet file ({error})") from error
+    if "sample_id" not in table.column_names:
+        raise ConfigError(
+            f"train.chunks={path} needs a column sample_id, it has {', '.join(table.column_names)}"
+        )
+    ids = table["sample_id"].to_numpy().astype(np.int64)
+    order = np.argsort(ids, kind="stable")
+    weights = (
+        table["weight"].to_numpy().astype(np.float64)[order]
+        if "weight" in table.column_names
+        else None
+    )
+    chunks = ChunkSelection(ids[order], weights)
+    _check(chunks, f"train.chunks={path}")
+    if chunks.ids[0] < 0 or chunks.ids[-1] >= count:
+        raise ConfigError(
+            f"train.chunks={path} names chunk {chunks.ids[-1]}, but the train split has "
+            f"{count}; was it made for another corpus?"
+        )
+    return chunks
+
+
+def _check(chunks: ChunkSelection, what: str) -> None:
+    if chunks.ids.size == 0:
+        raise ConfigError(f"{what}: no chunk is left to train on")
+    if (twice := chunks.ids[1:][np.diff(chunks.ids) == 0]).size:
+        raise ConfigError(
+            f"{what}: chunk {twice[0]} is listed more than once; use weights to draw it more often"
+        )
+    w = chunks.weights
+    if w is not None and (
+        w.shape != chunks.ids.shape or not np.isfinite(w).all() or w.min() < 0 or w.sum() == 0
+    ):
+        raise ConfigError(
+            f"{what}: weights must be one per chunk, finite, not negative, and not all zero"
+        )

@@ -1,0 +1,58 @@
+"""The ground floor: dot products of per-sample gradients with directions, fused into the backward.
+
+Axes, everywhere: n train samples, m validation samples, t tokens, p packed tokens, i in, o out, v
+vocab, k directions. Needs torch only; triton, where it is installed, is imported at the first call
+that runs a kernel.
+"""
+
+from inrun_kernels import cost
+from inrun_kernels.backend import use
+from inrun_kernels.contract_dots import contract_dots
+from inrun_kernels.cross_entropy import (
+    cross_entropy_sum,
+    cross_entropy_sum_composite,
+    cross_entropy_sum_dots,
+    cross_entropy_sum_per_sample,
+)
+from inrun_kernels.cross_entropy_twice import cross_entropy_sum_twice
+from inrun_kernels.embedding_dots import embedding, embedding_dots
+from inrun_kernels.ghost_hvp import ghost_hvp
+from inrun_kernels.layers import linear
+from inrun_kernels.linear_cross_entropy import (
+    HeadDots,
+    linear_cross_entropy,
+    linear_cross_entropy_dots,
+)
+from inrun_kernels.norm import layer_norm, rms_norm
+from inrun_kernels.norm_dots import NormDots, norm_dots
+from inrun_kernels.pairwise_dots import pairwise_dots
+from inrun_kernels.sum_dots import sample_dots, sample_sum, sum_dots
+from inrun_kernels.wgrad_dots import outer_dots, wgrad_dots
+
+__all__ = [
+    "HeadDots",
+    "NormDots",
+    "contract_dots",
+    "cost",
+    "cross_entropy_sum",
+    "cross_entropy_sum_composite",
+    "cross_entropy_sum_dots",
+    "cross_entropy_sum_per_sample",
+    "cross_entropy_sum_twice",
+    "embedding",
+    "embedding_dots",
+    "ghost_hvp",
+    "layer_norm",
+    "linear",
+    "linear_cross_entropy",
+    "linear_cross_entropy_dots",
+    "norm_dots",
+    "outer_dots",
+    "pairwise_dots",
+    "rms_norm",
+    "sample_dots",
+    "sample_sum",
+    "sum_dots",
+    "use",
+    "wgrad_dots",
+]

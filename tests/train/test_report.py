@@ -1,0 +1,36 @@
+"""The report's own arithmetic, and the log's files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.demo.report import _chance_spread, within_step
+from inrun.evaluate import auroc
+from inrun.train.log import JsonLines, read_lines
+
+
+def test_rank_within_a_step_knows_nothing_of_other_steps():
+    scores = np.array([5.0, -1.0, 100.0, 300.0, 200.0, 7.0])
+    step = np.array([0, 0, 1, 1, 1, 2])
+    assert within_step(scores, step).tolist() == [1.0, 0.0, 0.0, 1.0, 0.5, 0.5]
+    assert within_step(scores * 1e-6, step).tolist() == within_step(scores, step).tolist()
+
+
+def test_log_drops_what_is_past_the_checkpoint_and_a_line_that_a_kill_cut_off(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"iter": k}) + "\n" for k in range(5)) + '{"iter": 5, "tra')
+    assert [row["iter"] for row in read_lines(path)] == [0, 1, 2, 3, 4]
+    lines = JsonLines(path, "iter", last=2)
+    lines.write({"iter": 3, "again": True})
+    lines.close()
+    assert read_lines(path) == [{"iter": 0}, {"iter": 1}, {"iter": 2}, {"iter": 3, "again": True}]
+
+
+def test_spread_of_chance_is_that_of_random_scores():
+    random, positives, negatives = np.random.default_rng(0), 30, 100
+    noise = np.arange(positives + negatives) < positives
+    areas = [auroc(random.random(len(noise)), noise) for _ in range(2000)]
+    # a standard deviation of 2000 draws has a standard error of 1 / sqrt(4000), 1.6 %; four of them
+    assert np.std(areas) == pytest.approx(_chance_spread(positives, negatives), rel=0.065)
+    assert _chance_spread(0, 5) is None
