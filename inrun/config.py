@@ -1,11 +1,31 @@
-"""From a mapping (composed configuration, JSON) to dataclasses, strictly: an unknown key or a wrong
-type is an error that names the known ones.
+"""From a mapping (composed configuration, JSON) to dataclasses, strictly, and what dataclasses say.
+
+`build` refuses an unknown key or a wrong type, and names the known ones. `require` is for what a
+dataclass demands of its values. `fields_help` reads the text of each field: a plain string that
+stands directly under it.
+
+    @dataclass(frozen=True)
+    class Options:
+        \"\"\"How to smooth.\"\"\"
+
+        width: int = 3
+        "Samples under the window, odd."
+
+        def __post_init__(self):
+            require("smooth", (self.width % 2 == 1, f"width={self.width} must be odd"))
+
+    build(Options, {"width": 5})       # Options(width=5)
+    build(Options, {"widht": 5})       # ConfigError: config: unknown key 'widht'; known are width
+    fields_help(Options)               # {"width": "Samples under the window, odd."}
 """
 
+import ast
 import dataclasses
+import inspect
+import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -13,6 +33,57 @@ T = TypeVar("T")
 
 class ConfigError(ValueError):
     """A configuration that cannot be meant: unknown key, wrong type, impossible value."""
+
+
+def require(where: str, *demands: tuple[object, str]) -> None:
+    """ConfigError with the first message whose condition does not hold.
+
+    Args:
+        where: whose demands they are: the beginning of the message.
+        demands: (condition, what must be so).
+    """
+    for holds, message in demands:
+        if not holds:
+            raise ConfigError(f"{where}: {message}")
+
+
+def one_of(name: str, value: object, choices: Iterable[object]) -> tuple[bool, str]:
+    """A demand for `require`: `value` is among `choices`."""
+    known = list(choices)
+    return value in known, f"{name}={value!r}: choose one of {', '.join(map(str, known))}"
+
+
+def fields_help(cls: type) -> dict[str, str]:
+    """Field name -> its text, for the fields of a dataclass that have one, inherited ones included.
+
+    The text is the string literal directly under the field, as one line. It is read from the
+    source: a class without source (typed into a prompt) has no texts.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            found.update(_texts(base))
+    return {f.name: found[f.name] for f in dataclasses.fields(cls) if f.name in found}  # type: ignore[arg-type]  # any type is taken, fields() judges it
+
+
+def _texts(cls: type) -> dict[str, str]:
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+        (body,) = ast.parse(source).body
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    assert isinstance(body, ast.ClassDef)
+    texts = {}
+    for field, below in zip(body.body, body.body[1:]):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+            and isinstance(below.value.value, str)
+        ):
+            texts[field.target.id] = " ".join(below.value.value.split())
+    return texts
 
 
 def build(cls: type[T], values: Any, where: str = "config") -> T:
@@ -32,7 +103,7 @@ def build(cls: type[T], values: Any, where: str = "config") -> T:
         raise ConfigError(
             f"{where}: expected a mapping with the keys of {cls.__name__}, got {values!r}"
         )
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass, as said
     if unknown := sorted(set(values) - set(fields), key=str):
         raise ConfigError(
             f"{where}: unknown key {', '.join(map(repr, unknown))}; known are {', '.join(fields)}"
@@ -56,26 +127,17 @@ def build(cls: type[T], values: Any, where: str = "config") -> T:
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
     if dataclasses.is_dataclass(kind):
-        return build(kind, value, where)
-    if origin is types.UnionType:
-        return (
-            None
-            if value is None
-            else _convert(next(a for a in arguments if a is not type(None)), value, where)
-        )
+        return build(typing.cast(type, kind), value, where)
+    if origin in (types.UnionType, typing.Union):
+        return _one_kind(arguments, value, where)
+    if origin is typing.Literal:
+        require(where, one_of("value", value, arguments))
+        return value
     if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
-        if arguments[-1] is Ellipsis:
-            return tuple(
-                _convert(arguments[0], part, f"{where}[{k}]") for k, part in enumerate(value)
-            )
-        if len(value) != len(arguments):
-            raise ConfigError(f"{where}: expected {len(arguments)} entries, got {value!r}")
-        return tuple(
-            _convert(a, part, f"{where}[{k}]") for k, (a, part) in enumerate(zip(arguments, value))
-        )
+        return _tuple(arguments, value, where)
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: expected a mapping, got {value!r}")
@@ -85,3 +147,28 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where} = {value!r}: expected {kind.__name__}")
     return float(value) if kind is float else value
+
+
+def _one_kind(kinds: tuple, value: Any, where: str) -> Any:
+    """The value as the first of these types that takes it; the last one's refusal if none does."""
+    if value is None and type(None) in kinds:
+        return None
+    *first, last = [kind for kind in kinds if kind is not type(None)]
+    for kind in first:
+        try:
+            return _convert(kind, value, where)
+        except ConfigError:
+            continue
+    return _convert(last, value, where)
+
+
+def _tuple(kinds: tuple, value: Any, where: str) -> tuple:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where}: expected a list, got {value!r}")
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(value) != len(kinds):
+        raise ConfigError(f"{where}: expected {len(kinds)} entries, got {value!r}")
+    return tuple(
+        _convert(kind, part, f"{where}[{k}]") for k, (kind, part) in enumerate(zip(kinds, value))
+    )

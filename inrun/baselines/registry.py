@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.config import build
+from inrun.registry import Registry
 
 TABLE = pa.schema([("sample_id", pa.int64()), ("value", pa.float64())])
 
@@ -233,7 +234,7 @@ class Baseline:
             raise BaselineError(f"no target {target!r}; this run has {', '.join(run.targets)}")
 
 
-_BASELINES: dict[str, Baseline] = {}
+BASELINES: Registry[str, Baseline] = Registry("baseline", error=BaselineError)
 
 
 def baseline(
@@ -250,22 +251,20 @@ def baseline(
         raise TypeError(f"options of baseline {name!r} must be a dataclass, got {options!r}")
 
     def register(score: Score) -> Score:
-        if name in _BASELINES and _BASELINES[name].score.__qualname__ != score.__qualname__:
-            raise ValueError(f"two baselines are called {name!r}")
-        _BASELINES[name] = Baseline(name, score, options, tuple(needs))
+        BASELINES.add(name, Baseline(name, score, options, tuple(needs)), made_by=score)
         return score
 
     return register
 
 
 def get_baseline(name: str) -> Baseline:
-    if name not in _BASELINES:
-        raise BaselineError(f"no baseline {name!r}; known are {', '.join(baseline_names())}")
-    return _BASELINES[name]
+    """The baseline of this name; BaselineError names the known ones."""
+    return BASELINES[name]
 
 
 def baseline_names() -> list[str]:
-    return sorted(_BASELINES)
+    """Of all registered baselines, in alphabetical order."""
+    return sorted(BASELINES)
 
 
 def value_table(run: TrainedRun, values: Sequence[float] | np.ndarray | Tensor) -> pa.Table:

@@ -5,17 +5,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-_KINDS: dict[str, Callable] = {}
+from inrun.registry import Registry
+
+KINDS: Registry[str, Callable] = Registry("method")
 
 
-def method(kind: str) -> Callable:
+def method(kind: str) -> Callable[[Callable], Callable]:
     """Decorator: this function computes the directions of methods of `kind`."""
-
-    def add(function: Callable) -> Callable:
-        _KINDS[kind] = function
-        return function
-
-    return add
+    return KINDS.register(kind)
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Method:
     name: str = ""
 
     def __post_init__(self):
-        _one_of("method", self.kind, _KINDS)
+        _one_of("method", self.kind, KINDS)
         _one_of("update", self.update, ("auto", "sgd"))
         _one_of("state", self.state, ("previous", "current"))
         _one_of("quadrature", self.quadrature, ("midpoint", "gauss"))
@@ -82,7 +79,7 @@ def directions(what: Method, step, target) -> dict[str, Tensor]:
         step: a `Step`; with the batch's gradient unless ``what.known_before``.
         target: a `Target`.
     """
-    V = _KINDS[what.kind](what, step, target)
+    V = KINDS[what.kind](what, step, target)
     if what.credit == "impulse" and what.update == "auto":
         V = {name: step.updates[name].impulse * v for name, v in V.items()}
     return V

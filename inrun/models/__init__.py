@@ -1,7 +1,7 @@
 """Language models as plain modules: `build("gpt2", "124m", block_size=512)`.
 
 A family is a module with a config dataclass, presets, and conversion from and to Hugging Face's
-state dicts. To add one, write such a module and give it a row in FAMILIES.
+state dicts. To add one, write such a module and `FAMILIES.add(name, Family(...))`.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ from inrun.models.language_model import (
     padded_vocab,
 )
 from inrun.models.pythia import Pythia, PythiaConfig
+from inrun.registry import Registry
 
 __all__ = [
     "FAMILIES",
@@ -54,22 +55,20 @@ class Family:
     module: ModuleType
 
 
-FAMILIES = {
-    "gpt2": Family(GPT2Config, GPT2, gpt2),
-    "pythia": Family(PythiaConfig, Pythia, pythia),
-}
+FAMILIES: Registry[str, Family] = Registry("model")
+FAMILIES.add("gpt2", Family(GPT2Config, GPT2, gpt2))
+FAMILIES.add("pythia", Family(PythiaConfig, Pythia, pythia))
 
 
 def config(name: str, preset: str, **overrides) -> Config:
     """The config of a preset with some fields replaced. Unknown names raise ValueError that lists
     the known ones.
     """
-    if name not in FAMILIES:
-        raise ValueError(f"no model {name!r}; known: {sorted(FAMILIES)}")
-    presets = FAMILIES[name].module.PRESETS
+    family = FAMILIES[name]
+    presets = family.module.PRESETS
     if preset not in presets:
         raise ValueError(f"{name} has no preset {preset!r}; known: {sorted(presets)}")
-    known = [field.name for field in fields(FAMILIES[name].config_type)]
+    known = [field.name for field in fields(family.config_type)]
     unknown = sorted(set(overrides) - set(known))
     if unknown:
         raise ValueError(f"{name} has no option {unknown}; known: {known}")

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from inrun.config import ConfigError
 from inrun.models import decay_groups
+from inrun.registry import Registry
 from inrun.updates import Lion
 
-_OPTIMIZERS: dict[str, Callable] = {}
+OPTIMIZERS: Registry[str, Callable] = Registry("optimizer", error=ConfigError)
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class OptimConfig:
     clip: float = 1.0
 
     def __post_init__(self):
-        if self.name not in _OPTIMIZERS:
+        if self.name not in OPTIMIZERS:
             raise ConfigError(
-                f"optim.name={self.name!r}: choose one of {', '.join(sorted(_OPTIMIZERS))}"
+                f"optim.name={self.name!r}: choose one of {', '.join(sorted(OPTIMIZERS))}"
             )
         if not 0 <= self.min_lr <= self.lr or self.lr == 0:
             raise ConfigError(
@@ -53,14 +54,9 @@ class OptimConfig:
             )
 
 
-def optimizer(name: str) -> Callable:
+def optimizer(name: str) -> Callable[[Callable], Callable]:
     """Decorator: this function makes the optimizer called `name` in a config."""
-
-    def add(function: Callable) -> Callable:
-        _OPTIMIZERS[name] = function
-        return function
-
-    return add
+    return OPTIMIZERS.register(name)
 
 
 @optimizer("adamw")
@@ -79,7 +75,7 @@ def _lion(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    return _OPTIMIZERS[config.name](decay_groups(model, config.weight_decay), config)
+    return OPTIMIZERS[config.name](decay_groups(model, config.weight_decay), config)
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:

@@ -1,11 +1,15 @@
 """The contract of an update rule, and the registry that finds the rule of an optimizer."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from inrun.registry import Registry
 from inrun_kernels.host import read_together
+
+E = TypeVar("E")
 
 
 class UnknownOptimizerError(TypeError):
@@ -118,17 +122,18 @@ class Update:
         )
 
 
-_RULES: dict[type, type[Update] | Callable[..., Update]] = {}
+RULES: Registry[type, Callable[..., Update]] = Registry(
+    "update rule for the optimizer",
+    error=UnknownOptimizerError,
+    hint="Write a subclass of inrun.updates.Update with __call__(g) = the change it makes, decorate "
+    "it with @inrun.updates.register({key}), or use update='sgd' for the paper's formula lr * "
+    "gradient.",
+)
 
 
-def register(optimizer_class: type) -> Callable:
+def register(optimizer_class: type) -> Callable[[E], E]:
     """Class decorator: this `Update` is the rule of `optimizer_class` and of its subclasses."""
-
-    def add(rule):
-        _RULES[optimizer_class] = rule
-        return rule
-
-    return add
+    return RULES.register(optimizer_class)
 
 
 def snapshot(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict) -> Update:
@@ -156,22 +161,8 @@ def snapshots(owned: Mapping[str, tuple[torch.optim.Optimizer, Tensor, dict]]) -
         }
     )
     return {
-        name: _rule(optimizer)(
+        name: RULES.for_class(type(optimizer))(
             parameter, {**states[name], **({"step": steps[name]} if name in steps else {})}, group
         )
         for name, (optimizer, parameter, group) in owned.items()
     }
-
-
-def _rule(optimizer: torch.optim.Optimizer) -> type[Update] | Callable[..., Update]:
-    for cls in type(optimizer).__mro__:
-        if cls in _RULES:
-            return _RULES[cls]
-    known = ", ".join(sorted(cls.__name__ for cls in _RULES))
-    raise UnknownOptimizerError(
-        f"no update rule for the optimizer {type(optimizer).__name__}; known: {known}. Write "
-        "a subclass of inrun.updates.Update "
-        "with __call__(g) = the change it makes, decorate it with "
-        f"@inrun.updates.register({type(optimizer).__name__}), "
-        "or use update='sgd' for the paper's formula lr * gradient."
-    )

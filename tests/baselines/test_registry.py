@@ -23,7 +23,7 @@ from inrun.baselines import (
     record_training,
     value_table,
 )
-from inrun.baselines.registry import _BASELINES
+from inrun.baselines.registry import BASELINES
 from inrun.config import ConfigError, build
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "baseline"
@@ -55,10 +55,8 @@ class Line:
 
 @pytest.fixture
 def registry():
-    before = dict(_BASELINES)
-    yield
-    _BASELINES.clear()
-    _BASELINES.update(before)
+    with BASELINES.restored():
+        yield
 
 
 def test_loss_baseline_is_minus_the_loss_in_the_order_of_the_run():
@@ -134,7 +132,7 @@ def test_two_baselines_of_one_name_are_refused(registry):
     class Options:
         k: int = 1
 
-    with pytest.raises(ValueError, match="two baselines are called 'loss'"):
+    with pytest.raises(ValueError, match=r"baseline 'loss': one at inrun.baselines.simple:\d+"):
         baseline("loss", Options)(lambda run, target, options: None)
 
 

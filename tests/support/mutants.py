@@ -17,7 +17,7 @@ from inrun.ghost import Tape, UseTracker, tape
 from inrun.ghost.origin import Derived
 from inrun.methods import path as path_module
 from inrun.methods import step as step_module
-from inrun.methods.base import _KINDS
+from inrun.methods.base import KINDS
 from inrun.methods.step import Step
 from inrun.methods.target import Target
 from inrun.rules import conv, elementwise, embedding, linear, registry
@@ -523,8 +523,8 @@ def _(patch):
 
 
 def _direction(patch, kind, around) -> None:
-    original = _KINDS[kind]
-    patch.setitem(_KINDS, kind, lambda what, step, target: around(original, what, step, target))
+    original = KINDS[kind]
+    patch.setitem(KINDS, kind, lambda what, step, target: around(original, what, step, target))
 
 
 @mutant("values have the printed sign", "linear, few tokens", seen="a re-implementation on MNIST")

@@ -565,7 +565,7 @@ def test_the_erf_activation_can_be_chosen():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: models.build("gpt3", "tiny"), r"no model 'gpt3'; known: \['gpt2', 'pythia'\]"),
+        (lambda: models.build("gpt3", "tiny"), "no model 'gpt3'; known are gpt2, pythia"),
         (
             lambda: models.build("gpt2", "160m"),
             r"no preset '160m'; known: \['124m', '355m', 'tiny'\]",
