@@ -27,8 +27,8 @@ from inrun.baselines.language import LanguageRun
 from inrun.config import build
 from inrun.data.corpus import Corpus
 from inrun.data.prepare import prepare
-from inrun.data.progress import shown
 from inrun.evaluate import recall_at_k
+from inrun.progress import live_line
 from inrun.train import ConfigError, RunConfig, TargetConfig, train_or_reuse
 
 #: Wang et al. 2025, table 3: normalised recall@1000 among about 320,000 chunks of the Pile, by the
@@ -76,7 +76,7 @@ def main(config: DictConfig) -> None:
     out = Outputs.open(settings.runs, given, settings.name)
 
     def measure() -> None:
-        with shown(console) as report:
+        with live_line(console, "reading") as report:
             corpus = prepare(settings.data, settings.data_root, report)
         folder = train_or_reuse(run_config(settings, corpus, out.folder), console)
         console.print("recall", highlight=False)

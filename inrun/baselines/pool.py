@@ -14,7 +14,7 @@ same time both train it: give them different requests (`experiments/pool.py` mak
 """
 
 import hashlib
-import json
+import io
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from inrun.baselines.registry import Classified, Retrainable, TrainedRun, record_training
-from inrun.store.parts import publish
+from inrun.files import read_json, write_bytes, write_json
 
 SAMPLES = "samples"  #: the key of the run's own training samples, beside the names of targets
 UTILITIES = ("loss", "accuracy", "margin")
@@ -260,10 +260,8 @@ class Pool:
             self.folder / "pool.json",
         )
         if not path.exists():
-            partial = path.with_name(f"pool.json.{time.time_ns()}.partial")
-            partial.write_text(json.dumps(about) + "\n", encoding="utf-8")
-            publish(partial, path)
-        if (found := json.loads(path.read_text(encoding="utf-8"))) != about:
+            write_json(path, about)
+        if (found := read_json(path)) != about:
             raise PoolError(
                 f"{self.folder} belongs to {found}, this run is {about}; give it another folder"
             )
@@ -283,10 +281,9 @@ class Pool:
                 sorted(_name(row, seed) for row, seed in zip(outcomes.members, outcomes.seeds))
             )
             path = self.folder / f"part-{hashlib.sha256(names).hexdigest()[:16]}.npz"
-            partial = path.with_name(f"{path.name}.{time.time_ns()}.partial")
-            with partial.open("wb") as file:
-                np.savez(file, **_arrays(outcomes))
-            publish(partial, path)
+            content = io.BytesIO()
+            np.savez(content, **_arrays(outcomes))
+            write_bytes(path, content.getbuffer())
             self._read.add(path.name)
         self._remember(outcomes)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from inrun.data.corpus import Corpus
 from inrun.data.errors import DataError
 from inrun.data.prepare import DataConfig, prepare
-from inrun.data.progress import shown
+from inrun.progress import live_line
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console(stderr=True)
     try:
         config = DataConfig.from_mapping(_settings(chosen.config, chosen.changes))
-        with shown(console) as report:
+        with live_line(console, "reading") as report:
             folder = prepare(config, chosen.root, report)
     except (DataError, ValueError, OSError) as error:
         console.print(

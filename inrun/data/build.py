@@ -4,7 +4,6 @@ how.
 
 import hashlib
 import itertools
-import json
 import os
 import platform
 import shutil
@@ -19,10 +18,11 @@ from inrun.data import offline, sources
 from inrun.data.corpus import FORMAT
 from inrun.data.errors import DataError, TokenizerMismatch
 from inrun.data.noise import make_noise
-from inrun.data.packing import STATE_FILE, SplitWriter, put_file, put_json, token_dtype
+from inrun.data.packing import STATE_FILE, SplitWriter, token_dtype
 from inrun.data.progress import Progress
 from inrun.data.sources import Document
 from inrun.data.tokenizers import load_tokenizer
+from inrun.files import read_json, sync, write_bytes, write_json
 
 if TYPE_CHECKING:
     from inrun.data.prepare import DataConfig
@@ -101,7 +101,7 @@ class Build:
         """Go on from a saved state if there is one of these settings; else begin anew."""
         state = {}
         if (self.partial / STATE_FILE).is_file():
-            state = json.loads((self.partial / STATE_FILE).read_text(encoding="utf-8"))
+            state = read_json(self.partial / STATE_FILE)
         if state.get("digest") != self.digest:
             shutil.rmtree(self.partial, ignore_errors=True)
             state = {}
@@ -131,7 +131,7 @@ class Build:
             "skipped": self.skipped,
             "splits": {split: writer.save() for split, writer in self.writers.items()},
         }
-        put_json(self.partial / STATE_FILE, state)
+        write_json(self.partial / STATE_FILE, state, indent=1)
 
     def _shards(self) -> int:
         return sum(len(writer.files) for writer in self.writers.values())
@@ -206,7 +206,7 @@ class Build:
                 "tokens. Next: a smaller block_size, other domains, or more text"
             )
         file_name = "tokenizer.json" if self.tokenizer.name == "pythia" else "tokenizer.tiktoken"
-        put_file(self.partial / file_name, self.tokenizer.file_bytes)
+        write_bytes(self.partial / file_name, self.tokenizer.file_bytes)
         manifest = {
             "format": FORMAT,
             "name": self.config.name,
@@ -236,9 +236,10 @@ class Build:
                 for split, writer in self.writers.items()
             },
         }
-        put_json(self.partial / "manifest.json", manifest)
+        write_json(self.partial / "manifest.json", manifest, indent=1)
         (self.partial / STATE_FILE).unlink(missing_ok=True)
         os.replace(self.partial, self.folder)
+        sync(self.folder.parent)
 
 
 def split_of(doc_id: str, config: "DataConfig") -> str:

@@ -23,8 +23,6 @@ so the chunk id alone says where a chunk lies. Files are written whole and renam
 """
 
 import hashlib
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inrun.data.errors import CorpusIncomplete
+from inrun.files import write_bytes
 
 CHUNK_SCHEMA = pa.schema(
     [
@@ -206,28 +205,10 @@ class SplitWriter:
             ("tokens", "bin", tokens),
             ("table", "parquet", memoryview(sink.getvalue())),
         ):
-            put_file(self.folder / f"{name}.{ending}", content)
+            write_bytes(self.folder / f"{name}.{ending}", content)
             entry[role] = {
                 "path": f"{self.folder.name}/{name}.{ending}",
                 "bytes": content.nbytes,
                 "sha256": hashlib.sha256(content).hexdigest(),
             }
         return entry
-
-
-def put_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that it is either there and whole, or not there: a neighbour first, then a
-    rename.
-    """
-    neighbour = path.with_name(path.name + ".writing")
-    with open(neighbour, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(neighbour, path)
-
-
-def put_json(path: Path, content: Any) -> None:
-    put_file(
-        path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    )

@@ -1,15 +1,6 @@
-"""How far a preparation is, and how to show it: one live line on a terminal, a plain line now and
-then in a log.
-"""
+"""How far a preparation is; `inrun.progress.live_line` shows it."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-
-from rich.console import Console
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
@@ -31,20 +22,3 @@ class Progress:
             f"{self.chunks:,} chunks, "
             f"{rate / 1e6:.2f} M tokens/s"
         )
-
-
-@contextmanager
-def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A `report` for `prepare` that writes to `console`."""
-    if console.is_terminal:
-        with console.status("reading") as status:
-            yield lambda progress: status.update(str(progress))
-        return
-    last = [time.monotonic()]
-
-    def line(progress: Progress) -> None:
-        if time.monotonic() - last[0] >= SECONDS_BETWEEN_LINES:
-            last[0] = time.monotonic()
-            console.print(str(progress), highlight=False, soft_wrap=True)
-
-    yield line

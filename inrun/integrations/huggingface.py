@@ -20,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from inrun.attributor import Attributor
 from inrun.evaluate import evaluating
+from inrun.files import write_json
 from inrun.store import ValueStore
 
 CHECKPOINT_FILE = "attribution.json"
@@ -135,9 +136,7 @@ class WithValues:
         ):  # first: a checkpoint that is whole then has it
             folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
             folder.mkdir(parents=True, exist_ok=True)
-            beside = folder / f"{CHECKPOINT_FILE}.partial"
-            beside.write_text(json.dumps(state), encoding="utf-8")
-            beside.replace(folder / CHECKPOINT_FILE)
+            write_json(folder / CHECKPOINT_FILE, state, indent=None)
         super()._save_checkpoint(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -5,11 +5,12 @@ than memory. No torch.
 from inrun.store.dynamics import books, dynamics
 from inrun.store.parts import StoreError
 from inrun.store.reader import LedgerTotals, ValueStore
-from inrun.store.schema import SCHEMA_VERSION
+from inrun.store.schema import SCHEMA_VERSION, STORE_FILE
 from inrun.store.writer import ValueWriter
 
 __all__ = [
     "SCHEMA_VERSION",
+    "STORE_FILE",
     "LedgerTotals",
     "StoreError",
     "ValueStore",

@@ -1,12 +1,11 @@
 """A table is a folder of parts: files that are whole or not there, whenever their writer is killed.
 
-A part is written beside its place as `*.partial`, synced, and renamed; its name tells rank, first
-and last step.
+A part is written by `inrun.files.write_file`: beside its place, synced, renamed. Its name tells
+rank, first and last step.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-PARTIAL = ".partial"
+from inrun.files import partials, sync, write_file
 
 _ROW_GROUP = (
     122_880  # rows; DuckDB's own size: the unit that its threads share out and hold in memory
@@ -87,40 +86,21 @@ def write_part(table: pa.Table, path: Path) -> None:
     them makes a row of two values 16 bytes long where it takes 10 (batch 16 to 512 of 320k samples,
     zstd).
     """
-    partial = path.with_name(path.name + PARTIAL)
-    pq.write_table(
-        table,
-        partial,
-        compression="zstd",
-        use_dictionary=[field.name for field in table.schema if not _is_number(field.type)],
-        column_encoding={
-            f.name: "DELTA_BINARY_PACKED" for f in table.schema if pa.types.is_integer(f.type)
-        },
-        row_group_size=_ROW_GROUP,
-        write_page_checksum=True,
-    )
-    publish(partial, path)
 
+    def write(partial: Path) -> None:
+        pq.write_table(
+            table,
+            partial,
+            compression="zstd",
+            use_dictionary=[field.name for field in table.schema if not _is_number(field.type)],
+            column_encoding={
+                f.name: "DELTA_BINARY_PACKED" for f in table.schema if pa.types.is_integer(f.type)
+            },
+            row_group_size=_ROW_GROUP,
+            write_page_checksum=True,
+        )
 
-def publish(partial: Path, path: Path) -> None:
-    """Make `partial` durable, then let it take the place of `path` in one step."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and deletions in a folder durable (where folders can be opened, that is not on
-    Windows).
-    """
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_file(path, write)
 
 
 def drop_from(store: Path, table: str, step: int, only_rank: int | None) -> None:
@@ -139,13 +119,14 @@ def drop_from(store: Path, table: str, step: int, only_rank: int | None) -> None
             # seen twice.
             write_part(kept, part.path)
             part.path.rename(part.path.with_name(Part.name(part.rank, part.first, step - 1)))
-        sync_folder(store / table)
+        sync(store / table)
 
 
 def remove_partials(store: Path) -> None:
     """Delete what killed writers left half-written."""
-    for leftover in (*store.glob("*" + PARTIAL), *store.glob("*/*" + PARTIAL)):
-        leftover.unlink()
+    for folder in (store, *(inside for inside in store.iterdir() if inside.is_dir())):
+        for leftover in partials(folder):
+            leftover.unlink()
 
 
 def _is_number(dtype: pa.DataType) -> bool:

@@ -1,6 +1,6 @@
-"""What a value store is on disk: `run.json`, and one folder of parquet parts for each table.
+"""What a value store is on disk: `store.json`, and one folder of parquet parts for each table.
 
-    run.json                                        what the numbers mean and where they come from
+    store.json                                      what the numbers mean and where they come from
     terms/rank0000-000000000-000000199.parquet      step, sample_id, target, one column for each method
     steps/rank0000-...                              one row for each training step, columns of the caller's choice
     ledger/rank0000-...                             step, target, method: the loss drop and who is credited with it
@@ -29,12 +29,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from inrun.files import partials, write_json
 from inrun.shapley import SIGN
-from inrun.store import parts
 from inrun.store.parts import StoreError
 
 SCHEMA_VERSION = 1
-RUN_FILE = "run.json"
+STORE_FILE = "store.json"
+FORMER_FILE = "run.json"  # its name before it was distinguished from a run's own run.json
 TABLES = ("terms", "steps", "ledger", "tokens", "samples")
 VALUE = pa.float32()
 
@@ -112,7 +113,7 @@ def steps_schema(columns: list[str]) -> pa.Schema:
 
 
 def complete_run(run: dict) -> dict:
-    """The content of run.json for a run described by `run`: checked, defaults filled in, sign and
+    """The content of store.json for a run described by `run`: checked, defaults filled in, sign and
     versions added.
 
     `run` must hold `targets` and `methods` (lists of names, a method being a column of `terms`) and
@@ -158,25 +159,28 @@ def complete_run(run: dict) -> dict:
 
 
 def read_run(store: Path) -> dict:
-    """The content of run.json. StoreError if there is no store, or one that this code cannot
+    """The content of store.json. StoreError if there is no store, or one that this code cannot
     read.
     """
     if not store.is_dir():
         raise StoreError(
             f"{store} does not exist or is no folder, so it is no value store. Check the path."
         )
-    path = store / RUN_FILE
+    path = store / STORE_FILE
     if not path.exists():
+        refuse_former(store)
         if any((store / table).is_dir() for table in TABLES):
             raise StoreError(
-                f"{store} has tables but no {RUN_FILE}: half of a store. Restore {RUN_FILE} "
+                f"{store} has tables but no {STORE_FILE}: half of a store. Restore {STORE_FILE} "
                 "from a copy."
             )
-        if (store / (RUN_FILE + parts.PARTIAL)).exists():
+        if partials(store, STORE_FILE):
             raise StoreError(
-                f"{store} was left before its {RUN_FILE} was whole; no value is in it. Run again."
+                f"{store} was left before its {STORE_FILE} was whole; no value is in it. Run again."
             )
-        raise StoreError(f"{store} is no value store: it has no {RUN_FILE}. Check the path.")
+        inside = store / "values" / STORE_FILE
+        hint = f"Open {inside.parent}" if inside.exists() else "Check the path"
+        raise StoreError(f"{store} is no value store: it has no {STORE_FILE}. {hint}.")
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         version = run["schema_version"]
@@ -190,12 +194,21 @@ def read_run(store: Path) -> dict:
     return run
 
 
+def refuse_former(store: Path) -> None:
+    """StoreError for a store that still has its `store.json` under the former name."""
+    former = store / FORMER_FILE
+    if (store / STORE_FILE).exists() or not former.exists():
+        return
+    if (store / "terms").is_dir() or '"schema_version"' in former.read_text(encoding="utf-8"):
+        raise StoreError(
+            f"{store} is a value store of an older inrun: what is now {STORE_FILE} was called "
+            f"{FORMER_FILE}. Next: rename {former} to {STORE_FILE}; nothing else has changed."
+        )
+
+
 def write_run(store: Path, run: dict) -> None:
-    partial = store / (RUN_FILE + parts.PARTIAL)
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(run, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-    parts.publish(partial, store / RUN_FILE)
+    """Write the content of store.json, in the place of the former one."""
+    write_json(store / STORE_FILE, run)
 
 
 def package_versions() -> dict[str, str]:

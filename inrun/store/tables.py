@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from inrun.files import partials
 from inrun.store import parts, schema
 from inrun.store.parts import StoreError
 
@@ -64,7 +65,7 @@ class Tables:
         return next((self.store / table).glob("*.parquet"), None) is not None
 
     def why_missing(self, table: str) -> str:
-        if any((self.store / table).glob("*" + parts.PARTIAL)):
+        if partials(self.store / table):
             return (
                 f"{self.store} has no whole part of {table} yet, only one in writing: wait, or "
                 "resume the killed run."

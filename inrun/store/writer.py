@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
+from inrun.files import partials
 from inrun.store import parts, schema
 from inrun.store.parts import StoreError
 
@@ -45,19 +46,21 @@ class ValueWriter:
         self, path: str | Path, run: Mapping, rank: int = 0, flush_every: int = 200
     ) -> None:
         store, run = Path(path), schema.complete_run(dict(run))
+        schema.refuse_former(store)
         if rank == 0:
-            if (store / schema.RUN_FILE).exists():
+            if (store / schema.STORE_FILE).exists():
                 raise StoreError(
                     f"{store} already holds the values of a run. Go on with it through "
                     "ValueWriter.resume(path, run, step), or choose another path."
                 )
             if store.exists() and any(
-                entry.name != schema.RUN_FILE + parts.PARTIAL for entry in store.iterdir()
+                entry not in partials(store, schema.STORE_FILE) for entry in store.iterdir()
             ):
                 raise StoreError(
                     f"{store} is neither empty nor a value store. Choose another path."
                 )
             store.mkdir(parents=True, exist_ok=True)
+            parts.remove_partials(store)
             schema.write_run(store, run)
         else:
             _check_agreement(store, _run_of_rank_zero(store), run)
@@ -83,7 +86,8 @@ class ValueWriter:
         store, run = Path(path), schema.complete_run(dict(run))
         if step < 0:
             raise StoreError(f"cannot resume at step {step}: steps count from 0.")
-        if not (store / schema.RUN_FILE).exists():
+        schema.refuse_former(store)
+        if not (store / schema.STORE_FILE).exists():
             raise StoreError(
                 f"{store} holds no run to resume. Start one with ValueWriter(path, run)."
             )
@@ -433,7 +437,7 @@ def _repeated(name: str, names: list[str], count: int) -> pa.DictionaryArray:
 
 
 def _run_of_rank_zero(store: Path) -> dict:
-    if not (store / schema.RUN_FILE).exists():
+    if not (store / schema.STORE_FILE).exists():
         raise StoreError(f"{store} is not there yet: rank 0 opens it first; put a barrier between.")
     return schema.read_run(store)
 

@@ -5,12 +5,11 @@ whole or not at all.
                                optimizer.safetensors  "<state>/<parameter>", and the random states "rng/cpu", "rng/cuda0", ...
                                state.json             format, step, what the Attributor needs to go on
 
-A checkpoint is written as `step-*.partial` and renamed, so a kill at any moment leaves the one
+A checkpoint is written as `step-*.partial`, synced and renamed, so a kill at any moment leaves the one
 before.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,6 +20,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from inrun.files import new_folder, write_json
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{9})")
@@ -47,21 +48,13 @@ def save(
     for leftover in root.glob("*.partial"):
         shutil.rmtree(leftover)
     folder = root / f"step-{step:09d}"
-    partial = folder.with_suffix(".partial")
-    partial.mkdir()
-    _save_tensors(model_tensors(model), partial / "model.safetensors")
-    _save_tensors(
-        {**optimizer_tensors(model, optimizer), **_random_states()},
-        partial / "optimizer.safetensors",
-    )
-    with (partial / "state.json").open("w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, "step": step, **extra}, file, indent=2, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    if folder.exists():  # the same step again, after a resume: equal content
-        shutil.rmtree(folder)
-    partial.rename(folder)
-    _sync(root)
+    with new_folder(folder) as partial:  # the same step again, after a resume, has equal content
+        _save_tensors(model_tensors(model), partial / "model.safetensors")
+        _save_tensors(
+            {**optimizer_tensors(model, optimizer), **_random_states()},
+            partial / "optimizer.safetensors",
+        )
+        write_json(partial / "state.json", {"format": FORMAT, "step": step, **extra})
     for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old)
     return folder
@@ -159,15 +152,6 @@ def _load_optimizer(
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _random_states() -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inrun import models
-from inrun.config import ConfigError, build
+from inrun.config import ConfigError, build, require
 from inrun.data.prepare import DataConfig
 from inrun.train.attribution import AttributionConfig
 from inrun.train.log import LogConfig
@@ -52,7 +52,8 @@ class TrainConfig:
     chunks: str = ""
 
     def __post_init__(self):
-        demands = [
+        require(
+            "train",
             (
                 min(self.steps, self.batch_size, self.eval_chunks, self.keep) >= 1,
                 "steps, batch_size, eval_chunks, keep: 1 or more",
@@ -74,10 +75,7 @@ class TrainConfig:
                 self.eval_split in ("val", "test"),
                 f"eval_split={self.eval_split!r}: choose val or test",
             ),
-        ]
-        for holds, message in demands:
-            if not holds:
-                raise ConfigError(f"train: {message}")
+        )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from rich.progress import (
 )
 
 from inrun.config import ConfigError
+from inrun.files import write_text
 
 WANDB_MODES = ("off", "offline", "online")
 
@@ -74,9 +75,7 @@ class JsonLines:
     def __init__(self, path: Path, key: str, last: int | None = None):
         if last is not None and path.exists():
             kept = [line for line in _whole_lines(path) if json.loads(line)[key] <= last]
-            beside = path.with_suffix(".partial")
-            beside.write_text("".join(kept), encoding="utf-8")
-            beside.replace(path)
+            write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from inrun import models
 from inrun.attributor import Attributor, Processes
-from inrun.config import ConfigError
+from inrun.config import ConfigError, require
 from inrun.data.corpus import Corpus
 from inrun.data.prepare import prepare
-from inrun.data.progress import shown
 from inrun.data.sampler import Sampler
 from inrun.evaluate import chunk_batches, evaluate
-from inrun.store import ValueStore
+from inrun.files import read_json, write_json
+from inrun.progress import live_line
+from inrun.store import STORE_FILE, ValueStore
 from inrun.train import checkpoint
 from inrun.train.attribution import build_attributor, build_targets, target_batch, target_digest
 from inrun.train.config import RunConfig
@@ -124,7 +125,7 @@ class Run:
         self.folder, self.config, self.console, self.processes = folder, config, console, processes
         self._refuse_processes()
         self.precision = Precision.choose(config.train.device, config.train.precision)
-        with shown(console) as report:
+        with live_line(console, "reading") as report:
             corpus_folder = processes.one_by_one(
                 lambda: prepare(config.data, config.data_root, report)
             )
@@ -179,7 +180,7 @@ class Run:
             resume = (
                 state["attribution"]
                 if state
-                else ({"step": 0} if (store / "run.json").exists() else None)
+                else ({"step": 0} if (store / STORE_FILE).exists() else None)
             )
             described = {key: about[key] for key in ("config", "corpus_digest", "git_revision")}
             self.attributor = build_attributor(
@@ -448,22 +449,25 @@ class Run:
         """What one process does and several do not."""
         size, train = self.processes.size, self.config.train
         model = self.config.model_config()
-        demands = [
+        if size == 1:
+            return
+        next_step = "Next: change it, or start a single process"
+        require(
+            f"{size} processes",
             (
                 train.batch_size >= size,
-                f"train.batch_size={train.batch_size} chunks cannot be dealt to {size} processes",
+                f"train.batch_size={train.batch_size} chunks cannot be dealt to {size} processes. "
+                + next_step,
             ),
             (
                 not getattr(model, "dropout", 0.0),
-                "dropout: masks of several processes are not kept in a checkpoint",
+                f"dropout: masks of several processes are not kept in a checkpoint. {next_step}",
             ),
-            (not train.compile, "train.compile: a compiled model is trained in one process"),
-        ]
-        for holds, message in demands if size > 1 else ():
-            if not holds:
-                raise ConfigError(
-                    f"{size} processes: {message}. Next: change it, or start a single process"
-                )
+            (
+                not train.compile,
+                f"train.compile: a compiled model is trained in one process. {next_step}",
+            ),
+        )
 
     def _chunks(self, about: dict[str, Any] | None) -> ChunkSelection:
         """What may be drawn: all of the train split, or what a file says; of a resumed run, the
@@ -498,12 +502,9 @@ class Run:
             "git_revision": git_revision(),
         }
         self.folder.mkdir(parents=True)
-        partial = self.folder / (RUN_FILE + ".partial")
-        partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if self.config.train.chunks:
             write_chunks(self.folder / CHUNKS_FILE, self.chunks.ids, self.chunks.weights)
-        partial.replace(self.folder / RUN_FILE)
-        return json.loads(json.dumps(about))
+        return read_json(write_json(self.folder / RUN_FILE, about))
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
         found = checkpoint.checkpoints(self.folder / "checkpoints")

@@ -9,7 +9,6 @@ copy when it is resumed; run.json has its digest.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inrun.config import ConfigError
+from inrun.files import write_file
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ def write_chunks(
     columns = {"sample_id": chunks.ids} | ({} if weights is None else {"weight": chunks.weights})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(pa.table(columns), partial)
-    os.replace(partial, path)
+    write_file(path, lambda partial: pq.write_table(pa.table(columns), partial))
     return chunks
 
 

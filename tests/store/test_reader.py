@@ -374,18 +374,39 @@ def test_missing_tables_are_named(lone):
 def test_folders_that_are_no_store_are_told_apart(tmp_path):
     for make, message in (
         (lambda: None, "does not exist or is no folder"),
-        (lambda: (tmp_path / "s").mkdir(), "is no value store: it has no run.json"),
+        (lambda: (tmp_path / "s").mkdir(), "is no value store: it has no store.json"),
         (
-            lambda: (tmp_path / "s" / "run.json.partial").touch(),
-            "was left before its run.json was whole",
+            lambda: (tmp_path / "s" / "store.json.partial").touch(),
+            "was left before its store.json was whole",
         ),
-        (lambda: (tmp_path / "s" / "terms").mkdir(), "has tables but no run.json"),
-        (lambda: (tmp_path / "s" / "run.json").write_text('{"schema'), "run.json is damaged"),
-        (lambda: (tmp_path / "s" / "run.json").write_text("{}"), "run.json is damaged"),
+        (lambda: (tmp_path / "s" / "terms").mkdir(), "has tables but no store.json"),
+        (lambda: (tmp_path / "s" / "store.json").write_text('{"schema'), "store.json is damaged"),
+        (lambda: (tmp_path / "s" / "store.json").write_text("{}"), "store.json is damaged"),
     ):
         make()
         with pytest.raises(StoreError, match=message):
             ValueStore(tmp_path / "s")
+
+
+def test_store_whose_file_has_its_former_name_is_told_what_to_do(lone):
+    (lone.path / "store.json").rename(lone.path / "run.json")
+    message = r"value store of an older inrun.*Next: rename .*run.json to store.json"
+    for ask in (
+        lambda: ValueStore(lone.path),
+        lambda: ValueWriter(lone.path, RUN),
+        lambda: ValueWriter.resume(lone.path, RUN, 0),
+    ):
+        with pytest.raises(StoreError, match=message):
+            ask()
+    (lone.path / "run.json").rename(lone.path / "store.json")
+    ValueStore(lone.path).close()
+
+
+def test_folder_of_a_run_points_to_its_store(tmp_path):
+    ValueWriter(tmp_path / "values", RUN).close()
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"no value store: .* Open .*values\."):
+        ValueStore(tmp_path)
 
 
 def test_store_with_only_a_half_written_part_says_so(lone):
@@ -399,8 +420,8 @@ def test_store_with_only_a_half_written_part_says_so(lone):
 
 
 def test_store_of_a_newer_schema_is_not_guessed_at(lone):
-    run = json.loads((lone.path / "run.json").read_text())
-    (lone.path / "run.json").write_text(json.dumps(run | {"schema_version": 2}))
+    run = json.loads((lone.path / "store.json").read_text())
+    (lone.path / "store.json").write_text(json.dumps(run | {"schema_version": 2}))
     with pytest.raises(StoreError, match="schema version 2, this code reads up to 1"):
         ValueStore(lone.path)
 

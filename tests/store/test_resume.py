@@ -60,7 +60,7 @@ def train(path, checkpoint):
     were lost.
     """
     start = max(checkpoint["step"] - 2, 0)
-    if (path / "run.json").exists():
+    if (path / "store.json").exists():
         writer = ValueWriter.resume(path, RUN, start, flush_every=3)
     else:
         writer = ValueWriter(path, RUN, flush_every=3)
@@ -81,7 +81,7 @@ def train_with_kills(path):
             return kills
         except Killed:
             kills += 1
-            if (path / "run.json").exists() and (path / "terms").exists():
+            if (path / "store.json").exists() and (path / "terms").exists():
                 with ValueStore(path) as store:
                     store.verify()  # whatever is there is whole
                     if list((path / "terms").glob("*.parquet")):
@@ -177,7 +177,7 @@ def test_resume_drops_later_steps_and_cuts_the_part_that_straddles(tmp_path):
         for table in ("terms", "steps", "ledger", "tokens"):
             assert store.sql(f"SELECT max(step) AS last FROM {table}")["last"].to_pylist() == [5]
     assert [
-        note["step"] for note in json.loads((tmp_path / "run.json").read_text())["resumed"]
+        note["step"] for note in json.loads((tmp_path / "store.json").read_text())["resumed"]
     ] == [6]
 
 
@@ -235,8 +235,8 @@ def test_resume_by_a_run_that_means_something_else_is_refused(tmp_path, key, val
 
 def test_resume_under_another_sign_is_refused(tmp_path):
     ValueWriter(tmp_path, RUN).close()
-    run = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(
+    run = json.loads((tmp_path / "store.json").read_text())
+    (tmp_path / "store.json").write_text(
         json.dumps(run | {"sign": "positive value = raised the validation loss"})
     )
     with pytest.raises(StoreError, match="sign: stored 'positive value = raised"):
@@ -246,7 +246,7 @@ def test_resume_under_another_sign_is_refused(tmp_path):
 def test_resume_with_another_config_or_revision_is_the_users_business_and_noted(tmp_path):
     ValueWriter(tmp_path, RUN | {"git_revision": "a"}).close()
     ValueWriter.resume(tmp_path, RUN | {"git_revision": "b", "config": {}}, step=0).close()
-    run = json.loads((tmp_path / "run.json").read_text())
+    run = json.loads((tmp_path / "store.json").read_text())
     assert (run["git_revision"], run["resumed"][0]["git_revision"]) == ("a", "b")
 
 

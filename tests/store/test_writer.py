@@ -81,7 +81,7 @@ def test_run_file_says_what_the_numbers_mean(tmp_path):
     ValueWriter(
         tmp_path, RUN | {"git_revision": "abc", "attribution": {"credit": "immediate"}}
     ).close()
-    run = json.loads((tmp_path / "run.json").read_text())
+    run = json.loads((tmp_path / "store.json").read_text())
     assert run["schema_version"] == SCHEMA_VERSION
     assert run["sign"] == SIGN
     assert (run["targets"], run["methods"], run["corpus_digest"]) == (TARGETS, METHODS, "c0ffee")
@@ -135,9 +135,9 @@ def test_store_that_exists_is_not_begun_again(tmp_path):
 
 
 def test_writer_killed_before_its_run_file_was_whole_can_begin_again(tmp_path):
-    (tmp_path / "run.json.partial").write_text('{"sche')
+    (tmp_path / "store.json.partial").write_text('{"sche')
     ValueWriter(tmp_path, RUN).close()
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
 
 
 def test_other_ranks_need_rank_zero_first_and_the_same_run(tmp_path):
@@ -256,7 +256,7 @@ def test_run_that_does_not_say_what_it_measures_is_refused(tmp_path, run, messag
 def test_rows_that_would_mislead_are_refused_and_leave_no_trace(tmp_path, call, message):
     with ValueWriter(tmp_path, ONE) as writer, pytest.raises(StoreError, match=message):
         call(writer)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
 
 
 def test_columns_of_steps_are_fixed_by_the_first_row(tmp_path):

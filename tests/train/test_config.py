@@ -204,7 +204,7 @@ def test_half_prepared_corpus_is_not_trained_on(tmp_path):
 def test_half_written_store_is_refused_with_a_next_step(root):
     run = Run.start(config(root, "half", train__steps=4))
     run.train().close()
-    (run.folder / "values" / "run.json").unlink()
+    (run.folder / "values" / "store.json").unlink()
     with pytest.raises(StoreError):
         Run.resume(run.folder)
 

@@ -67,7 +67,7 @@ KILLS = {
         ("inrun.train.checkpoint:_random_states", 2),
     ],
     "in-the-store-and-in-a-step": [
-        ("inrun.store.parts:publish", 9),
+        ("inrun.files:publish", 10),
         ("inrun.train.loop:clip_gradients", 7),
     ],
 }

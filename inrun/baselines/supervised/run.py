@@ -11,9 +11,6 @@ frozen statistics).
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -34,6 +31,7 @@ from inrun.baselines.registry import AdamMoments, Checkpoint, record_training
 from inrun.baselines.supervised.recipe import Data, Recipe, fit, network, sample_losses
 from inrun.baselines.supervised.stacked import train_subsets
 from inrun.data.labelled import Problem
+from inrun.files import new_folder, read_json, write_file, write_json
 from inrun.methods import Method
 from inrun.store import ValueStore
 
@@ -159,7 +157,7 @@ class SupervisedRun(Fit):
         cache: str | Path | None = None,
     ):
         self.folder, self.seed = Path(folder), seed
-        self.about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        self.about = read_json(self.folder / "run.json")
         _check_same(self.about["identity"], identity(data.problem, recipe, seed), self.folder)
         checkpoints = [Checkpoint(**c) for c in self.about["checkpoints"]]
         super().__init__(
@@ -282,13 +280,8 @@ def train_run(
     """
     folder, data = Path(folder), Data(problem, recipe.device)
     if not (folder / "run.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        with tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=f"{folder.name}-unfinished-"
-        ) as unfinished:
-            _train_into(Path(unfinished, "run"), data, recipe, seed, methods)
-            os.replace(Path(unfinished, "run"), folder)
+        with new_folder(folder) as unfinished:
+            _train_into(unfinished, data, recipe, seed, methods)
     cls = ClassificationRun if problem.classes else RegressionRun
     return cls(data, recipe, seed, folder, cache)
 
@@ -296,7 +289,6 @@ def train_run(
 def _train_into(
     folder: Path, data: Data, recipe: Recipe, seed: int, methods: Sequence[Method]
 ) -> None:
-    folder.mkdir(parents=True)
     rows, problem = np.arange(len(data.problem.train)), data.problem
     checkpoints: list[dict] = []
     history: list[pa.Table] = []
@@ -330,7 +322,7 @@ def _train_into(
         "checkpoints": checkpoints,
         "seconds": seconds,
     }
-    (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "run.json", about)
 
 
 def _attribution(data: Data, methods: Sequence[Method], stack: ExitStack, store: Path | None):
@@ -405,15 +397,8 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 def _write(path: Path, state: dict[str, Tensor], seconds: dict[str, float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(
-        {
-            **state,
-            **{f"seconds/{k}": torch.tensor(v, dtype=torch.float64) for k, v in seconds.items()},
-        },
-        temporary,
-    )
-    os.replace(temporary, path)
+    spent = {f"seconds/{k}": torch.tensor(v, dtype=torch.float64) for k, v in seconds.items()}
+    write_file(path, lambda partial: save_file({**state, **spent}, partial))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
