@@ -43,7 +43,7 @@ from inrun.methods import Method, Step, Target, directions
 from inrun.store import ValueStore, ValueWriter
 from inrun.updates import PlainSGD, UnknownOptimizerError, snapshots
 from inrun_kernels import memory
-from inrun_kernels.host import read_together
+from inrun_kernels.backend import read_together
 
 log = logging.getLogger(__name__)
 

@@ -51,7 +51,7 @@ FACTOR_TOLERANCE = {
 
 def gradient_norms(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Euclidean norm of each `.grad` that there is, as 0-dim float64 tensors, not waited for
-    (`inrun_kernels.host`).
+    (`inrun_kernels.backend`).
 
     Row by row first: over a million elements in one sum, fp32 on a CPU is off by 1e-4, which is as
     much as the factors may differ.

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 import inrun_kernels
 from inrun.ghost.tape import non_finite_samples
-from inrun_kernels.cross_entropy import CROSS_ENTROPY_SUM
+from inrun_kernels.head import CROSS_ENTROPY_SUM
 
 
 class CompiledProbes(TorchFunctionMode):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch.overrides import TorchFunctionMode
 
 import inrun_kernels
-from inrun_kernels.cross_entropy import CROSS_ENTROPY_LOSS, CROSS_ENTROPY_SUM
+from inrun_kernels.head import CROSS_ENTROPY_LOSS, CROSS_ENTROPY_SUM
 
 
 class Expand(TorchFunctionMode):

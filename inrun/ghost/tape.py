@@ -13,7 +13,7 @@ from inrun.ghost.fused import HeadFactor
 from inrun.ghost.origin import Origin
 from inrun.rules import Dense, Factor, Outer
 from inrun.rules.factors import Scaled, wide
-from inrun_kernels.cross_entropy import CROSS_ENTROPY_SUM
+from inrun_kernels.head import CROSS_ENTROPY_SUM
 
 
 class Recorder:

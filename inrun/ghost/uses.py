@@ -26,7 +26,7 @@ from inrun.ghost.tape import Recorder
 from inrun.rules import Factor, find, refusal
 from inrun.rules.embedding import embedding_weight
 from inrun.rules.registry import Call, NoRule
-from inrun_kernels.cross_entropy import CROSS_ENTROPY_SUM
+from inrun_kernels.head import CROSS_ENTROPY_SUM
 
 
 class UncoveredUseError(RuntimeError):

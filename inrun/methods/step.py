@@ -12,7 +12,7 @@ from torch import Tensor
 from inrun.methods.base import Method
 from inrun.updates import Update, blockwise, coalition_slope
 from inrun_kernels import memory
-from inrun_kernels.host import read_together
+from inrun_kernels.backend import read_together
 
 #: Gauss-Legendre nodes for the mean Jacobian of rules that mix elements
 _JACOBIAN_NODES = 3

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from inrun.registry import Registry
-from inrun_kernels.host import read_together
+from inrun_kernels.backend import read_together
 
 E = TypeVar("E")
 

@@ -8,22 +8,19 @@ that runs a kernel.
 from inrun_kernels import cost
 from inrun_kernels.backend import use
 from inrun_kernels.contract_dots import contract_dots
-from inrun_kernels.cross_entropy import (
+from inrun_kernels.embedding_dots import embedding, embedding_dots
+from inrun_kernels.ghost_hvp import ghost_hvp
+from inrun_kernels.head import (
+    HeadDots,
     cross_entropy_sum,
     cross_entropy_sum_composite,
     cross_entropy_sum_dots,
     cross_entropy_sum_per_sample,
-)
-from inrun_kernels.cross_entropy_twice import cross_entropy_sum_twice
-from inrun_kernels.embedding_dots import embedding, embedding_dots
-from inrun_kernels.ghost_hvp import ghost_hvp
-from inrun_kernels.layers import linear
-from inrun_kernels.linear_cross_entropy import (
-    HeadDots,
+    cross_entropy_sum_twice,
     linear_cross_entropy,
     linear_cross_entropy_dots,
 )
-from inrun_kernels.norm import layer_norm, rms_norm
+from inrun_kernels.layers import layer_norm, linear, rms_norm
 from inrun_kernels.norm_dots import NormDots, norm_dots
 from inrun_kernels.pairwise_dots import pairwise_dots
 from inrun_kernels.sum_dots import sample_dots, sample_sum, sum_dots

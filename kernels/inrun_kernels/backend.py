@@ -2,8 +2,8 @@
 
     reference   one einsum per op, slow and obvious (inrun_kernels.reference)
     torch       plain PyTorch, tuned for the CPU, correct on every device
-    triton      the kernels of inrun_kernels.jit: CUDA tensors, or any tensor under Triton's interpreter
-    auto        triton for CUDA tensors where triton is installed and the dtype has tensor cores, else torch
+    triton      the kernels of inrun_kernels.jit: CUDA tensors, or any under Triton's interpreter
+    auto        triton for CUDA tensors if it is installed and takes the dtype, else torch
 
 The switch is one process-wide value and not a context variable: autograd runs the backward of CUDA
 graphs on threads of its own, which would not see a context variable set by the caller.
@@ -12,9 +12,10 @@ graphs on threads of its own, which would not see a context variable set by the 
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 CHOICES = ("auto", "reference", "torch", "triton")
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -23,16 +24,16 @@ _current = "auto"
 
 
 class use:
-    """Select the implementation of all ops: `use("torch")` from now on, `with use("torch"):` for a
-    block.
+    """Selects the implementation of all ops, from now on or for a block.
 
-    Raises ValueError for a name that is not one of `CHOICES`.
+    `use("torch")` is a call, `with use("torch"):` a context. Raises ValueError for a name that is
+    not one of `CHOICES`.
     """
 
     def __init__(self, choice: str):
         global _current
         if choice not in CHOICES:
-            raise ValueError(f"kernels.use({choice!r}): choose one of {', '.join(CHOICES)}")
+            raise ValueError(f"inrun_kernels.use({choice!r}): choose one of {', '.join(CHOICES)}")
         self.choice, self.previous = choice, _current
         _current = choice
 
@@ -44,7 +45,7 @@ class use:
         _current = self.previous
 
     def __repr__(self) -> str:
-        return f"kernels.use({self.choice!r})"
+        return f"inrun_kernels.use({self.choice!r})"
 
 
 def has_triton() -> bool:
@@ -53,14 +54,12 @@ def has_triton() -> bool:
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter is switched on (TRITON_INTERPRET=1 before triton was first
-    imported).
-    """
+    """Whether Triton's interpreter is on: TRITON_INTERPRET=1 before triton was first imported."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def backend_for(*tensors: torch.Tensor) -> str:
-    """ "reference", "torch" or "triton" for a call with these tensors, under the current switch.
+def backend_for(*tensors: Tensor) -> str:
+    """The implementation of a call with these tensors: "reference", "torch" or "triton".
 
     Raises RuntimeError if Triton was asked for and cannot run here, TypeError if it cannot take the
     dtype.
@@ -72,43 +71,52 @@ def backend_for(*tensors: torch.Tensor) -> str:
     if _current == "triton":
         if not has_triton():
             raise RuntimeError(
-                'kernels.use("triton"): triton is not installed; install it or use "auto"'
+                'inrun_kernels.use("triton"): triton is not installed; install it or use "auto"'
             )
         if not cuda and not interpreted():
             raise RuntimeError(
-                f'kernels.use("triton") with a tensor on {tensors[0].device}: Triton runs on '
-                "CUDA tensors, or on "
-                "the CPU under its interpreter (TRITON_INTERPRET=1 set before the first "
-                'import); use "auto" or "torch"'
+                f'inrun_kernels.use("triton") with a tensor on {tensors[0].device}: Triton runs on '
+                "CUDA tensors, or on the CPU under its interpreter (TRITON_INTERPRET=1 set before "
+                'the first import); use "auto" or "torch"'
             )
         if not dtypes <= set(TRITON_DTYPES):
             raise TypeError(
-                'kernels.use("triton") takes float16, bfloat16 and float32, not '
-                f"{sorted(map(str, dtypes))}; "
-                'use "auto" or "torch" for float64'
+                'inrun_kernels.use("triton") takes float16, bfloat16 and float32, not '
+                f'{sorted(map(str, dtypes))}; use "auto" or "torch" for float64'
             )
     return _current
 
 
-def accumulation_dtype(*tensors: torch.Tensor) -> torch.dtype:
-    """float64 if any tensor is float64, else float32: the dtype of sums, dots and returned weight
-    gradients.
-    """
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of sums, dots and weight gradients: float64 if any tensor is, else float32."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
 def operator(name: str) -> Callable:
-    """`torch.library.custom_op("inrun::name")` whose body runs with autocast off: sums stay in the
-    dtype they say.
+    """A decorator: `torch.library.custom_op("inrun::name")` whose body runs with autocast off.
+
+    Sums stay in the dtype that the operation states.
     """
 
     def register(body: Callable):
         @functools.wraps(body)
         def exact(*args, **kwargs):
-            device = next(x.device for x in args if isinstance(x, torch.Tensor))
+            device = next(x.device for x in args if isinstance(x, Tensor))
             with torch.autocast(device.type, enabled=False):
                 return body(*args, **kwargs)
 
         return torch.library.custom_op(f"inrun::{name}", exact, mutates_args=())
 
     return register
+
+
+def read_together(numbers: Mapping[str, Tensor]) -> dict[str, float]:
+    """0-dim tensors by name as floats, with one wait for the device instead of one for each.
+
+    Reading a number waits until everything that was asked of the device is done.
+    """
+    if not numbers:
+        return {}
+    first = next(iter(numbers.values()))
+    wide = [x.to(first.device, torch.float64) for x in numbers.values()]
+    return dict(zip(numbers, torch.stack(wide).tolist()))

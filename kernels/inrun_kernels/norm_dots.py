@@ -108,7 +108,7 @@ def _per_sample(
 
 
 @operator("layer_norm_backward")
-def _layer_norm_backward(
+def layer_norm_backward(
     b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, w: Tensor, V: Tensor, bias_V: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dx [n,t,i], weight gradient, bias gradient, dots) of LayerNorm in one pass over x and b
@@ -145,7 +145,7 @@ def _layer_norm_backward(
     return dx, weight.sum(0), bias.sum(0), dots
 
 
-@_layer_norm_backward.register_fake
+@layer_norm_backward.register_fake
 def _(b, x, mean, rstd, w, V, bias_V):
     wide = accumulation_dtype(x, b, rstd, V)
     scale = V.new_empty(V.shape[1:], dtype=wide)

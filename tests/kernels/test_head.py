@@ -2,13 +2,12 @@
 against float64 autograd.
 """
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import inrun_kernels
+from inrun_kernels.head import chunks
 from tests.support.kernel_oracles import UNIT_ROUNDOFF, error, tolerance
 
 N, T, D, VOCAB, K = 3, 10, 12, 47, 2
@@ -44,12 +43,8 @@ def oracle(x, w, V, targets, weights):
 
 
 def shrink(monkeypatch, tokens: int, itemsize: int) -> None:
-    monkeypatch.setattr(
-        sys.modules["inrun_kernels.linear_cross_entropy"], "LOGITS_BYTES", tokens * VOCAB * itemsize
-    )
-    monkeypatch.setattr(
-        sys.modules["inrun_kernels.linear_cross_entropy"], "SOFTMAX_BYTES", 3 * VOCAB * 8
-    )
+    monkeypatch.setattr(chunks, "LOGITS_BYTES", tokens * VOCAB * itemsize)
+    monkeypatch.setattr(chunks, "SOFTMAX_BYTES", 3 * VOCAB * 8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,11 +1,10 @@
 """The head's second derivatives against torch's own, in float64, over chunks and ignored tokens."""
 
-import importlib
-
 import pytest
 import torch
 
 import inrun_kernels
+from inrun_kernels.head import chunks
 
 
 def case(dtype=torch.float64):
@@ -26,16 +25,8 @@ def derivatives(function, x, w, targets, vx, vw):
 @pytest.mark.parametrize("tokens", [100, 4, 1])
 def test_hessian_vector_products_are_torchs_own(monkeypatch, tokens):
     x, w, targets, vx, vw = case()
-    monkeypatch.setattr(
-        importlib.import_module("inrun_kernels.linear_cross_entropy"),
-        "LOGITS_BYTES",
-        tokens * 17 * 8,
-    )
-    monkeypatch.setattr(
-        importlib.import_module("inrun_kernels.cross_entropy_twice"),
-        "SOFTMAX_BYTES",
-        2 * 3 * 17 * 8,
-    )
+    monkeypatch.setattr(chunks, "LOGITS_BYTES", tokens * 17 * 8)
+    monkeypatch.setattr(chunks, "SOFTMAX_BYTES", 2 * 3 * 17 * 8)
     ours = derivatives(inrun_kernels.cross_entropy_sum_twice, x, w, targets, vx, vw)
     truth = derivatives(inrun_kernels.cross_entropy_sum_composite, x, w, targets, vx, vw)
     for own, true in zip(ours, truth):

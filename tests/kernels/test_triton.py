@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 
 import inrun_kernels
 from inrun_kernels import cost
+from inrun_kernels.head import chunks
 from inrun_kernels.jit import common
 from tests.support.kernel_oracles import error, operands, per_sample_gradients, tolerance, uniform
 
@@ -176,9 +177,7 @@ def test_norm_dots_equal_the_formula(dtype, centred):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_head_with_loss_equals_the_formula(dtype, monkeypatch):
-    monkeypatch.setattr(
-        sys.modules["inrun_kernels.linear_cross_entropy"], "LOGITS_BYTES", 100 * 10 * dtype.itemsize
-    )
+    monkeypatch.setattr(chunks, "LOGITS_BYTES", 100 * 10 * dtype.itemsize)
     x, _, V = operands(3, 7, 40, 100, 2, dtype)
     w, targets = torch.randn(100, 40) * 0.2, torch.randint(0, 100, (3, 7))
     targets[1, 2] = -100
