@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from inrun import models, shapley
 from inrun.attributor import Attributor
+from inrun.data.batch import Batch, batch_of
 from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler
 from inrun.evaluate import pearson, relative_rmse, spearman
@@ -22,7 +23,6 @@ from inrun.methods import Method
 from inrun.models import LanguageModel
 from inrun.train import OptimConfig, Run, checkpoint
 from inrun.train.optim import build_optimizer
-from inrun.train.precision import Batch, batch_of
 
 COMMON = (
     Method("second_order"),

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from inrun import models
 from inrun.baselines.registry import AdamMoments, Checkpoint
+from inrun.data.batch import Batch, batch_of, slices
 from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler
 from inrun.models import IGNORED_TARGET, LanguageModel
@@ -29,7 +30,6 @@ from inrun.train.attribution import target_batch
 from inrun.train.checkpoint import checkpoints, load_model
 from inrun.train.loop import CHUNKS_FILE
 from inrun.train.optim import lr_at
-from inrun.train.precision import Batch, batch_of, slices
 
 #: chunks that go through the model at once where no gradient is asked for
 FORWARD_CHUNKS = 16

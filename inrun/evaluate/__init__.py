@@ -9,7 +9,7 @@ from inrun.evaluate.datamodelling import (
     linear_datamodelling_interval,
     linear_datamodelling_score,
 )
-from inrun.evaluate.loss import ChunkSource, EvalBatch, Losses, chunk_batches, evaluate, evaluating
+from inrun.evaluate.loss import Losses, evaluate, evaluating
 from inrun.evaluate.metrics import (
     Interval,
     auroc,
@@ -23,15 +23,12 @@ from inrun.evaluate.metrics import (
 from inrun.evaluate.step_game import StepGame
 
 __all__ = [
-    "ChunkSource",
-    "EvalBatch",
     "Interval",
     "Losses",
     "StepGame",
     "agreement",
     "auroc",
     "bootstrap",
-    "chunk_batches",
     "detection_curve",
     "evaluate",
     "evaluating",

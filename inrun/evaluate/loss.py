@@ -9,33 +9,12 @@ forward passes themselves.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
-import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from inrun.models import IGNORED_TARGET, LanguageModel
-
-
-@dataclass(frozen=True)
-class EvalBatch:
-    """tokens, targets: int64 [n, t], -100 = no loss here; domains: n names; document_ids: int [n,
-    t] or None.
-    """
-
-    tokens: Tensor
-    targets: Tensor
-    domains: Sequence[str]
-    document_ids: Tensor | None = None
-
-    def __post_init__(self):
-        if len(self.domains) != len(self.tokens):
-            raise ValueError(
-                f"{len(self.tokens)} samples with {len(self.domains)} domains; give one name "
-                "per sample"
-            )
+from inrun.data.batch import Batch
+from inrun.models import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -61,81 +40,65 @@ class Losses:
         return {domain: self.sums[domain] / self.counts[domain] for domain in self.sums}
 
 
-class ChunkSource(Protocol):
-    """What `chunk_batches` needs of a corpus; `inrun.data.Corpus` has it."""
-
-    chunks: pa.Table
-    """Columns chunk_id and domain."""
-
-    def __getitem__(self, ids: np.ndarray) -> Tensor:
-        """int64 [n, t + 1]"""
-
-
-def chunk_batches(
-    corpus: ChunkSource, ids: Sequence[int] | np.ndarray, batch_size: int
-) -> Iterator[EvalBatch]:
-    """The chunks `ids` in batches, the last one as short as it has to be; targets are the tokens
-    shifted by one.
-    """
-    ids = np.asarray(ids, dtype=np.int64)
-    chunk_ids = corpus.chunks["chunk_id"].to_numpy()
-    order = np.argsort(chunk_ids, kind="stable")
-    places = order[np.searchsorted(chunk_ids, ids, sorter=order).clip(max=len(order) - 1)]
-    if unknown := ids[chunk_ids[places] != ids].tolist():
-        raise KeyError(
-            f"{len(unknown)} ids are not chunks of this corpus, first {unknown[:5]}; is it "
-            "another split?"
-        )
-    domains = corpus.chunks["domain"].take(pa.array(places)).to_pylist()
-    for start in range(0, len(ids), batch_size):
-        rows = slice(start, start + batch_size)
-        chunk = corpus[ids[rows]]
-        yield EvalBatch(chunk[:, :-1], chunk[:, 1:], domains[rows])
-
-
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, batches: Iterable[EvalBatch], autocast: torch.dtype | None = None
+    model: LanguageModel,
+    batches: Iterable[Batch],
+    domains: Sequence[str],
+    autocast: torch.dtype | None = None,
 ) -> Losses:
     """Losses of `model` on `batches`, moved to the device of its parameters.
 
     Runs without gradients and without dropout, hence without touching a random generator, and puts
-    every module back into the mode it was in. autocast: dtype of the matrix products
-    (torch.bfloat16) or None for the model's own. Raises ValueError if there is nothing to score, in
-    all or in a domain; a loss that is not finite is returned as is.
+    every module back into the mode it was in.
+
+    Args:
+        batches: of `inrun.data.batch`, with or without borders between documents.
+        domains: a name for each sample, over all batches in their order.
+        autocast: dtype of the matrix products (torch.bfloat16), None for the model's own.
+
+    Raises:
+        ValueError: nothing to score, in all or in a domain, or more or fewer samples than domains.
+            A loss that is not finite is returned as is.
     """
     device = next(model.parameters()).device
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
+    sums: list[float] = []
+    counts: list[int] = []
     with (
         evaluating(model),
         torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
     ):
         for batch in batches:
-            document_ids = None if batch.document_ids is None else batch.document_ids.to(device)
-            targets = batch.targets.to(device)
-            losses = model.loss(
-                batch.tokens.to(device), targets, reduction="none", document_ids=document_ids
-            )
-            chunk_sums = losses.double().sum(1).tolist()
-            chunk_counts = (targets != IGNORED_TARGET).sum(1).tolist()
-            for domain, loss, count in zip(batch.domains, chunk_sums, chunk_counts):
-                sums[domain] = sums.get(domain, 0.0) + loss
-                counts[domain] = counts.get(domain, 0) + count
-    if not counts:
+            batch = batch.to(device)
+            sums += batch.token_losses(model).double().sum(1).tolist()
+            counts += batch.counts().tolist()
+    if len(sums) != len(domains):
+        raise ValueError(
+            f"{len(sums)} samples with {len(domains)} domains; give one name per sample"
+        )
+    return _by_domain(domains, sums, counts)
+
+
+def _by_domain(domains: Sequence[str], sums: list[float], counts: list[int]) -> Losses:
+    losses = Losses({}, {})
+    for domain, loss, count in zip(domains, sums, counts, strict=True):
+        losses.sums[domain] = losses.sums.get(domain, 0.0) + loss
+        losses.counts[domain] = losses.counts.get(domain, 0) + count
+    if not losses.counts:
         raise ValueError("no batch to evaluate on; give at least one chunk")
-    if silent := [domain for domain, count in counts.items() if count == 0]:
+    if silent := [domain for domain, count in losses.counts.items() if count == 0]:
         raise ValueError(
             f"every target of {silent} is ignored (-100), so these domains have no loss; "
             "leave them out"
         )
-    return Losses(sums, counts)
+    return losses
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, in its own former mode after (a frozen dropout stays
-    frozen).
+    """Every module in eval mode inside, in its own former mode after.
+
+    A dropout that was frozen stays frozen.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

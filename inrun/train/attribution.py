@@ -18,13 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from inrun.attributor import Attributor, Processes
 from inrun.config import ConfigError
+from inrun.data.batch import Batch, batch_of, batch_of_texts
 from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler
 from inrun.data.sources import read_files
 from inrun.evaluate import evaluating
 from inrun.methods import Method
 from inrun.models import LanguageModel
-from inrun.train.precision import Batch, Precision, batch_of, batch_of_texts
+from inrun.train.precision import Precision
 
 
 @dataclass(frozen=True)

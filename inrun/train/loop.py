@@ -23,11 +23,11 @@ from torch import Tensor
 
 from inrun import models
 from inrun.attributor import Attributor, Processes
-from inrun.config import ConfigError, require
+from inrun.config import require
+from inrun.data.batch import Batch, batch_of, slices
 from inrun.data.corpus import Corpus
 from inrun.data.prepare import prepare
 from inrun.data.sampler import Sampler
-from inrun.evaluate import chunk_batches, evaluate
 from inrun.files import read_json, write_json
 from inrun.progress import live_line
 from inrun.store import STORE_FILE, ValueStore
@@ -35,11 +35,12 @@ from inrun.train import checkpoint
 from inrun.train.attribution import build_attributor, build_targets, target_batch, target_digest
 from inrun.train.config import RunConfig
 from inrun.train.distributed import joined
+from inrun.train.evaluation import EvaluationSet
 from inrun.train.log import JsonLines, Sink, Terminal, Wandb
 from inrun.train.metrics import Speed, value_row
 from inrun.train.online import decide
 from inrun.train.optim import build_optimizer, clip_gradients, lr_at
-from inrun.train.precision import Batch, Precision, batch_of, slices
+from inrun.train.precision import Precision
 from inrun.train.prefetch import Prefetcher
 from inrun.train.selection import ChunkSelection, read_chunks, write_chunks
 from inrun.train.signals import Interrupted, stop_signal
@@ -138,7 +139,7 @@ class Run:
                 f"now {self.corpus.digest[:12]} in "
                 f"{corpus_folder}). Next: restore that corpus, or start a new run with another name"
             )
-        self._evaluation = self._evaluation_set(corpus_folder)
+        self.evaluation = EvaluationSet.choose(corpus_folder, config.train, config.seed)
         self._own_targets = {
             target.name: target_digest(target_batch(corpus_folder, target, config.seed))
             for target in config.attribution.targets
@@ -409,34 +410,7 @@ class Run:
     def _evaluate(self) -> None:
         if not self.processes.leads:
             return
-        corpus, ids = self._evaluation
-        size = self.config.train.micro_batch or self.config.train.batch_size
-        batches = chunk_batches(corpus, ids, size)
-        losses = evaluate(self.model, batches, autocast=self.precision.dtype)
-        split = self.config.train.eval_split
-        by_domain = {f"{split}/loss/{domain}": loss for domain, loss in losses.by_domain.items()}
-        self._log({"iter": self.step, f"{split}/loss": losses.mean, **by_domain})
-
-    def _evaluation_set(self, corpus_folder: Path) -> tuple[Corpus, np.ndarray]:
-        """Chunks of the val (or test) split, the same ones at every evaluation."""
-        train = self.config.train
-        corpus = Corpus.open(corpus_folder, train.eval_split)
-        if unknown := sorted(set(train.eval_domains) - set(corpus.domains)):
-            raise ConfigError(
-                f"train.eval_domains: the {train.eval_split} split has no {unknown}, it has "
-                f"{corpus.domains}"
-            )
-        chosen = []
-        for domain in train.eval_domains or corpus.domains:
-            ids = corpus.ids(domain=domain)
-            count = min(len(ids), train.eval_chunks)
-            chosen.append(Sampler(ids, count, self.config.seed).batch_at(0))
-        if not chosen:
-            raise RunFolderError(
-                f"the {train.eval_split} split of {corpus_folder} is empty. Next: raise "
-                f"data.{train.eval_split}_share, or give more text"
-            )
-        return corpus, np.sort(np.concatenate(chosen))
+        self._log({"iter": self.step, **self.evaluation.row(self.model, self.precision)})
 
     def _log(self, row: dict[str, Any]) -> None:
         for sink in self._sinks:

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from inrun.train.precision import Batch
+from inrun.data.batch import Batch
 
 
 class Prefetcher:

@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from inrun import evaluate, models
+from inrun.data.batch import Batch
 from inrun.evaluate import (
-    EvalBatch,
     auroc,
     bootstrap,
-    chunk_batches,
     detection_curve,
     iterations_to,
     pearson,
@@ -53,6 +52,12 @@ def tiny(**overrides):
     return models.build("gpt2", "tiny", **(shape | overrides))
 
 
+def evaluated(model, corpus, ids, size, **options):
+    chunks = corpus[ids] if ids else torch.zeros(0, 13, dtype=torch.long)
+    batches = Batch(chunks[:, :-1], chunks[:, 1:]).split(size)
+    return evaluate.evaluate(model, batches, [corpus.domain[i] for i in ids], **options)
+
+
 def loop(model, corpus, ids):
     """Sum and count of -log p(next token) by domain: one chunk and one token at a time."""
     sums, counts = {}, {}
@@ -71,7 +76,7 @@ def loop(model, corpus, ids):
 def test_mean_loss_is_the_sum_over_tokens_by_their_number(batch_size):
     model, corpus = tiny().double(), Chunks()
     ids = [127, 100, 106, 121, 100, 112, 109]
-    losses = evaluate.evaluate(model, chunk_batches(corpus, ids, batch_size))
+    losses = evaluated(model, corpus, ids, batch_size)
     sums, counts = loop(model, corpus, ids)
     assert len(sums) > 1
     assert losses.counts == counts
@@ -83,9 +88,7 @@ def test_mean_loss_is_the_sum_over_tokens_by_their_number(batch_size):
 def test_float32_losses_do_not_depend_on_the_batch_size():
     model, corpus = tiny(), Chunks()
     ids = list(corpus.rows)
-    one, all_at_once = (
-        evaluate.evaluate(model, chunk_batches(corpus, ids, size)) for size in (1, 10)
-    )
+    one, all_at_once = (evaluated(model, corpus, ids, size) for size in (1, 10))
     assert one.mean == pytest.approx(all_at_once.mean, rel=1e-6)
     assert one.by_domain == pytest.approx(all_at_once.by_domain, rel=1e-6)
 
@@ -95,7 +98,7 @@ def test_ignored_targets_are_neither_summed_nor_counted():
     chunk = corpus[[100, 103]]
     targets = chunk[:, 1:].clone()
     targets[0, 2:] = models.IGNORED_TARGET
-    losses = evaluate.evaluate(model, [EvalBatch(chunk[:, :-1], targets, ["a", "b"])])
+    losses = evaluate.evaluate(model, [Batch(chunk[:, :-1], targets)], ["a", "b"])
     kept = model.loss(chunk[:, :-1], targets, reduction="none")
     assert losses.counts == {"a": 2, "b": 12}
     assert losses.mean == pytest.approx(kept.sum().item() / 14, rel=1e-12)
@@ -105,7 +108,7 @@ def test_document_ids_reach_the_model():
     model, corpus = tiny().double(), Chunks()
     chunk = corpus[[100]]
     ids = (torch.arange(12) >= 5).long()[None]
-    losses = evaluate.evaluate(model, [EvalBatch(chunk[:, :-1], chunk[:, 1:], ["a"], ids)])
+    losses = evaluate.evaluate(model, [Batch(chunk[:, :-1], chunk[:, 1:], ids)], ["a"])
     assert losses.sums["a"] == pytest.approx(
         model.loss(chunk[:, :-1], chunk[:, 1:], document_ids=ids).item(), rel=1e-12
     )
@@ -119,9 +122,7 @@ def test_evaluating_leaves_modes_gradients_and_random_numbers_alone():
     model.h[0].drop.eval()
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    first, second = (
-        evaluate.evaluate(model, chunk_batches(corpus, [100, 103], 2)) for _ in range(2)
-    )
+    first, second = (evaluated(model, corpus, [100, 103], 2) for _ in range(2))
     assert first == second
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -132,14 +133,16 @@ def test_evaluating_leaves_modes_gradients_and_random_numbers_alone():
 def test_modes_come_back_after_an_error():
     model = tiny().train()
     with pytest.raises(ValueError, match="block_size=12"):
-        evaluate.evaluate(model, [EvalBatch(*[torch.zeros(1, 20, dtype=torch.long)] * 2, ["a"])])
+        evaluate.evaluate(model, [Batch(*[torch.zeros(1, 20, dtype=torch.long)] * 2)], ["a"])
     assert all(module.training for module in model.modules())
 
 
-def test_a_batch_names_a_domain_for_every_sample():
-    corpus = Chunks()
-    with pytest.raises(ValueError, match="1 samples with 2 domains"):
-        EvalBatch(corpus[[100]][:, :-1], corpus[[100]][:, 1:], ["a", "b"])
+def test_there_is_a_domain_for_every_sample():
+    model, corpus = tiny(), Chunks()
+    batch = Batch(corpus[[100]][:, :-1], corpus[[100]][:, 1:])
+    for domains in ([], ["a", "b"]):
+        with pytest.raises(ValueError, match=f"1 samples with {len(domains)} domains"):
+            evaluate.evaluate(model, [batch], domains)
 
 
 def test_autocast_computes_in_bf16_and_sums_in_float64():
@@ -148,7 +151,7 @@ def test_autocast_computes_in_bf16_and_sums_in_float64():
     """
     model, corpus = tiny(), Chunks()
     exact, rough = (
-        evaluate.evaluate(model, chunk_batches(corpus, [100, 103, 106], 3), autocast=dtype)
+        evaluated(model, corpus, [100, 103, 106], 3, autocast=dtype)
         for dtype in (None, torch.bfloat16)
     )
     assert rough.mean != exact.mean
@@ -158,14 +161,10 @@ def test_autocast_computes_in_bf16_and_sums_in_float64():
 def test_nothing_to_score_is_an_error():
     model, corpus = tiny(), Chunks()
     with pytest.raises(ValueError, match="at least one chunk"):
-        evaluate.evaluate(model, chunk_batches(corpus, [], 2))
+        evaluated(model, corpus, [], 2)
     chunk = corpus[[100]]
     with pytest.raises(ValueError, match=r"\['law'\] is ignored"):
-        evaluate.evaluate(model, [EvalBatch(chunk[:, :-1], torch.full((1, 12), -100), ["law"])])
-    with pytest.raises(KeyError, match=r"1 ids are not chunks of this corpus, first \[101\]"):
-        list(chunk_batches(corpus, [100, 101], 2))
-    with pytest.raises(KeyError, match="999999"):
-        list(chunk_batches(corpus, [999999], 2))
+        evaluate.evaluate(model, [Batch(chunk[:, :-1], torch.full((1, 12), -100))], ["law"])
 
 
 def correlated(n=40):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from inrun.data.batch import Batch, batch_of
 from inrun.data.corpus import Corpus
-from inrun.evaluate import chunk_batches, evaluate
+from inrun.evaluate import evaluate
 from inrun.ghost.tape import Recorder
 from inrun.models import IGNORED_TARGET
 from inrun.train import Run
 from inrun.train.attribution import target_ids
-from inrun.train.precision import Batch, Precision, PrecisionError, batch_of
+from inrun.train.precision import Precision, PrecisionError
 from inrun.train.prefetch import Prefetcher
 from tests.support.train_example import config, tables, weights, write_documents
 
@@ -136,6 +137,32 @@ def test_separate_documents_predict_nothing_across_a_border(root):
     assert torch.equal(batch.document_ids[:, 1:] != batch.document_ids[:, :-1], ends[:, :-1])
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_validation_keeps_documents_apart_where_training_does(root, separate):
+    with Run.start(
+        config(root, f"apart-{separate}", train__separate_documents=separate, train__eval_chunks=8)
+    ) as run:
+        chunks = run.evaluation.corpus[run.evaluation.ids]
+        losses = evaluate(run.model, run.evaluation.batches(), run.evaluation.domains)
+        end = 256  # the byte tokenizer's <|endoftext|>
+        tokens, targets = chunks[:, :-1], chunks[:, 1:]
+        ends = tokens == end
+        assert ends.any()
+        # oracle: document numbers and borders read off the tokens themselves
+        documents = torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], 1).cumsum(1)
+        run.model.eval()
+        logits = run.model(tokens, documents if separate else None).double()
+        each = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="none"
+        )
+        scored = ~ends if separate else torch.ones_like(ends)
+        assert losses.tokens == int(scored.sum())
+        # float32 logits, summed in float64
+        mean = each[scored.flatten()].mean().item()
+        assert losses.mean == pytest.approx(mean, rel=1e-6)
+        assert run.evaluation.row(run.model, run.precision)["val/loss"] == losses.mean
+
+
 def test_target_is_the_mean_token_loss_of_its_chunks_however_it_is_cut(root):
     losses, gradients = [], []
     for cut in (0, 1, 3):
@@ -146,10 +173,10 @@ def test_target_is_the_mean_token_loss_of_its_chunks_however_it_is_cut(root):
             losses.append(target.loss())
             gradients.append(target.gradient())
             assert run.model.training
-            batches = chunk_batches(
-                Corpus.open(run.corpus.folder, "val"), target_ids_of(run, "all"), 2
-            )
-            assert losses[-1] == pytest.approx(evaluate(run.model, batches).mean, rel=1e-6)
+            ids = target_ids_of(run, "all")
+            batches = batch_of(Corpus.open(run.corpus.folder, "val"), ids).split(2)
+            mean = evaluate(run.model, batches, ["all"] * len(ids)).mean
+            assert losses[-1] == pytest.approx(mean, rel=1e-6)
     for gradient in gradients[1:]:
         for name, g in gradient.items():
             assert (g - gradients[0][name]).norm() <= 1e-5 * gradients[0][name].norm(), name
