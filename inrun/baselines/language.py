@@ -6,7 +6,6 @@ sum of its token losses over block_size: proportional to its share in a training
 the sum over the batch by the number of targets.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +23,10 @@ from inrun.data.batch import Batch, batch_of, slices
 from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler
 from inrun.models import IGNORED_TARGET, LanguageModel
-from inrun.store import ValueStore
-from inrun.train import ChunkSelection, RunConfig, RunFolderError, TargetConfig, read_chunks
-from inrun.train.attribution import target_batch
-from inrun.train.checkpoint import checkpoints, load_model
-from inrun.train.loop import CHUNKS_FILE
+from inrun.train import RunFolder, RunFolderError, TargetConfig
+from inrun.train.checkpoint import load_model, step_of
 from inrun.train.optim import lr_at
+from inrun.train.targets import target_batch
 
 #: chunks that go through the model at once where no gradient is asked for
 FORWARD_CHUNKS = 16
@@ -58,21 +55,17 @@ class LanguageRun:
         targets: Sequence[TargetConfig] = (),
         device: str | torch.device = "cpu",
     ):
-        self.folder, self.device = Path(folder), torch.device(device)
-        try:
-            about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RunFolderError(
-                f"{folder} is no run ({error}). Next: give the folder of a run"
-            ) from error
-        self.config = RunConfig.from_mapping(about["config"])
-        self._corpus_folder = Path(corpus or about["corpus"])
+        self.files, self.device = RunFolder.open(folder), torch.device(device)
+        self.folder = self.files.path
+        record = self.files.record()
+        self.config = record.config
+        self._corpus_folder = Path(corpus or record.corpus)
         self.corpus = Corpus.open(self._corpus_folder, "train")
-        if self.corpus.digest != about["corpus_digest"]:
+        if self.corpus.digest != record.corpus_digest:
             raise RunFolderError(
                 f"{self._corpus_folder} is not the corpus of {folder}. Next: give that corpus"
             )
-        self._checkpoints = checkpoints(self.folder / "checkpoints")
+        self._checkpoints = self.files.checkpoints()
         if not self._checkpoints:
             raise RunFolderError(f"{folder} has no checkpoint yet. Next: let it train")
         of_values = self.config.attribution.targets if self.config.attribution.on else ()
@@ -89,9 +82,7 @@ class LanguageRun:
                 f"{self.folder} chose its chunks by values on the way (online); score a run "
                 "without that"
             )
-        chunks = ChunkSelection(np.arange(len(self.corpus)))
-        if self.config.train.chunks:
-            chunks = read_chunks(self.folder / CHUNKS_FILE, len(self.corpus))
+        chunks = self.files.chunks(len(self.corpus))
         sampler = Sampler(
             chunks.ids, self.config.train.batch_size, self.config.seed, chunks.weights
         )
@@ -105,7 +96,7 @@ class LanguageRun:
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        steps = [int(path.name.removeprefix("step-")) for path in self._checkpoints]
+        steps = [step_of(path) for path in self._checkpoints]
         return tuple(
             Checkpoint(step, lr_at(step - 1, self.config.train.steps, self.config.optim))
             for step in steps
@@ -167,7 +158,7 @@ class LanguageRun:
         return self._each(self._target(target), lambda part: _mean_hidden(model, part))
 
     def values(self, method: str, target: str) -> pa.Table:
-        with ValueStore(self.folder / "values") as store:
+        with self.files.values() as store:
             return store.values(target, method).select(["sample_id", "value"])
 
     def moments(self, checkpoint: int = -1) -> AdamMoments:

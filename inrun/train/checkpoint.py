@@ -1,11 +1,12 @@
 """Checkpoints without pickles: tensors in safetensors, the rest in JSON, a folder that appears
 whole or not at all.
 
-    checkpoints/step-000000500/model.safetensors      parameters (a tied weight once) and persistent buffers, by name
-                               optimizer.safetensors  "<state>/<parameter>", and the random states "rng/cpu", "rng/cuda0", ...
-                               state.json             format, step, what the Attributor needs to go on
+    checkpoints/step-000000500/
+        model.safetensors      parameters (a tied weight once) and persistent buffers, by name
+        optimizer.safetensors  "<state>/<parameter>", random states "rng/cpu", "rng/cuda0", ...
+        state.json             format, step, what the Attributor needs to go on
 
-A checkpoint is written as `step-*.partial`, synced and renamed, so a kill at any moment leaves the one
+A checkpoint is written beside its place, synced and renamed, so a kill at any moment leaves the one
 before.
 """
 
@@ -47,7 +48,7 @@ def save(
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob("*.partial"):
         shutil.rmtree(leftover)
-    folder = root / f"step-{step:09d}"
+    folder = folder_of(root, step)
     with new_folder(folder) as partial:  # the same step again, after a resume, has equal content
         _save_tensors(model_tensors(model), partial / "model.safetensors")
         _save_tensors(
@@ -58,6 +59,16 @@ def save(
     for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """Where the checkpoint of `step` steps done is, among those under `root`."""
+    return root / f"step-{step:09d}"
+
+
+def step_of(folder: Path) -> int:
+    """How many steps were done at the checkpoint."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def checkpoints(root: Path) -> list[Path]:

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 
 from inrun.attributor import Processes
+from inrun.config import require
+from inrun.train.config import RunConfig
 
 
 def joined(device: str) -> Processes:
@@ -34,3 +36,26 @@ def joined(device: str) -> Processes:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
         atexit.register(dist.destroy_process_group)
     return Processes(dist.group.WORLD)
+
+
+def refuse_processes(config: RunConfig, processes: Processes) -> None:
+    """ConfigError for what one process does and several do not."""
+    if processes.alone:
+        return
+    train, next_step = config.train, "Next: change it, or start a single process"
+    require(
+        f"{processes.size} processes",
+        (
+            train.batch_size >= processes.size,
+            f"train.batch_size={train.batch_size} chunks cannot be dealt to {processes.size} "
+            f"processes. {next_step}",
+        ),
+        (
+            not getattr(config.model_config(), "dropout", 0.0),
+            f"dropout: masks of several processes are not kept in a checkpoint. {next_step}",
+        ),
+        (
+            not train.compile,
+            f"train.compile: a compiled model is trained in one process. {next_step}",
+        ),
+    )

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import pyarrow as pa
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -146,22 +144,6 @@ class Wandb:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file; a last line that a kill cut off is left out."""
     return [json.loads(line) for line in _whole_lines(path)]
-
-
-def mean_chunk_losses(folder: Path, first: int = 0) -> pa.Table:
-    """What a chunk's loss was each time it was trained on, from step `first` on: sample_id, value
-    (mean, nats per token), uses, by sample_id.
-
-    `folder` is that of a run with `log.chunk_losses`; ConfigError if it was trained without.
-    """
-    path = folder / "chunks.jsonl"
-    if not path.is_file():
-        raise ConfigError(f"{folder} has no chunks.jsonl; train with log.chunk_losses=true")
-    rows = [row for row in read_lines(path) if row["step"] >= first]
-    ids, places = np.unique(np.concatenate([row["ids"] for row in rows]), return_inverse=True)
-    uses = np.bincount(places)
-    sums = np.bincount(places, np.concatenate([row["losses"] for row in rows]))
-    return pa.table({"sample_id": ids, "value": sums / uses, "uses": uses})
 
 
 _SHOWN = ("train/loss", "val/loss", "test/loss", "lr", "tokens_per_second")

@@ -1,5 +1,4 @@
-"""One run: from a config to trained weights, values and a log, interrupted and resumed as often as
-need be.
+"""One run: from a config to trained weights, values and a log.
 
 A seeded run on a CPU is reproducible bit for bit, with values or without them; killed at any moment
 and resumed, it leaves the same weights and the same value tables as one that was never killed. What
@@ -8,64 +7,45 @@ and the store drops what came after the checkpoint.
 """
 
 import itertools
-import json
 import math
 import signal
-import subprocess
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from inrun import models
 from inrun.attributor import Attributor, Processes
-from inrun.config import require
-from inrun.data.batch import Batch, batch_of, slices
-from inrun.data.corpus import Corpus
-from inrun.data.prepare import prepare
-from inrun.data.sampler import Sampler
-from inrun.files import read_json, write_json
-from inrun.progress import live_line
-from inrun.store import STORE_FILE, ValueStore
+from inrun.data.batch import Batch
+from inrun.store import ValueStore
 from inrun.train import checkpoint
-from inrun.train.attribution import build_attributor, build_targets, target_batch, target_digest
+from inrun.train.attribution import build_attributor
 from inrun.train.config import RunConfig
-from inrun.train.distributed import joined
-from inrun.train.evaluation import EvaluationSet
-from inrun.train.log import JsonLines, Sink, Terminal, Wandb
+from inrun.train.distributed import joined, refuse_processes
+from inrun.train.folder import RunFolder, RunFolderError, RunRecord, git_revision
+from inrun.train.gradient import GradientPass
+from inrun.train.inputs import RunInputs, prepared
 from inrun.train.metrics import Speed, value_row
-from inrun.train.online import decide
+from inrun.train.non_finite import NonFiniteLossError, describe
 from inrun.train.optim import build_optimizer, clip_gradients, lr_at
 from inrun.train.precision import Precision
-from inrun.train.prefetch import Prefetcher
-from inrun.train.selection import ChunkSelection, read_chunks, write_chunks
-from inrun.train.signals import Interrupted, stop_signal
-
-FORMAT = 1
-RUN_FILE = "run.json"
-CHUNKS_FILE = "chunks.parquet"
-
-
-class RunFolderError(RuntimeError):
-    """The run's folder is taken, is no run, or its corpus is not the one that the run began
-    with.
-    """
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient is NaN or infinite; the weights were not touched."""
+from inrun.train.prefetch import BatchStream
+from inrun.train.run_log import RunLog
+from inrun.train.signals import Interrupted, Stop, stop_signal
+from inrun.train.targets import build_targets
 
 
 class Run:
     """A training run in its folder. Make one with `start` or `resume`, then call `train` once.
 
     Attributes:
-        folder: where everything of the run is. config: its RunConfig. step: optimizer steps done.
-            model, optimizer, corpus (train split).
+        files: the run's folder. folder: its path. config: its RunConfig. step: optimizer steps
+            done.
+        model, optimizer, corpus (train split), evaluation (held-out chunks).
+        batches: what each step trains on. gradient: forward and backward of a step.
         attributor: None without values.
     """
 
@@ -77,136 +57,75 @@ class Run:
         """
         processes = joined(config.train.device)
         config = processes.gathered(config)[0]  # a name may hold the time
-        folder = Path(config.runs) / config.name
+        files = RunFolder.of(config)
 
         def refuse_taken():
-            if folder.exists():
+            if files.path.exists():
                 raise RunFolderError(
-                    f"{folder} exists already. Next: go on with it by resume={folder}, "
+                    f"{files.path} exists already. Next: go on with it by resume={files.path}, "
                     "choose another name=..., or delete the folder"
                 )
 
         processes.first(refuse_taken)
-        return cls(folder, config, console, about=None, processes=processes)
+        return cls(files, config, None, processes, console)
 
     @classmethod
     def resume(cls, folder: str | Path, console: Console | None = None) -> "Run":
-        """Go on with the run in `folder`, by its own resolved config, from its last checkpoint (or
-        from the start, if it has none).
+        """Go on with the run in `folder`, by its own resolved config.
 
-        Raises RunFolderError, CheckpointError, StoreError.
+        It goes on from its last checkpoint, or from the start if it has none. Raises
+        RunFolderError, CheckpointError, StoreError.
         """
-        folder = Path(folder)
-        path = folder / RUN_FILE
-        if not path.is_file():
-            runs = sorted(str(found.parent) for found in folder.parent.glob(f"*/{RUN_FILE}"))
-            known = f"; runs beside it: {', '.join(runs[:8])}" if runs else ""
-            raise RunFolderError(
-                f"{folder} is no run: it has no {RUN_FILE}. Next: give the folder of a run{known}"
-            )
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            config = RunConfig.from_mapping(about["config"])
-        except (KeyError, ValueError) as error:
-            raise RunFolderError(
-                f"{path} is damaged or of another version ({error}). Next: restore it, or "
-                "start anew"
-            ) from error
-        return cls(folder, config, console, about, joined(config.train.device))
+        files = RunFolder.open(folder)
+        record = files.record()
+        processes = joined(record.config.train.device)
+        return cls(files, record.config, record, processes, console)
 
     def __init__(
         self,
-        folder: Path,
+        files: RunFolder,
         config: RunConfig,
-        console: Console | None,
-        about: dict[str, Any] | None,
+        record: RunRecord | None,
         processes: Processes,
+        console: Console | None,
     ):
-        console = (console or Console(stderr=True)) if processes.leads else Console(quiet=True)
-        self.folder, self.config, self.console, self.processes = folder, config, console, processes
-        self._refuse_processes()
+        """record: of a run that is resumed; a new one makes its folder when all else is ready."""
+        self.files, self.config, self.processes = files, config, processes
+        self.console = (console or Console(stderr=True)) if processes.leads else Console(quiet=True)
+        refuse_processes(config, processes)
         self.precision = Precision.choose(config.train.device, config.train.precision)
-        with live_line(console, "reading") as report:
-            corpus_folder = processes.one_by_one(
-                lambda: prepare(config.data, config.data_root, report)
-            )
-        self.corpus = Corpus.open(corpus_folder, "train", verify=config.train.verify)
-        model_config = config.model_config()
-        self.corpus.check(n_vocab=model_config.vocab_size)
-        if about is not None and about["corpus_digest"] != self.corpus.digest:
-            raise RunFolderError(
-                f"{folder} began with another corpus (digest {about['corpus_digest'][:12]}, "
-                f"now {self.corpus.digest[:12]} in "
-                f"{corpus_folder}). Next: restore that corpus, or start a new run with another name"
-            )
-        self.evaluation = EvaluationSet.choose(corpus_folder, config.train, config.seed)
-        self._own_targets = {
-            target.name: target_digest(target_batch(corpus_folder, target, config.seed))
-            for target in config.attribution.targets
-            if config.attribution.on and target.path
-        }
-        if about is not None and about.get("own_targets", {}) != self._own_targets:
-            raise RunFolderError(
-                f"{folder} began with other documents behind the targets "
-                f"{', '.join(sorted(self._own_targets))}. Next: restore the files, "
-                "or start a new run with another name"
-            )
-
+        corpus_folder = prepared(config, processes, self.console)
+        inputs = RunInputs.open(config, record, files, corpus_folder)
+        self.corpus, self.evaluation = inputs.corpus, inputs.evaluation
         torch.manual_seed(config.seed)
-        self.model = models.build_from(model_config).to(self.precision.device)
+        self.model = models.build_from(config.model_config()).to(self.precision.device)
         self.optimizer = build_optimizer(self.model, config.optim)
-        self.chunks = self._chunks(about)
-        self.step = 0
-        state = self._load_checkpoint() if about is not None else None
-        targets = None
-        if config.attribution.on:
-            targets = build_targets(
-                self.model,
-                corpus_folder,
-                config.attribution,
-                config.seed,
-                self.precision,
-                config.train.separate_documents,
-                processes,
-            )
-        if about is None:
-            processes.first(self._describe)
-            about = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        state = self._load_checkpoint() if record else None
+        self.step = state["step"] if state else 0
+        if record is None:
+            processes.first(lambda: self._create_folder(inputs))
         self._open = ExitStack()
-        self.attributor: Attributor | None = None
-        if targets:
-            store = folder / "values"
-            # a run killed before its first checkpoint has a store, perhaps, but nothing to go on
-            # from but its start
-            resume = (
-                state["attribution"]
-                if state
-                else ({"step": 0} if (store / STORE_FILE).exists() else None)
-            )
-            described = {key: about[key] for key in ("config", "corpus_digest", "git_revision")}
-            self.attributor = build_attributor(
-                self.model,
-                self.optimizer,
-                targets,
-                config.attribution,
-                self.corpus,
-                store,
-                described,
-                resume,
-                processes,
-            )
-            self._open.enter_context(self.attributor)
+        self.attributor = self._attributor(inputs, state)
+        self.gradient = GradientPass(self.model, config, self.precision, processes, self.attributor)
         if config.train.compile:
             self.model.compile(fullgraph=True)
-        self._open_logs()
-        self._decided: int | None = None
-        self.sampler = self._sampler(self.chunks)
-        self._ahead = Prefetcher(self._load)
-        self._open.callback(self._ahead.close)
+        self._log = RunLog(files, config, self.step, self.console, processes.leads)
+        self._open.callback(self._log.close)
+        self._speed = Speed(
+            config.model_config(), config.data.block_size, self.precision.device, processes.size
+        )
+        pin = self.precision.device.type == "cuda"
+        self.batches = BatchStream(
+            self.corpus, inputs.chunks, config, processes, pin, self._values_so_far
+        )
+        self._open.callback(self.batches.close)
+
+    @property
+    def folder(self) -> Path:
+        return self.files.path
 
     def train(self) -> ValueStore | None:
-        """Train to the end. Returns the store of values, opened for reading, or None without
-        attribution.
+        """Train to the end. Returns the values, opened for reading, or None without attribution.
 
         Raises Interrupted (a checkpoint was written), NonFiniteLossError, and the errors of
         `Attributor`. Whatever is raised, what was stored before stays, and `Run.resume(folder)`
@@ -219,36 +138,22 @@ class Run:
             self._speed.restart()
             while self.step < train.steps:
                 row = self._one_step()
-                last = self.step == train.steps
-                if self.step % self.config.log.every == 0 or last:
-                    self._log(
-                        {
-                            "iter": self.step,
-                            **row,
-                            **self._speed.row(),
-                            **value_row(self.attributor, self.step - 1),
-                        }
-                    )
-                if last or (train.eval_every and self.step % train.eval_every == 0):
+                if self._due(self.config.log.every):
+                    values = value_row(self.attributor, self.step - 1)
+                    self._log.write({"iter": self.step, **row, **self._speed.row(), **values})
+                if self._due(train.eval_every):
                     self._evaluate()
-                # each process is told by itself, perhaps between other steps than the others
-                told = bool(self.processes.total(torch.tensor(stop.signum or 0)))
-                signum = max(self.processes.gathered(stop.signum or 0)) if told else 0
-                stopped = signum and not last
-                if (
-                    last
-                    or stopped
-                    or (train.checkpoint_every and self.step % train.checkpoint_every == 0)
-                ):
+                signum = self._told_to_stop(stop)
+                if self._due(train.checkpoint_every) or signum:
                     self.checkpoint()
-                if stopped:
+                if signum:
                     raise Interrupted(
                         signum,
                         f"stopped by {signal.Signals(signum).name} after step {self.step} of "
                         f"{train.steps}; a checkpoint was written. "
                         f"Next: resume={self.folder} goes on from here",
                     )
-        return ValueStore(self.folder / "values") if self.attributor else None
+        return self.files.values() if self.attributor else None
 
     def close(self) -> None:
         """Close logs and values; `train` does so at its end. Twice is allowed."""
@@ -261,14 +166,13 @@ class Run:
         self.close()
 
     def checkpoint(self) -> Path | None:
-        """Write a checkpoint of the present state, values up to it made durable first. Returns its
-        folder, in the first process.
+        """Write a checkpoint of the present state, values up to it made durable first.
+
+        Returns its folder, in the first process.
         """
         extra = {"attribution": self.attributor.state_dict() if self.attributor else None}
-        for sink in self._sinks:
-            if isinstance(sink, JsonLines):
-                sink.sync()
-        place, keep = self.folder / "checkpoints", self.config.train.keep
+        self._log.sync()
+        place, keep = self.files.checkpoints_folder, self.config.train.keep
         return self.processes.first(
             lambda: checkpoint.save(place, self.step, self.model, self.optimizer, extra, keep)
         )
@@ -277,253 +181,126 @@ class Run:
 
     def _one_step(self) -> dict[str, float]:
         """Forward, backward, update; the weights move only if loss and gradient are finite."""
-        train, step = self.config.train, self.step
-        lr = lr_at(step, train.steps, self.config.optim)
+        lr = lr_at(self.step, self.config.train.steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        ids = self._sample_ids(step)
-        batch = self._ahead.get(ids, self._following(step))
+        ids, batch = self.batches.at(self.step)
         total = int(self.processes.total(torch.tensor(batch.count())))
-        cuts = list(slices(len(ids), train.micro_batch))
-        parts = [self._backward(ids[rows], batch[rows], total, rows is cuts[-1]) for rows in cuts]
-        losses = torch.cat(parts)
+        sums = self.gradient.whole(ids, batch, total)
         norm = clip_gradients(self.model, self.config.optim.clip)
-        numbers = torch.cat(
-            [losses, norm.to(losses.dtype)[None]]
-        ).tolist()  # the one wait for the device
-        whole = float(
-            self.processes.total(torch.tensor(math.fsum(numbers[:-1]), dtype=torch.float64))
-        )
-        self._refuse_non_finite(ids, batch, numbers[:-1], numbers[-1], whole)
+        # the one wait for the device
+        *losses, size = torch.cat([sums, norm.to(sums.dtype)[None]]).tolist()
+        own = torch.tensor(math.fsum(losses), dtype=torch.float64)
+        whole = float(self.processes.total(own))
+        self._refuse_non_finite(ids, batch, losses, size, whole)
         loss = whole / total
         if self.attributor:
             self.attributor.annotate(loss=loss, tokens=total)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.config.log.chunk_losses:
-            counts = (batch.targets != models.IGNORED_TARGET).sum(1).tolist()
-            means = [value / max(count, 1) for value, count in zip(numbers, counts)]
-            told = self.processes.gathered((ids.tolist(), means))
-            if self._chunk_losses:
-                every_id, every_loss = (
-                    list(itertools.chain.from_iterable(column)) for column in zip(*told)
-                )
-                self._chunk_losses.write({"step": step, "ids": every_id, "losses": every_loss})
+            self._log_chunk_losses(ids, batch, losses)
         self.step += 1
         self._speed.count(total)
-        return {"train/loss": loss, "lr": lr, "grad_norm": numbers[-1]}
-
-    def _sample_ids(self, step: int) -> np.ndarray:
-        """Ids of this process's chunks in the step; at a decision of `config.online`, or after a
-        resume past one, what may be drawn is looked up in the store.
-        """
-        decision = self.config.online.decision(step)
-        if decision != self._decided:
-            self.attributor.flush()
-            with ValueStore(self.folder / "values") as store:
-                chosen = decide(self.config.online, decision, store, self.chunks)
-            self._decided, self.sampler = decision, self._sampler(chosen)
-        return self._own(self.sampler.batch_at(step))
-
-    def _own(self, ids: np.ndarray) -> np.ndarray:
-        """Those of a logical batch that this process trains on."""
-        return np.array_split(ids, self.processes.size)[self.processes.rank]
-
-    def _following(self, step: int) -> np.ndarray | None:
-        """Ids of this process's chunks in the next step, if they are known by now."""
-        known = (
-            step + 1 < self.config.train.steps
-            and self.config.online.decision(step + 1) == self._decided
-        )
-        return self._own(self.sampler.batch_at(step + 1)) if known else None
-
-    def _load(self, ids: np.ndarray) -> Batch:
-        batch = batch_of(self.corpus, ids, self.config.train.separate_documents)
-        return batch.pinned() if self.precision.device.type == "cuda" else batch
-
-    def _sampler(self, chunks: ChunkSelection) -> Sampler:
-        return Sampler(chunks.ids, self.config.train.batch_size, self.config.seed, chunks.weights)
-
-    def _backward(self, ids: np.ndarray, part, total: int, last: bool) -> Tensor:
-        """Add the micro-batch's share of the step's gradient, which the last one averages over
-        processes; returns the sum of token losses, detached: [1], or of each sample [n] where the
-        log of chunks wants them.
-        """
-        share = total / self.processes.size
-        part = part.to(self.precision.device)
-        with_values = self.config.attribution
-
-        def forward() -> Tensor:
-            with self.precision.autocast():
-                each = self.config.log.chunk_losses
-                return part.losses(self.model) if each else part.loss(self.model)[None]
-
-        if self.attributor:
-            again = (lambda: forward().sum() / share) if with_values.runs_again else None
-            context = self.attributor.batch(ids, forward=again)
-        else:
-            context = nullcontext()
-        with context:
-            losses = forward()
-            (losses.sum() / share).backward()
-            if last:
-                self.processes.average(
-                    [p.grad for p in self.model.parameters() if p.grad is not None]
-                )
-        return losses.detach()
+        return {"train/loss": loss, "lr": lr, "grad_norm": size}
 
     def _refuse_non_finite(
         self, ids: np.ndarray, batch: Batch, losses: list[float], norm: float, whole: float
     ) -> None:
-        """By the sum of all processes' losses and the norm, which are the same in each: none goes
-        on alone.
+        """By the sum of all processes' losses and the norm, which are the same in each.
+
+        So no process goes on alone.
         """
         if math.isfinite(whole) and math.isfinite(norm):
             return
-        if len(losses) < len(
-            ids
-        ):  # sums of micro-batches: once more, chunk by chunk, to say whose it is
-            with torch.no_grad(), self.precision.autocast():
-                single = [
-                    batch[rows].to(self.precision.device).losses(self.model)
-                    for rows in slices(len(ids), 1)
-                ]
-            losses = [float(loss) for loss in single]
-        bad = [int(i) for i, loss in zip(ids, losses) if not math.isfinite(loss)]
-        what = (
-            f"the loss of chunk {', '.join(map(str, bad[:8]))} is not finite"
-            if bad
-            else "the loss of a chunk of another process is not finite"
-            if not math.isfinite(whole)
-            else f"the losses are finite, but the gradient's norm is {norm} (chunks "
-            f"{', '.join(map(str, ids[:8]))}, ...)"
-        )
+        if len(losses) < len(ids):
+            # sums of micro-batches do not say whose it is
+            losses = self.gradient.chunk_by_chunk(batch)
         raise NonFiniteLossError(
-            f"step {self.step}: {what}. The weights were not touched, and what was stored "
-            "before stays. Next: look at the chunk "
-            "(Corpus.text), lower optim.lr or raise optim.warmup, and go on from the last "
-            f"checkpoint with a new run or resume={self.folder}"
+            f"step {self.step}: {describe(ids, losses, norm, whole)}. The weights were not "
+            "touched, and what was stored before stays. Next: look at the chunk (Corpus.text), "
+            "lower optim.lr or raise optim.warmup, and go on from the last checkpoint with a new "
+            f"run or resume={self.folder}"
         )
 
-    # -- what is told
+    # -- between the steps
+
+    def _due(self, every: int) -> bool:
+        """Whether what happens every so many steps (0: at the end only) happens after this one."""
+        last = self.step == self.config.train.steps
+        return last or bool(every and self.step % every == 0)
+
+    def _told_to_stop(self, stop: Stop) -> int:
+        """The signal that stops the run after this step, 0 for none.
+
+        Each process is told by itself, perhaps between other steps than the others.
+        """
+        told = bool(self.processes.total(torch.tensor(stop.signum or 0)))
+        signum = max(self.processes.gathered(stop.signum or 0)) if told else 0
+        return signum if self.step < self.config.train.steps else 0
 
     def _evaluate(self) -> None:
-        if not self.processes.leads:
-            return
-        self._log({"iter": self.step, **self.evaluation.row(self.model, self.precision)})
+        if self.processes.leads:
+            losses = self.evaluation.row(self.model, self.precision)
+            self._log.write({"iter": self.step, **losses})
 
-    def _log(self, row: dict[str, Any]) -> None:
-        for sink in self._sinks:
-            if sink is not self._chunk_losses:
-                sink.write(row)
+    def _log_chunk_losses(self, ids: np.ndarray, batch: Batch, sums: list[float]) -> None:
+        means = [loss / max(count, 1) for loss, count in zip(sums, batch.counts().tolist())]
+        told = self.processes.gathered((ids.tolist(), means))
+        every_id, every_loss = (list(itertools.chain.from_iterable(c)) for c in zip(*told))
+        self._log.write_chunk_losses(self.step, every_id, every_loss)
+
+    def _values_so_far(self) -> ValueStore:
+        assert self.attributor is not None, "RunConfig refuses online without attribution"
+        self.attributor.flush()
+        return self.files.values()
 
     # -- construction
 
-    def _refuse_processes(self) -> None:
-        """What one process does and several do not."""
-        size, train = self.processes.size, self.config.train
-        model = self.config.model_config()
-        if size == 1:
-            return
-        next_step = "Next: change it, or start a single process"
-        require(
-            f"{size} processes",
-            (
-                train.batch_size >= size,
-                f"train.batch_size={train.batch_size} chunks cannot be dealt to {size} processes. "
-                + next_step,
-            ),
-            (
-                not getattr(model, "dropout", 0.0),
-                f"dropout: masks of several processes are not kept in a checkpoint. {next_step}",
-            ),
-            (
-                not train.compile,
-                f"train.compile: a compiled model is trained in one process. {next_step}",
-            ),
-        )
-
-    def _chunks(self, about: dict[str, Any] | None) -> ChunkSelection:
-        """What may be drawn: all of the train split, or what a file says; of a resumed run, the
-        copy of that file in its folder.
-        """
-        if not self.config.train.chunks:
-            return ChunkSelection(np.arange(len(self.corpus), dtype=np.int64))
-        chunks = read_chunks(
-            self.folder / CHUNKS_FILE if about else self.config.train.chunks, len(self.corpus)
-        )
-        if about and about["chunks"]["digest"] != chunks.digest:
-            raise RunFolderError(
-                f"{self.folder / CHUNKS_FILE} was altered since the run began. Next: restore "
-                "it, or start a new run"
-            )
-        return chunks
-
-    def _describe(self) -> dict[str, Any]:
-        """Make the folder and write run.json, which makes it a run."""
-        about = {
-            "format": FORMAT,
-            "config": self.config.to_mapping(),
-            "corpus": str(self.corpus.folder),
-            "corpus_digest": self.corpus.digest,
-            "own_targets": self._own_targets,
-            "chunks": {"count": len(self.chunks.ids), "digest": self.chunks.digest},
-            "parameters": self.model.num_parameters(),
-            "precision": {
-                "device": self.precision.device.type,
-                "autocast": str(self.precision.dtype or "none"),
-            },
-            "git_revision": git_revision(),
-        }
-        self.folder.mkdir(parents=True)
-        if self.config.train.chunks:
-            write_chunks(self.folder / CHUNKS_FILE, self.chunks.ids, self.chunks.weights)
-        return read_json(write_json(self.folder / RUN_FILE, about))
-
     def _load_checkpoint(self) -> dict[str, Any] | None:
-        found = checkpoint.checkpoints(self.folder / "checkpoints")
+        found = self.files.checkpoints()
         if not found:
             return None
         state = checkpoint.load(found[-1], self.model, self.optimizer)
-        self.step = state["step"]
         self.console.print(f"going on from {found[-1]}", highlight=False, soft_wrap=True)
         return state
 
-    def _open_logs(self) -> None:
-        config = self.config
-        self._speed = Speed(
-            config.model_config(),
-            config.data.block_size,
-            self.precision.device,
-            self.processes.size,
+    def _create_folder(self, inputs: RunInputs) -> None:
+        record = RunRecord(
+            config=self.config,
+            corpus=str(self.corpus.folder),
+            corpus_digest=self.corpus.digest,
+            own_targets=inputs.own_targets,
+            chunks={"count": len(inputs.chunks.ids), "digest": inputs.chunks.digest},
+            parameters=self.model.num_parameters(),
+            precision=self.precision.about,
+            git_revision=git_revision(),
         )
-        self._sinks: list[Sink] = []
-        self._chunk_losses = None
-        if not self.processes.leads:
-            return
-        last = self.step if self.step else -1
-        lines = JsonLines(self.folder / "log.jsonl", "iter", last)
-        self._sinks += [lines, Terminal(config.train.steps, self.step, self.console)]
-        if config.log.chunk_losses:
-            self._chunk_losses = JsonLines(self.folder / "chunks.jsonl", "step", self.step - 1)
-            self._sinks.append(self._chunk_losses)
-        if config.log.wandb != "off":
-            self._sinks.append(Wandb(config.log, self.folder, config.name, config.to_mapping()))
-        for sink in self._sinks:
-            self._open.callback(sink.close)
+        self.files.create(record, inputs.chunks)
 
-
-def git_revision() -> str | None:
-    """Commit of the working tree that this package is in, None if it is in none."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
+    def _attributor(self, inputs: RunInputs, state: dict[str, Any] | None) -> Attributor | None:
+        """The open attributor, None without values. state: of the checkpoint."""
+        config = self.config.attribution
+        if not config.on:
+            return None
+        targets = build_targets(
+            self.model, inputs.targets, config.target_micro_batch, self.precision, self.processes
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        # a run killed before its first checkpoint has a store, perhaps, but nothing to go on from
+        # but its start
+        start = {"step": 0} if self.files.has_values else None
+        resume = state["attribution"] if state else start
+        about = self.files.record().to_json()
+        described = {key: about[key] for key in ("config", "corpus_digest", "git_revision")}
+        attributor = build_attributor(
+            self.model,
+            self.optimizer,
+            targets,
+            config,
+            self.corpus,
+            self.files.values_folder,
+            described,
+            resume,
+            self.processes,
+        )
+        return self._open.enter_context(attributor)

@@ -12,10 +12,12 @@ class PrecisionError(ValueError):
 
 @dataclass(frozen=True)
 class Precision:
-    """Device, and the dtype of autocast (None: the weights' own dtype throughout)."""
+    """Where the model computes, and in which dtype."""
 
     device: torch.device
+    """Of weights and batches."""
     dtype: torch.dtype | None
+    """Of autocast; None: the weights' own dtype throughout."""
 
     @classmethod
     def choose(cls, device: str, precision: str) -> "Precision":
@@ -35,6 +37,11 @@ class Precision:
             )
         bf16 = precision == "bf16" or (precision == "auto" and native)
         return cls(chosen, torch.bfloat16 if bf16 else None)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """In words, for the record of a run."""
+        return {"device": self.device.type, "autocast": str(self.dtype or "none")}
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)

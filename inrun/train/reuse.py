@@ -1,13 +1,12 @@
 """A training run that an experiment needs: trained now, gone on with, or found finished."""
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 
-from inrun.train.checkpoint import checkpoints
 from inrun.train.config import RunConfig
-from inrun.train.loop import RUN_FILE, Run, RunFolderError
+from inrun.train.folder import RunFolder, RunFolderError
+from inrun.train.loop import Run
 from inrun.train.selection import read_chunks
 
 #: where things lie, which changes no result; `chunks` is compared by content
@@ -20,31 +19,24 @@ def train_or_reuse(config: RunConfig, console: Console | None = None) -> Path:
     Raises RunFolderError if the folder holds a run of other settings or on other chunks, and what
     `Run.start`, `resume` and `train` raise.
     """
-    folder = Path(config.runs) / config.name
-    if not (folder / RUN_FILE).is_file():
+    folder = RunFolder.of(config)
+    if not folder.is_run:
         return _finish(Run.start(config, console))
-    about = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    before = RunConfig.from_mapping(about["config"])
-    if _settings(before) != _settings(config):
-        differing = sorted(
-            key for key, value in _settings(config).items() if _settings(before)[key] != value
-        )
+    record = folder.record()
+    before, now = _settings(record.config), _settings(config)
+    if differing := sorted(key for key, value in now.items() if before[key] != value):
         raise RunFolderError(
-            f"{folder} holds a run with other {', '.join(differing)}. Next: another name, or "
+            f"{folder.path} holds a run with other {', '.join(differing)}. Next: another name, or "
             "delete it"
         )
-    if (
-        config.train.chunks
-        and read_chunks(config.train.chunks, 2**62).digest != about["chunks"]["digest"]
-    ):
+    chunks = config.train.chunks
+    if chunks and read_chunks(chunks, 2**62).digest != record.chunks["digest"]:
         raise RunFolderError(
-            f"{folder} was trained on other chunks than {config.train.chunks} lists. Next: "
-            "delete it"
+            f"{folder.path} was trained on other chunks than {chunks} lists. Next: delete it"
         )
-    done = checkpoints(folder / "checkpoints")
-    if done and done[-1].name == f"step-{config.train.steps:09d}":
-        return folder
-    return _finish(Run.resume(folder, console))
+    if folder.checkpoint(config.train.steps) in folder.checkpoints()[-1:]:
+        return folder.path
+    return _finish(Run.resume(folder.path, console))
 
 
 def _finish(run: Run) -> Path:

@@ -124,7 +124,7 @@ def test_nan_loss_names_step_and_chunks_and_leaves_weights_and_store_as_they_wer
         return losses
 
     monkeypatch.setattr(type(run.model), "loss", poisoned)
-    ids = run.sampler.batch_at(bad)
+    ids = run.batches.sampler.batch_at(bad)
     with pytest.raises(
         NonFiniteLossError,
         match=rf"step 3: the loss of chunk {ids[1]}, {ids[5]} is not finite.*Next: ",
@@ -141,7 +141,7 @@ def test_nan_loss_names_step_and_chunks_and_leaves_weights_and_store_as_they_wer
 
 def test_nan_loss_is_named_without_a_log_of_chunks_too(root, monkeypatch):
     run = Run.start(config(root, "nan-summed", log__chunk_losses=False, attribution__methods=[]))
-    ids = run.sampler.batch_at(0)
+    ids = run.batches.sampler.batch_at(0)
     poison = run.corpus[ids[5:6]][0, :-1]
     real = type(run.model).loss
 
@@ -316,7 +316,7 @@ def test_log_has_the_keys_that_are_promised(root):
         -sum(s * math.log(s) for s in shares) / math.log(8), rel=1e-5
     )
     ids = lines(run.folder, "chunks.jsonl")[4]["ids"]
-    assert ids == run.sampler.batch_at(4).tolist()
+    assert ids == run.batches.sampler.batch_at(4).tolist()
     assert isinstance(store, ValueStore)
     store.close()
 

@@ -15,9 +15,9 @@ from inrun.evaluate import evaluate
 from inrun.ghost.tape import Recorder
 from inrun.models import IGNORED_TARGET
 from inrun.train import Run
-from inrun.train.attribution import target_ids
 from inrun.train.precision import Precision, PrecisionError
 from inrun.train.prefetch import Prefetcher
+from inrun.train.targets import target_ids
 from tests.support.train_example import config, tables, weights, write_documents
 
 
@@ -85,7 +85,7 @@ def test_micro_batches_of_unequal_token_counts_give_the_values_and_weights_of_th
     whole = trained(root, f"{name}-whole", train__micro_batch=0, **common)
     parts = trained(root, name, train__micro_batch=micro_batch, **common)
     counts = (
-        batch_of(whole.corpus, whole.sampler.batch_at(0), True).targets != IGNORED_TARGET
+        batch_of(whole.corpus, whole.batches.sampler.batch_at(0), True).targets != IGNORED_TARGET
     ).sum(1)
     assert len(set(counts.tolist())) > 1, "the test is to cover unequal token counts"
     mine, theirs = (tables(run.folder)["terms"] for run in (parts, whole))
@@ -106,7 +106,7 @@ def test_gradient_of_a_cut_batch_is_that_of_the_global_token_mean(root):
     run = Run.start(
         config(root, "mean", train__separate_documents=True, train__micro_batch=3, **plain)
     )
-    ids = run.sampler.batch_at(0)
+    ids = run.batches.sampler.batch_at(0)
     batch = batch_of(run.corpus, ids, True)
     oracle = copy.deepcopy(run.model).double()
     logits = oracle(batch.tokens, batch.document_ids)
@@ -115,7 +115,7 @@ def test_gradient_of_a_cut_batch_is_that_of_the_global_token_mean(root):
         logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED_TARGET
     ).backward()
     for rows in (slice(0, 3), slice(3, 6), slice(6, 8)):
-        run._backward(ids[rows], batch[rows], batch.count(), True)
+        run.gradient.part(ids[rows], batch[rows], batch.count(), True)
     run.close()
     for (name, p), q in zip(run.model.named_parameters(), oracle.parameters()):
         # fp32 sums over 8 x 32 tokens: sqrt(256) x 6e-8, with two orders of magnitude of

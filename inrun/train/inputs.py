@@ -1,0 +1,85 @@
+"""What a run reads, opened and checked before its folder is made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from inrun.attributor import Processes
+from inrun.data.batch import Batch
+from inrun.data.corpus import Corpus
+from inrun.data.prepare import prepare
+from inrun.progress import live_line
+from inrun.train.config import RunConfig
+from inrun.train.evaluation import EvaluationSet
+from inrun.train.folder import RunFolder, RunFolderError, RunRecord
+from inrun.train.selection import ChunkSelection, read_chunks
+from inrun.train.targets import target_batch, target_digest
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The data of a run."""
+
+    corpus: Corpus
+    """Its train split."""
+    evaluation: EvaluationSet
+    """Held-out chunks."""
+    targets: dict[str, Batch]
+    """Target -> what its loss is taken on; empty without attribution."""
+    own_targets: dict[str, str]
+    """Target -> digest, for targets on documents of one's own."""
+    chunks: ChunkSelection
+    """What may be drawn of the corpus."""
+
+    @classmethod
+    def open(
+        cls, config: RunConfig, record: RunRecord | None, folder: RunFolder, corpus_folder: Path
+    ) -> "RunInputs":
+        """The inputs in `corpus_folder`; with `record` those of a run that is resumed.
+
+        Raises RunFolderError if the run began with others, ConfigError, and the errors of Corpus.
+        """
+        corpus = Corpus.open(corpus_folder, "train", verify=config.train.verify)
+        corpus.check(n_vocab=config.model_config().vocab_size)
+        if record is not None:
+            _refuse_another_corpus(corpus, record, folder)
+        evaluation = EvaluationSet.choose(corpus_folder, config.train, config.seed)
+        wanted = config.attribution.targets if config.attribution.on else ()
+        separate = config.train.separate_documents
+        targets = {
+            target.name: target_batch(corpus_folder, target, config.seed, separate)
+            for target in wanted
+        }
+        own = {target.name: target_digest(targets[target.name]) for target in wanted if target.path}
+        if record is not None and record.own_targets != own:
+            raise RunFolderError(
+                f"{folder.path} began with other documents behind the targets "
+                f"{', '.join(sorted(own))}. Next: restore the files, or start a new run with "
+                "another name"
+            )
+        chunks = folder.chunks(len(corpus)) if record else _chunks(config, len(corpus))
+        return cls(corpus, evaluation, targets, own, chunks)
+
+
+def prepared(config: RunConfig, processes: Processes, console: Console) -> Path:
+    """The folder of the run's corpus, prepared if need be by one process after the other."""
+    with live_line(console, "reading") as report:
+        return processes.one_by_one(lambda: prepare(config.data, config.data_root, report))
+
+
+def _refuse_another_corpus(corpus: Corpus, record: RunRecord, folder: RunFolder) -> None:
+    if record.corpus_digest != corpus.digest:
+        raise RunFolderError(
+            f"{folder.path} began with another corpus (digest {record.corpus_digest[:12]}, now "
+            f"{corpus.digest[:12]} in {corpus.folder}). Next: restore that corpus, or start a new "
+            "run with another name"
+        )
+
+
+def _chunks(config: RunConfig, count: int) -> ChunkSelection:
+    """Of a new run: all of the train split, or what a file says."""
+    if not config.train.chunks:
+        return ChunkSelection(np.arange(count, dtype=np.int64))
+    return read_chunks(config.train.chunks, count)

@@ -1,0 +1,55 @@
+"""Where the rows of a run go: each to all of its sinks, losses of chunks to a file of their own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from inrun.train.config import RunConfig
+from inrun.train.folder import RunFolder
+from inrun.train.log import JsonLines, Sink, Terminal, Wandb
+
+
+class RunLog:
+    """The logs of a run, gone on with from `step`: rows past it are dropped.
+
+    leads: whether this is the first of the run's processes; the others write nothing.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, step: int, console: Console, leads: bool
+    ):
+        self._sinks: list[Sink] = []
+        self._lines: list[JsonLines] = []
+        self._chunk_losses: JsonLines | None = None
+        if not leads:
+            return
+        lines = JsonLines(folder.log_file, "iter", step or -1)
+        self._lines.append(lines)
+        self._sinks += [lines, Terminal(config.train.steps, step, console)]
+        if config.log.chunk_losses:
+            self._chunk_losses = JsonLines(folder.chunk_losses_file, "step", step - 1)
+            self._lines.append(self._chunk_losses)
+        if config.log.wandb != "off":
+            self._sinks.append(Wandb(config.log, folder.path, config.name, config.to_mapping()))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """One row, to every sink."""
+        for sink in self._sinks:
+            sink.write(row)
+
+    def write_chunk_losses(self, step: int, ids: Sequence[int], losses: Sequence[float]) -> None:
+        """Losses of the chunks that `step` trains on; nothing where they are not wanted."""
+        if self._chunk_losses:
+            self._chunk_losses.write({"step": step, "ids": list(ids), "losses": list(losses)})
+
+    def sync(self) -> None:
+        """Make durable what was written to files."""
+        for lines in self._lines:
+            lines.sync()
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+        if self._chunk_losses:
+            self._chunk_losses.close()
