@@ -59,9 +59,10 @@ class Target:
         )
         self._around, self._shared = around, shared
         self._buffers = dict(model.named_buffers())
-        self._volatile: set[str] | None = (
-            None  # buffers that the closure writes, learnt at the first evaluation
-        )
+        # contents of the buffers by the version they were copied at, so that one that nobody writes
+        # is copied once; one that the closure has written before is copied each time
+        self._copies: dict[str, tuple[int, Tensor]] = {}
+        self._written: set[str] = set()
         self._reuse, self._kept = reuse, {}
         self._here: dict[str, Tensor] | None = None
         self._loss_here: float | None = None
@@ -200,9 +201,7 @@ class Target:
         """The loss, or its derivatives; checkpointed closures recompute inside, so both happen
         under the substitution and the modes around and within it.
         """
-        names = self._buffers if self._volatile is None else self._volatile
-        kept = {name: self._buffers[name].clone() for name in names}
-        versions = {name: buffer._version for name, buffer in self._buffers.items()}
+        self._copy_buffers()
         devices = list({p.device for p in self.parameters.values() if p.is_cuda})
         with (
             self._around(),
@@ -219,14 +218,26 @@ class Target:
             if here:
                 self._loss_here = float(whole)
             result = whole if differentiate is None else differentiate(loss, inputs)
-        written = {
-            name for name, buffer in self._buffers.items() if buffer._version != versions[name]
-        }
-        with torch.no_grad():
-            for name in written & kept.keys():
-                self._buffers[name].copy_(kept[name])
-        self._volatile = written if self._volatile is None else self._volatile | written
+        self._restore_buffers()
         return result
+
+    def _copy_buffers(self) -> None:
+        """Have a copy of every buffer's present content; which ones the closure will write is not
+        known before.
+        """
+        for name, buffer in self._buffers.items():
+            known = name in self._copies and self._copies[name][0] == buffer._version
+            if name in self._written or not known:
+                self._copies[name] = buffer._version, buffer.detach().clone()
+
+    def _restore_buffers(self) -> None:
+        for name, buffer in self._buffers.items():
+            version, content = self._copies[name]
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(content)
+                self._written.add(name)
+                del self._copies[name]
 
     def _check(self, loss, needs_grad: bool) -> None:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
