@@ -63,7 +63,7 @@ def fields_help(cls: type) -> dict[str, str]:
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
             found.update(_texts(base))
-    return {f.name: found[f.name] for f in dataclasses.fields(cls) if f.name in found}  # type: ignore[arg-type]  # any type is taken, fields() judges it
+    return {f.name: found[f.name] for f in dataclasses.fields(cls) if f.name in found}
 
 
 def _texts(cls: type) -> dict[str, str]:

@@ -89,7 +89,7 @@ class Registry(Mapping[K, V], Generic[K, V]):
         """The entry of `cls` or of the nearest of its base classes, where keys are classes."""
         for base in cls.__mro__:
             if base in self._entries:
-                return self._entries[base]  # type: ignore[index]  # here K is a class
+                return self._entries[base]
         raise self.error(self.refusal(cls))
 
     def refusal(self, key: object) -> str:
@@ -106,14 +106,11 @@ class Registry(Mapping[K, V], Generic[K, V]):
     @contextmanager
     def restored(self) -> Iterator[Registry[K, V]]:
         """Forgets at exit what was registered inside; for tests and for extensions on trial."""
-        tables = (self._entries, self._places, self._origins)
-        before = [dict(table) for table in tables]
+        entries, places, origins = dict(self._entries), dict(self._places), dict(self._origins)
         try:
             yield self
         finally:
-            for table, kept in zip(tables, before):
-                table.clear()
-                table.update(kept)
+            self._entries, self._places, self._origins = entries, places, origins
 
     def __contains__(self, key: object) -> bool:
         return key in self._entries

@@ -20,7 +20,7 @@ from experiments.artifacts import Outputs, markdown
 from experiments.frame import command, plain
 from experiments.study import LanguageStudy, measured_once
 from inrun.config import build
-from inrun.store import ValueStore, books, dynamics
+from inrun.store import ValueStore, dynamics, ledger_over
 from inrun.train import ConfigError, LogConfig, RunConfig, train_or_reuse
 
 PHASES = ("early", "middle", "late")
@@ -84,7 +84,7 @@ def measured(
                 ]
                 ledger += [
                     {**where, "phase": PHASES[row["bin"]], **row}
-                    for row in books(store, len(PHASES), target, method).to_pylist()
+                    for row in ledger_over(store, len(PHASES), target, method).to_pylist()
                 ]
     return curves, phases, ledger
 

@@ -2,9 +2,10 @@
 than memory. No torch.
 """
 
-from inrun.store.dynamics import books, dynamics
+from inrun.store.dynamics import dynamics, ledger_over
+from inrun.store.ledger import LedgerTotals
 from inrun.store.parts import StoreError
-from inrun.store.reader import LedgerTotals, ValueStore
+from inrun.store.reader import ValueStore
 from inrun.store.schema import SCHEMA_VERSION, STORE_FILE
 from inrun.store.writer import ValueWriter
 
@@ -15,6 +16,6 @@ __all__ = [
     "StoreError",
     "ValueStore",
     "ValueWriter",
-    "books",
     "dynamics",
+    "ledger_over",
 ]

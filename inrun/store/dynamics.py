@@ -1,7 +1,9 @@
 """Who contributed what, when: values by group over phases of a run, beside what the optimizer did
 by itself.
 
-    drop = drift + sum over groups of value + residual                  for every phase and target, over its steps that have a row in the ledger
+    drop = drift + sum over groups of value + residual
+
+holds for every phase and target, over its steps that have a row in the ledger.
 
 `share` is a group's part of the positive groups' total (the paper's figure 3 leaves out domains
 with a negative total), `mean` its value for each use of a chunk (figure 11), `per_drop` its value
@@ -13,8 +15,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from inrun.store import queries
 from inrun.store.reader import ValueStore
-from inrun.store.tables import text
 
 
 def dynamics(store: ValueStore, by: str, bins: int, target: str, method: str) -> pa.Table:
@@ -40,26 +42,13 @@ def dynamics(store: ValueStore, by: str, bins: int, target: str, method: str) ->
     return pa.Table.from_pylist(found, schema=_SCHEMA)
 
 
-def books(store: ValueStore, bins: int, target: str, method: str) -> pa.Table:
+def ledger_over(store: ValueStore, bins: int, target: str, method: str) -> pa.Table:
     """One row for each bin of equally many steps: bin, first_step, last_step, steps (in the
     ledger), drop, drift, values, residual, and loss after the last of them.
 
     drift and residual are null where a step of the bin has not measured them.
     """
-    return store.sql(
-        f"""
-        WITH span AS (SELECT min(step) AS low, max(step) AS high FROM terms WHERE target = {text(target)}),
-        rows AS (
-            SELECT (step - low) * {int(bins)} // (high - low + 1) AS bin, low, high, ledger.*
-            FROM ledger, span WHERE target = {text(target)} AND method = {text(method)} AND step BETWEEN low AND high
-        )
-        SELECT bin, any_value(low) + (bin * (any_value(high) - any_value(low) + 1) + {int(bins)} - 1) // {int(bins)} AS first_step,
-               any_value(low) + ((bin + 1) * (any_value(high) - any_value(low) + 1) + {int(bins)} - 1) // {int(bins)} - 1 AS last_step,
-               count(*) AS steps, sum(drop) AS drop, CASE WHEN count(drift) = count(*) THEN sum(drift) END AS drift, sum("values") AS "values",
-               CASE WHEN count(residual) = count(*) THEN sum(residual) END AS residual, arg_max(loss_after, step) AS loss_after
-        FROM rows GROUP BY bin ORDER BY bin
-        """
-    )
+    return store.sql(queries.ledger_course(target, method, int(bins)))
 
 
 _SCHEMA = pa.schema(

@@ -53,7 +53,8 @@ def parts(store: Path, table: str) -> list[Part]:
                 f"{path} is not named like a part of a store "
                 "(rank0000-000000000-000000199.parquet). Move it elsewhere."
             )
-        found.append(Part(*(int(group) for group in match.groups()), path))
+        rank, first, last = (int(group) for group in match.groups())
+        found.append(Part(rank, first, last, path))
     return sorted(found)
 
 

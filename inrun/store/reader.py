@@ -1,4 +1,5 @@
-"""Questions to a value store: sums over a run, rankings, domains, time courses, the books.
+"""Questions to a value store: sums over a run, rankings, domains, time courses, the ledger.
+
 Read-only, larger than memory.
 
 DuckDB works on the parquet files themselves. Only whole parts are seen, so a store can be read
@@ -9,43 +10,15 @@ sample_id.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
 
-from inrun.store import schema
+from inrun.store import queries, schema
+from inrun.store.ledger import LedgerTotals, ledger_totals
 from inrun.store.parts import StoreError
 from inrun.store.tables import Tables, name, text
-
-
-@dataclass(frozen=True)
-class LedgerTotals:
-    """The books of a run for one target and method, summed over the steps that have a row.
-
-    Attributes:
-        steps: number of rows.
-        drop: how far the target's loss fell, in its own units (nats); drop = drift + values +
-            residual.
-        drift: the part that momentum and weight decay would have done without this step's
-            gradients.
-        values: the part that is credited to samples.
-        residual: the part that the method's approximation leaves over.
-        gap: efficiency gap (drop - drift - values) / drop, 0 for exact values; None where the drop
-            is 0.
-
-    drift, residual and gap are None if a step has not measured what they need: a partial sum would
-    not balance.
-    """
-
-    steps: int
-    drop: float
-    drift: float | None
-    values: float
-    residual: float | None
-    gap: float | None
 
 
 class ValueStore:
@@ -77,9 +50,8 @@ class ValueStore:
         """All samples that were used: sample_id, value, uses (times drawn), and the columns of
         `samples`; by sample_id.
         """
-        return self.sql(
-            self._with_samples(f"({self._sums(target, method)})") + " ORDER BY v.sample_id"
-        )
+        rows = queries.described(f"({self._sums(target, method)})", self._tables.has("samples"))
+        return self.sql(f"{rows} ORDER BY v.sample_id")
 
     def top(
         self,
@@ -124,34 +96,14 @@ class ValueStore:
         if unit not in ("loss", "step"):
             raise StoreError(f"unit must be 'loss' or 'step', got {unit!r}.")
         target, method = self._target(target), self._method(method)
-        size = "sqrt(avg(value * value) OVER (PARTITION BY step))" if unit == "step" else "1.0"
-        end = "" if before is None else f"AND step < {int(before)}"
-        # a step whose values are all 0 tells nothing about anybody
-        return self.sql(
-            f"""
-            WITH chosen AS (
-                SELECT step, sample_id, CAST("{method}" AS DOUBLE) AS value FROM terms
-                WHERE target = {text(target)} AND step >= {int(first)} {end}
-            ),
-            sized AS (SELECT step, sample_id, value, {size} AS size FROM chosen)
-            SELECT sample_id, sum(CASE WHEN size > 0 THEN value / size ELSE 0 END ORDER BY step) / count(*) AS value, count(*) AS uses
-            FROM sized GROUP BY sample_id ORDER BY sample_id
-            """
-        )
+        return self.sql(queries.means(target, method, first, before, by_step=unit == "step"))
 
     def by(self, column: str, target: str | None = None, method: str | None = None) -> pa.Table:
         """Groups of a column of `samples`, best total first: the group, chunks, value (total),
         mean, negative (share).
         """
         group = self._column_of_samples(column)
-        return self.sql(
-            f"""
-            SELECT s.{group}, count(*) AS chunks, sum(v.value) AS value, sum(v.value) / count(*) AS mean,
-                   count(*) FILTER (WHERE v.value < 0) / count(*) AS negative
-            FROM ({self._sums(target, method)}) v LEFT JOIN samples s USING (sample_id)
-            GROUP BY s.{group} ORDER BY value DESC, s.{group}
-            """
-        )
+        return self.sql(queries.groups(self._sums(target, method), group))
 
     def over(
         self,
@@ -165,11 +117,13 @@ class ValueStore:
         row are left out.
 
         Returns bin, first_step, last_step, the group if `by` is given, and
-            value: total of the bin in units of the loss: falls with the learning rate and as the loss flattens;
-            uses, mean: number of rows, and value / uses;
-            loss_drop: the drop of the target's loss over the bin's steps that have a row in the ledger, else null;
-            value_per_drop: total of those same steps / loss_drop, what a group contributed to each unit of progress; null
-                where the loss did not fall.
+            value: total of the bin in units of the loss; it falls with the learning rate and as the
+                loss flattens.
+            uses, mean: number of rows, and value / uses.
+            loss_drop: the drop of the target's loss over the bin's steps that have a row in the
+                ledger, else null.
+            value_per_drop: total of those same steps / loss_drop, what a group contributed to each
+                unit of progress; null where the loss did not fall.
         """
         if axis != "step":
             raise StoreError(
@@ -179,41 +133,8 @@ class ValueStore:
             raise StoreError(f"bins must be 1 or more, got {bins}.")
         target, method = self._target(target), self._method(method)
         group = None if by is None else self._column_of_samples(by)
-        if self._tables.has("ledger"):
-            books = (
-                f"SELECT step, drop FROM ledger WHERE target = {text(target)} AND method = "
-                f"{text(method)}"
-                " AND step BETWEEN (SELECT low FROM span) AND (SELECT high FROM span)"
-            )
-        else:
-            books = "SELECT NULL::BIGINT AS step, NULL::DOUBLE AS drop WHERE false"
-        place = f"(({{step}} - low) * {bins} // (high - low + 1))"
-        of_group, join = (
-            ("", "") if group is None else (f"s.{group},", "LEFT JOIN samples s USING (sample_id)")
-        )
         return self.sql(
-            f"""
-            WITH span AS (SELECT min(step) AS low, max(step) AS high FROM terms WHERE target = {text(target)}),
-            books AS ({books}),
-            drops AS (
-                SELECT {place.format(step="step")} AS bin, sum(drop) AS loss_drop FROM books, span GROUP BY ALL
-            ),
-            placed AS (
-                SELECT {place.format(step="step")} AS bin, step, sample_id, CAST("{method}" AS DOUBLE) AS value
-                FROM terms, span WHERE target = {text(target)}
-            ),
-            summed AS (
-                SELECT p.bin, {of_group} sum(p.value) AS value, count(*) AS uses,
-                       sum(p.value) FILTER (WHERE b.drop IS NOT NULL) AS booked
-                FROM placed p LEFT JOIN books b USING (step) {join} GROUP BY ALL
-            )
-            SELECT p.bin, low + (p.bin * (high - low + 1) + {bins} - 1) // {bins} AS first_step,
-                   low + ((p.bin + 1) * (high - low + 1) + {bins} - 1) // {bins} - 1 AS last_step,
-                   {"" if group is None else f"p.{group},"} p.value, p.uses, p.value / p.uses AS mean, d.loss_drop,
-                   CASE WHEN d.loss_drop > 0 THEN p.booked / d.loss_drop END AS value_per_drop
-            FROM summed p LEFT JOIN drops d USING (bin), span
-            ORDER BY p.bin {"" if group is None else f", p.{group}"}
-            """
+            queries.course(target, method, bins, group, with_ledger=self._tables.has("ledger"))
         )
 
     def negative_share(self, target: str | None = None, method: str | None = None) -> float:
@@ -228,7 +149,7 @@ class ValueStore:
         return share
 
     def ledger(self, target: str | None = None, method: str | None = None) -> LedgerTotals:
-        """The books of the whole run; see `LedgerTotals`."""
+        """The ledger of the whole run; see `LedgerTotals`."""
         target, method = self._target(target), self._method(method)
         rows = self.sql(
             f"SELECT drop, drift, values, residual FROM ledger "
@@ -236,15 +157,7 @@ class ValueStore:
         )
         if len(rows) == 0:
             raise StoreError(f"the ledger has no row for target {target!r} and method {method!r}.")
-        total = {
-            name: None if rows[name].null_count else math.fsum(rows[name].to_pylist())
-            for name in rows.column_names
-        }
-        balance = (
-            None if total["drift"] is None else total["drop"] - total["drift"] - total["values"]
-        )
-        gap = None if balance is None or total["drop"] == 0 else balance / total["drop"]
-        return LedgerTotals(steps=len(rows), gap=gap, **total)
+        return ledger_totals(rows)
 
     def sql(self, query: str) -> pa.Table:
         """Any DuckDB query over the views terms, steps, ledger, samples, tokens (the tables) and
@@ -278,33 +191,12 @@ class ValueStore:
     ) -> pa.Table:
         if k < 1:
             raise StoreError(f"k must be 1 or more, got {k}.")
-        sums, place = self._sums(target, method), f"value {order}, sample_id"
-        if by is None:
-            chosen = f"(SELECT * FROM ({sums}) ORDER BY {place} LIMIT {k})"
-            return self.sql(self._with_samples(chosen) + f" ORDER BY v.value {order}, v.sample_id")
-        group = self._column_of_samples(by)
-        chosen = f"""(
-            SELECT a.* FROM ({sums}) a LEFT JOIN samples g USING (sample_id)
-            QUALIFY row_number() OVER (PARTITION BY g.{group} ORDER BY a.value {order}, a.sample_id) <= {k}
-        )"""
-        return self.sql(
-            self._with_samples(chosen) + f" ORDER BY s.{group}, v.value {order}, v.sample_id"
-        )
+        group = None if by is None else self._column_of_samples(by)
+        values, described = self._sums(target, method), self._tables.has("samples")
+        return self.sql(queries.ranked(values, k, order, group, described))
 
     def _sums(self, target: str | None, method: str | None) -> str:
-        target, method = self._target(target), self._method(method)
-        return (
-            f'SELECT sample_id, sum(CAST("{method}" AS DOUBLE)) AS value, count(*) AS uses '
-            f"FROM terms WHERE target = {text(target)} GROUP BY sample_id"
-        )
-
-    def _with_samples(self, sums: str) -> str:
-        if not self._tables.has("samples"):
-            return f"SELECT v.* FROM {sums} v"
-        return (
-            f"SELECT v.*, s.* EXCLUDE (sample_id) FROM {sums} v LEFT JOIN samples s USING "
-            "(sample_id)"
-        )
+        return queries.sums(self._target(target), self._method(method))
 
     def _target(self, target: str | None) -> str:
         return _one_of(target, self.targets, "target")

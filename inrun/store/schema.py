@@ -1,15 +1,14 @@
 """What a value store is on disk: `store.json`, and one folder of parquet parts for each table.
 
-    store.json                                      what the numbers mean and where they come from
-    terms/rank0000-000000000-000000199.parquet      step, sample_id, target, one column for each method
-    steps/rank0000-...                              one row for each training step, columns of the caller's choice
-    ledger/rank0000-...                             step, target, method: the loss drop and who is credited with it
-    tokens/rank0000-...                             step, sample_id, target, method, one value for each token
-    samples/samples.parquet                         what is known of a sample: domain, kind, documents
+    store.json                                   what the numbers mean and where they come from
+    terms/rank0000-000000000-000000199.parquet   step, sample_id, target, a column for each method
+    steps/rank0000-...                           a row for each training step, columns as you choose
+    ledger/rank0000-...                          step, target, method: the drop, and who has it
+    tokens/rank0000-...                          step, sample_id, target, method, token by token
+    samples/samples.parquet                      of a sample: domain, kind, documents
 
-A part is named after the first and the last step in it. It is written beside its place as
-`*.partial` and renamed when whole, so that every `*.parquet` in a store is complete, whenever its
-writer was killed.
+A part is named after the first and the last step in it. Every `*.parquet` and `store.json` is
+whole, whenever its writer was killed (`inrun.files`).
 
 Values are stored as float32 and summed as float64. A value is a dot product accumulated in float32,
 so its own error is above the 6e-8 that this rounding costs; and 24-bit numbers add *exactly* in
@@ -26,6 +25,7 @@ import platform
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -40,7 +40,7 @@ TABLES = ("terms", "steps", "ledger", "tokens", "samples")
 VALUE = pa.float32()
 
 # What a run says of itself: the first two must be given, the others have these defaults.
-RUN_DEFAULTS = {
+RUN_DEFAULTS: dict[str, Any] = {
     "config": {},  # the resolved configuration, for the record
     "attribution": {},  # options that change what a value means: update rule, credit, every
     "git_revision": None,

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.dynamics import study as experiment
 from experiments.frame import command
-from inrun.store import ValueStore, ValueWriter, books, dynamics
+from inrun.store import ValueStore, ValueWriter, dynamics, ledger_over
 from tests.support.store_example import METHODS, RUN, SAMPLES, ledger_row, terms, write_step
 from tests.support.train_example import write_documents
 
@@ -64,7 +64,7 @@ def test_shares_means_and_values_per_drop_are_those_of_the_rows(store):
 
 def test_books_of_a_phase_are_the_sums_of_its_steps_and_balance(store):
     for method in METHODS:
-        rows = books(store, BINS, "val", method).to_pylist()
+        rows = ledger_over(store, BINS, "val", method).to_pylist()
         assert [(row["first_step"], row["last_step"], row["steps"]) for row in rows] == [
             (4, 8, 5),
             (9, 12, 4),
@@ -88,7 +88,7 @@ def test_a_drift_that_was_not_measured_at_every_step_is_not_summed(tmp_path):
             row = ledger_row(step, "val", "path")
             writer.ledger({**row, **({"drift": None, "residual": None} if step == 3 else {})})
     with ValueStore(tmp_path / "values") as store:
-        first, last = books(store, 2, "val", "path").to_pylist()
+        first, last = ledger_over(store, 2, "val", "path").to_pylist()
     assert first["drift"] is not None
     assert last["drift"] is last["residual"] is None
     assert last["drop"] == pytest.approx(sum(ledger_row(s, "val", "path")["drop"] for s in (2, 3)))

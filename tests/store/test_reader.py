@@ -1,6 +1,5 @@
 """Answers of the value store against plain numpy sums, and its errors."""
 
-import json
 import re
 
 import duckdb
@@ -11,58 +10,18 @@ import pytest
 from inrun.store import StoreError, ValueStore, ValueWriter
 from tests.support.store_example import (
     METHODS,
-    RUN,
+    RANKS,
     SAMPLES,
+    STEPS,
     TARGETS,
-    ledger_row,
-    terms,
     token_values,
-    write_step,
+    truth,
 )
 
-STEPS, RANKS = 20, 2
 # float32 values of one size add exactly in float64, so sums over a sample's rows are compared with
 # ==. Sums over samples or of float64 rows depend on their order: 1e3 additions of numbers of size
 # 10 at 1.1e-16 each.
 ROUNDING = 1e-12
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    # Folder names as Hydra makes them: nothing in them may be taken for a wildcard or a partition.
-    path = tmp_path_factory.mktemp("it's") / "lr=0.1" / "seed=[1]*?" / "values"
-    writers = [ValueWriter(path, RUN, rank=rank, flush_every=4) for rank in range(RANKS)]
-    writers[0].samples(SAMPLES)
-    for step in range(STEPS):
-        for writer in writers:
-            write_step(writer, step)
-    for writer in writers:
-        writer.close()
-    return path
-
-
-@pytest.fixture(scope="module")
-def store(path):
-    with ValueStore(path) as store:
-        yield store
-
-
-@pytest.fixture
-def lone(tmp_path):
-    """A store of one target and one method, to be filled by the test."""
-    with ValueWriter(tmp_path / "lone", {"targets": ["val"], "methods": ["path"]}) as writer:
-        yield writer
-
-
-def truth(target, method, steps=range(STEPS)):
-    """Sum of values and number of uses of all 40 samples, in float64."""
-    value, uses = np.zeros(40), np.zeros(40, dtype=int)
-    for step in steps:
-        for rank in range(RANKS):
-            ids, values = terms(step, rank)
-            np.add.at(value, ids, values[target][method].astype(np.float64))
-            np.add.at(uses, ids, 1)
-    return value, uses
 
 
 domains = np.array(SAMPLES["domain"].to_pylist())
@@ -120,99 +79,6 @@ def test_groups_are_summed_counted_and_ordered(store, target, method):
             [row["value"], row["mean"]], [values.sum(), values.mean()], atol=ROUNDING
         )
     assert store.negative_share(target, method) == np.mean(value < 0)
-
-
-@pytest.mark.parametrize("bins", [1, 3, 7, 20, 50])
-def test_time_course_sums_each_bin_and_divides_by_its_loss_drop(store, bins):
-    answer = store.over("step", bins=bins, target="math", method="path").to_pylist()
-    assert len(answer) == min(bins, STEPS)
-    seen = []
-    for row in answer:
-        steps = range(row["first_step"], row["last_step"] + 1)
-        seen += steps
-        value, uses = truth("math", "path", steps)
-        drop = sum(ledger_row(step, "math", "path")["drop"] for step in steps)
-        assert row["uses"] == uses.sum()
-        np.testing.assert_allclose(
-            [row["value"], row["mean"], row["loss_drop"]],
-            [value.sum(), value.sum() / uses.sum(), drop],
-            atol=ROUNDING,
-        )
-        if drop > 0:
-            np.testing.assert_allclose(
-                row["value_per_drop"], value.sum() / drop, rtol=ROUNDING / drop
-            )
-        else:
-            assert row["value_per_drop"] is None
-    assert seen == list(range(STEPS))
-    if bins in (7, 20):
-        assert {row["value_per_drop"] is None for row in answer} == {
-            True,
-            False,
-        }  # both cases were met
-
-
-def test_time_course_by_domain_adds_up_to_the_one_without(store):
-    whole = store.over(bins=5, target="val", method="path").to_pylist()
-    parts = store.over(bins=5, by="domain", target="val", method="path").to_pylist()
-    assert [row["domain"] for row in parts] == ["code", "noise", "wiki"] * 5
-    for row in whole:
-        mine = [part for part in parts if part["bin"] == row["bin"]]
-        np.testing.assert_allclose(sum(part["value"] for part in mine), row["value"], atol=ROUNDING)
-        assert sum(part["uses"] for part in mine) == row["uses"]
-        assert {part["loss_drop"] for part in mine} == {row["loss_drop"]}
-
-
-def test_time_course_per_drop_counts_only_the_steps_whose_drop_is_known(lone):
-    for step in range(4):
-        lone.terms(step, [1, 2], "val", {"path": [step + 1.0, 0.0]})
-    row = ledger_row(2, "val", "path") | {"drop": 0.5}
-    lone.ledger(row)
-    lone.flush()
-    with ValueStore(lone.path) as store:
-        (row,) = store.over(bins=1).to_pylist()
-        assert (row["value"], row["loss_drop"], row["value_per_drop"]) == (10.0, 0.5, 6.0)
-
-
-def test_time_course_without_a_ledger_has_no_loss_drop(lone):
-    lone.terms(5, [1], "val", {"path": [2.0]})
-    lone.terms(9, [1], "val", {"path": [-1.0]})
-    lone.flush()
-    with ValueStore(lone.path) as store:
-        rows = store.over(bins=2).to_pylist()
-    assert [(row["first_step"], row["last_step"], row["value"]) for row in rows] == [
-        (5, 7, 2.0),
-        (8, 9, -1.0),
-    ]
-    assert {row["loss_drop"] for row in rows} == {row["value_per_drop"] for row in rows} == {None}
-
-
-@EACH
-def test_ledger_totals_balance(store, target, method):
-    rows = [ledger_row(step, target, method) for step in range(STEPS)]
-    total = {
-        key: np.sum([row[key] for row in rows]) for key in ("drop", "drift", "values", "residual")
-    }
-    books = store.ledger(target, method)
-    assert books.steps == STEPS
-    for key, value in total.items():
-        np.testing.assert_allclose(getattr(books, key), value, atol=ROUNDING)
-    np.testing.assert_allclose(
-        books.drop, books.drift + books.values + books.residual, atol=ROUNDING
-    )
-    np.testing.assert_allclose(
-        books.gap, total["residual"] / total["drop"], rtol=ROUNDING / abs(total["drop"])
-    )
-
-
-def test_ledger_with_an_unmeasured_drift_gives_no_gap(lone):
-    lone.ledger(ledger_row(0, "val", "path"))
-    lone.ledger(ledger_row(1, "val", "path") | {"drift": None})
-    lone.flush()
-    with ValueStore(lone.path) as store:
-        books = store.ledger()
-    assert (books.drift, books.gap) == (None, None)
-    assert books.residual is not None
 
 
 def test_sql_sees_all_tables_and_the_values_in_long_form(store):
@@ -356,109 +222,3 @@ def test_errors_of_a_query_are_duckdbs_own(store):
         store.sql("SELECT nonsense FROM terms")
     with pytest.raises(duckdb.CatalogException, match="nowhere"):
         store.sql("SELECT * FROM nowhere")
-
-
-def test_missing_tables_are_named(lone):
-    lone.terms(0, [1], "val", {"path": [1.0]})
-    lone.flush()
-    with ValueStore(lone.path) as store:
-        for ask, table in ((store.ledger, "ledger"), (lambda: store.by("domain"), "samples")):
-            with pytest.raises(
-                StoreError, match=f"has no table '{table}': its run has written none"
-            ):
-                ask()
-        with pytest.raises(StoreError, match="has no table 'tokens'"):
-            store.sql("SELECT * FROM tokens")
-
-
-def test_folders_that_are_no_store_are_told_apart(tmp_path):
-    for make, message in (
-        (lambda: None, "does not exist or is no folder"),
-        (lambda: (tmp_path / "s").mkdir(), "is no value store: it has no store.json"),
-        (
-            lambda: (tmp_path / "s" / "store.json.partial").touch(),
-            "was left before its store.json was whole",
-        ),
-        (lambda: (tmp_path / "s" / "terms").mkdir(), "has tables but no store.json"),
-        (lambda: (tmp_path / "s" / "store.json").write_text('{"schema'), "store.json is damaged"),
-        (lambda: (tmp_path / "s" / "store.json").write_text("{}"), "store.json is damaged"),
-    ):
-        make()
-        with pytest.raises(StoreError, match=message):
-            ValueStore(tmp_path / "s")
-
-
-def test_store_whose_file_has_its_former_name_is_told_what_to_do(lone):
-    (lone.path / "store.json").rename(lone.path / "run.json")
-    message = r"value store of an older inrun.*Next: rename .*run.json to store.json"
-    for ask in (
-        lambda: ValueStore(lone.path),
-        lambda: ValueWriter(lone.path, RUN),
-        lambda: ValueWriter.resume(lone.path, RUN, 0),
-    ):
-        with pytest.raises(StoreError, match=message):
-            ask()
-    (lone.path / "run.json").rename(lone.path / "store.json")
-    ValueStore(lone.path).close()
-
-
-def test_folder_of_a_run_points_to_its_store(tmp_path):
-    ValueWriter(tmp_path / "values", RUN).close()
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(StoreError, match=r"no value store: .* Open .*values\."):
-        ValueStore(tmp_path)
-
-
-def test_store_with_only_a_half_written_part_says_so(lone):
-    (lone.path / "terms").mkdir()
-    (lone.path / "terms" / "rank0000-000000000-000000199.parquet.partial").write_bytes(b"PAR1")
-    with (
-        ValueStore(lone.path) as store,
-        pytest.raises(StoreError, match="no whole part of terms yet, only one in writing"),
-    ):
-        store.values()
-
-
-def test_store_of_a_newer_schema_is_not_guessed_at(lone):
-    run = json.loads((lone.path / "store.json").read_text())
-    (lone.path / "store.json").write_text(json.dumps(run | {"schema_version": 2}))
-    with pytest.raises(StoreError, match="schema version 2, this code reads up to 1"):
-        ValueStore(lone.path)
-
-
-@pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten"])
-def test_damaged_part_is_named_with_what_to_do(tmp_path, damage):
-    with ValueWriter(tmp_path, RUN, flush_every=4) as writer:
-        for step in range(12):
-            write_step(writer, step)
-    part = tmp_path / "terms" / "rank0000-000000004-000000007.parquet"
-    content = part.read_bytes()
-    part.write_bytes(
-        {
-            "cut": content[:-30],
-            "emptied": b"",
-            "overwritten": content[:4] + b"\xff" * 2000 + content[2004:],
-        }[damage]
-    )
-    with ValueStore(tmp_path) as store:
-        for ask in (lambda: store.values("val", "path"), store.verify):
-            with pytest.raises(
-                StoreError,
-                match=r"000000004-000000007\.parquet is damaged .*checkpoint of step 4 or earlier",
-            ):
-                ask()
-
-
-def test_verify_finds_a_single_flipped_bit(tmp_path):
-    with ValueWriter(tmp_path, RUN) as writer:
-        writer.samples(SAMPLES)
-        for step in range(50):
-            write_step(writer, step)
-    with ValueStore(tmp_path) as store:
-        assert store.verify() == 5
-        part = next((tmp_path / "terms").iterdir())
-        content = bytearray(part.read_bytes())
-        content[len(content) // 2] ^= 1
-        part.write_bytes(content)
-        with pytest.raises(StoreError, match="is damaged"):
-            store.verify()
