@@ -7,7 +7,6 @@ that runs a kernel.
 
 from inrun_kernels import cost
 from inrun_kernels.backend import use
-from inrun_kernels.contract_dots import contract_dots
 from inrun_kernels.embedding_dots import embedding, embedding_dots
 from inrun_kernels.ghost_hvp import ghost_hvp
 from inrun_kernels.head import (
@@ -23,13 +22,12 @@ from inrun_kernels.head import (
 from inrun_kernels.layers import layer_norm, linear, rms_norm
 from inrun_kernels.norm_dots import NormDots, norm_dots
 from inrun_kernels.pairwise_dots import pairwise_dots
-from inrun_kernels.sum_dots import sample_dots, sample_sum, sum_dots
+from inrun_kernels.sum_dots import sample_dots, sample_sum
 from inrun_kernels.wgrad_dots import outer_dots, wgrad_dots
 
 __all__ = [
     "HeadDots",
     "NormDots",
-    "contract_dots",
     "cost",
     "cross_entropy_sum",
     "cross_entropy_sum_composite",
@@ -49,7 +47,6 @@ __all__ = [
     "rms_norm",
     "sample_dots",
     "sample_sum",
-    "sum_dots",
     "use",
     "wgrad_dots",
 ]

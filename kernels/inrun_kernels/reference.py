@@ -51,26 +51,12 @@ def outer_dots(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None = None) -
     return wgrad_dots(a, b, V, offsets)[1]
 
 
-def contract_dots(a: Tensor, b: Tensor, V: Tensor) -> Tensor:
-    """b_nt^T V_k a_nt: the share of one token. a [...,i], b [...,o], V [k,o,i] -> [k,...]."""
-    a, b, V = _wide(a, b, V)
-    return torch.einsum("...o,koi,...i->k...", b, V, a)
-
-
 def embedding_dots(ids: Tensor, b: Tensor, V: Tensor) -> Tensor:
     """<b_nt, V_k[ids_nt]>: a linear layer of one-hot inputs. ids [...], b [...,o], V [k,v,o] ->
     [k,...].
     """
     b, V = _wide(b, V)
     return torch.einsum("...o,k...o->k...", b, V[:, ids])
-
-
-def sum_dots(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_n g_n and <g_n, V_k> of materialised per-sample gradients. g [n,...], V [k,...] -> [...],
-    [k,n].
-    """
-    g, V = _wide(g, V)
-    return g.sum(0), torch.einsum("nw,kw->kn", g.flatten(1), V.flatten(1))
 
 
 def ghost_hvp(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:

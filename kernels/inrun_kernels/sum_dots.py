@@ -1,8 +1,8 @@
-"""One streaming pass over materialised per-sample gradients: their sum and their dots.
+"""One streaming pass over per-sample gradients in memory: their sum and their dots.
 
-The second half of the library route of `wgrad_dots`: a batched product writes per-sample gradients,
-this reads them once. On a GPU it rivals the fused kernel (a vendor's batched product is fast); on a
-CPU it never pays.
+`sample_sum` and `sample_dots` take one of the two. `materialise` is the library route of
+`wgrad_dots`: a batched product writes per-sample gradients, `sum_dots` reads them once. On a GPU it
+rivals the fused kernel (a vendor's batched product is fast); on a CPU it never pays.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from inrun_kernels import memory, reference, shapes
-from inrun_kernels.backend import accumulation_dtype, backend_for, operator
+from inrun_kernels import memory
+from inrun_kernels.backend import accumulation_dtype, backend_for
 
 # Memory that per-sample gradients of the library route may take at once; larger weights go through
 # in tiles of rows.
@@ -22,38 +22,18 @@ CHUNK = 1 << 20
 
 
 def sum_dots(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over samples of per-sample gradients g [n,...] and their dots with V [k,...]: ([...],
-    [k,n]).
+    """sum_n g_n [...] and <g_n, V_k> [k,n] of per-sample gradients g [n,...] and V [k,...].
 
-    float32 results (float64 if an input is float64). Raises ValueError for shapes that do not fit,
-    TypeError for integer tensors.
+    float32 results (float64 if an input is float64).
     """
-    if g.ndim < 2:
-        raise ValueError(f"sum_dots: g {list(g.shape)} must be per-sample gradients [n, ...weight]")
-    shapes.check_directions("sum_dots", V, tuple(g.shape[1:]), "[k, ...weight]")
-    shapes.check_floating("sum_dots", g, V)
-    return _sum_dots(g, V)
-
-
-@operator("sum_dots")
-def _sum_dots(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    backend = backend_for(g, V)
-    if backend == "reference":
-        return reference.sum_dots(g, V)
     flat, directions = g.reshape(g.shape[0], -1), V.reshape(V.shape[0], -1)
-    if backend == "triton":
+    if backend_for(g, V) == "triton":
         from inrun_kernels.jit.sum_dots import launch
 
         total, dots = launch(flat, directions)
     else:
         total, dots = _stream(flat, directions)
     return total.view(g.shape[1:]), dots
-
-
-@_sum_dots.register_fake
-def _(g, V):
-    wide = accumulation_dtype(g, V)
-    return V.new_empty(g.shape[1:], dtype=wide), V.new_empty((V.shape[0], g.shape[0]), dtype=wide)
 
 
 def _stream(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,8 +48,9 @@ def _stream(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _chunks(g: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Columns of g [n,w] in the accumulation dtype, a piece that stays in cache at a time; the
-    piece is overwritten by the next.
+    """Columns of g [n,w] in the accumulation dtype, a piece that stays in cache at a time.
+
+    The piece is overwritten by the next.
     """
     columns = max(1, CHUNK // max(1, g.shape[0]))
     buffer = (
@@ -86,8 +67,9 @@ def _chunks(g: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
 
 
 def sample_sum(g: Tensor) -> Tensor:
-    """sum_n g_n of per-sample gradients g [n, ...], in float32 (float64 for float64). torch's own
-    sum of a bfloat16 tensor over its first axis takes eight times as long.
+    """sum_n g_n of per-sample gradients g [n, ...], in float32 (float64 for float64).
+
+    torch's own sum of a bfloat16 tensor over its first axis takes eight times as long.
     """
     wide = accumulation_dtype(g)
     flat = g.reshape(g.shape[0], -1)
@@ -98,8 +80,9 @@ def sample_sum(g: Tensor) -> Tensor:
 
 
 def sample_dots(g: Tensor, V: Tensor) -> Tensor:
-    """<g_n, V_k> [k,n] of per-sample gradients g [n, ...] and V [k, ...], in float32 (float64 if
-    one is).
+    """<g_n, V_k> [k,n] of per-sample gradients g [n, ...] and V [k, ...].
+
+    In float32 (float64 if one is).
     """
     wide = accumulation_dtype(g, V)
     flat, directions = g.reshape(g.shape[0], -1), V.reshape(V.shape[0], -1)
@@ -114,10 +97,9 @@ def sample_dots(g: Tensor, V: Tensor) -> Tensor:
 def materialise(
     a: Tensor, b: Tensor, V: Tensor, spans: list[tuple[int, int]], wgrad: Tensor
 ) -> Tensor:
-    """`wgrad_dots` by products into per-sample gradients (a batched one where lengths are equal)
-    and `sum_dots`.
+    """`wgrad_dots` by products into per-sample gradients and `sum_dots`.
 
-    a [p,i], b [p,o] packed, of one dtype; the weight gradient is added to `wgrad`, dots [k, spans]
+    The product is a batched one where lengths are equal. a [p,i], b [p,o] packed, of one dtype; the weight gradient is added to `wgrad`, dots [k, spans]
     are returned. Tiles of rows keep the scratch under SCRATCH_BYTES.
     """
     n, o, i = len(spans), b.shape[1], a.shape[1]
@@ -132,7 +114,7 @@ def materialise(
             g = torch.stack(
                 [torch.mm(b[first:last, tile].t(), a[first:last]) for first, last in spans]
             )
-        total, part = _sum_dots(g, V[:, tile])
+        total, part = sum_dots(g, V[:, tile])
         wgrad[tile] += total
         dots += part
     return dots.to(wgrad.dtype)

@@ -148,7 +148,6 @@ def test_plain_calls_compile_as_one_graph():
         return (
             *inrun_kernels.wgrad_dots(a, b, V),
             ragged,
-            inrun_kernels.contract_dots(a, b, V),
             inrun_kernels.ghost_hvp(a, b, a, b),
         )
 
@@ -265,9 +264,7 @@ def test_every_operator_passes_the_registration_checks():
         (ops.wgrad_dots, (x.detach(), plain, V["w"], None)),
         (ops.wgrad_dots, (x.detach().flatten(0, 1), plain.flatten(0, 1), V["w"], offsets)),
         (ops.outer_dots, (x.detach(), plain, V["w"], None)),
-        (ops.contract_dots, (x.detach(), plain, V["w"])),
         (ops.embedding_dots, (m.ids, x.detach(), V["table"])),
-        (ops.sum_dots, (torch.randn(3, 4, 5), torch.randn(2, 4, 5))),
         (
             ops.norm_dots,
             (plain, plain, torch.rand(N, T, dtype=torch.float64), V["lw"], None, V["lb"]),

@@ -91,7 +91,7 @@ def test_float64_anywhere_makes_results_float64():
     a, b, V = operands(2, 3, 4, 5, 1, torch.float32)
     assert inrun_kernels.wgrad_dots(a, b, V)[1].dtype == torch.float32
     assert inrun_kernels.wgrad_dots(a, b, V.double())[1].dtype == torch.float64
-    assert inrun_kernels.contract_dots(a.double(), b, V).dtype == torch.float64
+    assert inrun_kernels.outer_dots(a.double(), b, V).dtype == torch.float64
 
 
 @pytest.mark.parametrize(

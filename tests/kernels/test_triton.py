@@ -18,7 +18,16 @@ import inrun_kernels
 from inrun_kernels import cost
 from inrun_kernels.head import chunks
 from inrun_kernels.jit import common
-from tests.support.kernel_oracles import error, operands, per_sample_gradients, tolerance, uniform
+from inrun_kernels.sum_dots import sum_dots
+from tests.support.kernel_oracles import (
+    error,
+    narrow,
+    operands,
+    per_sample_gradients,
+    tokens_as_samples,
+    tolerance,
+    uniform,
+)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -41,10 +50,6 @@ def poisoned(monkeypatch):
     )
     with inrun_kernels.use("triton"), cost.prefer(wgrad_dots="fused", outer_dots="fused"):
         yield
-
-
-def narrow(dtype):
-    return None if dtype == torch.float32 else dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -108,15 +113,15 @@ def test_nothing_beyond_the_edge_enters_a_result():
     wgrad, dots = inrun_kernels.wgrad_dots(*views, V)
     assert error(wgrad, g.sum(0)) < tolerance(24)
     assert error(dots, torch.einsum("noi,koi->kn", g, V.double())) < tolerance(8 + 777)
-    tokens = inrun_kernels.contract_dots(*views, V)
-    assert error(tokens.sum(-1), torch.einsum("noi,koi->kn", g, V.double())) < tolerance(8 + 777)
+    tokens = inrun_kernels.outer_dots(*views, V)
+    assert error(tokens, torch.einsum("noi,koi->kn", g, V.double())) < tolerance(8 + 777)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_contracted_dots_equal_the_formula(dtype):
     a, b, V = operands(3, 47, 70, 139, 2, dtype)
     V *= 1e-7  # below float16's range: each direction is scaled before it is rounded
-    tokens = inrun_kernels.contract_dots(a, b, V)
+    tokens = inrun_kernels.outer_dots(*tokens_as_samples(a, b), V).view(2, 3, 47)
     expected = torch.einsum("nto,koi,nti->knt", b.double(), V.double(), a.double())
     allowed = tolerance(139 * 70, rounded=narrow(dtype))
     assert error(tokens, expected) < allowed
@@ -145,7 +150,7 @@ def test_pairwise_dots_equal_products_of_gradients(dtype):
 @pytest.mark.parametrize("k", [1, 3])
 def test_streamed_sum_and_dots_equal_the_formula(dtype, k):
     g, V = torch.randn(4, 51, 43).to(dtype), torch.randn(k, 51, 43)
-    total, dots = inrun_kernels.sum_dots(g, V)
+    total, dots = sum_dots(g, V)
     assert error(total, g.double().sum(0)) < tolerance(4)
     assert error(dots, torch.einsum("noi,koi->kn", g.double(), V.double())) < tolerance(51 * 43)
 

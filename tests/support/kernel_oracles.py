@@ -1,4 +1,4 @@
-"""Oracles and tolerances of the kernel tests: float64 autograd, one sample at a time."""
+"""Oracles and tolerances of tests/kernels: float64 autograd, one sample at a time."""
 
 import math
 
@@ -11,6 +11,18 @@ UNIT_ROUNDOFF = {
     torch.float16: 2.0**-11,
     torch.bfloat16: 2.0**-8,
 }
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def narrow(dtype: torch.dtype) -> torch.dtype | None:
+    """The dtype products are rounded to on the way, where it is not the accumulation dtype."""
+    return dtype if dtype in (torch.float16, torch.bfloat16) else None
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The accumulation dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def tolerance(
@@ -34,8 +46,9 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def per_sample_gradients(a: Tensor, b: Tensor, spans: list[tuple[int, int]]) -> Tensor:
-    """Gradients [n,o,i] of a linear layer's weight by float64 autograd, a loop over samples; a
-    [p,i], b [p,o].
+    """Gradients [n,o,i] of a linear layer's weight by float64 autograd, a loop over samples.
+
+    a [p,i], b [p,o].
     """
     weight = torch.zeros(b.shape[1], a.shape[1], dtype=torch.float64, requires_grad=True)
     gradients = []
@@ -45,7 +58,13 @@ def per_sample_gradients(a: Tensor, b: Tensor, spans: list[tuple[int, int]]) -> 
     return torch.stack(gradients)
 
 
+def tokens_as_samples(*tensors: Tensor) -> list[Tensor]:
+    """[n,t,d] as [n*t,1,d]: every token a sample of its own."""
+    return [x.flatten(0, 1)[:, None] for x in tensors]
+
+
 def uniform(n: int, t: int) -> list[tuple[int, int]]:
+    """Spans of n samples of t packed tokens."""
     return [(s * t, s * t + t) for s in range(n)]
 
 
@@ -53,9 +72,5 @@ def operands(
     n: int, t: int, i: int, o: int, k: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """a [n,t,i], b [n,t,o] in dtype, V [k,o,i] in float32 (float64 for float64)."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return (
-        torch.randn(n, t, i).to(dtype),
-        torch.randn(n, t, o).to(dtype),
-        torch.randn(k, o, i).to(wide),
-    )
+    a, b = torch.randn(n, t, i).to(dtype), torch.randn(n, t, o).to(dtype)
+    return a, b, torch.randn(k, o, i).to(wide(dtype))
