@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from tests.support.kernel_oracles import operands
 CPU = torch.device("cpu")
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+def run(code: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
+        cwd=cwd,
         env=os.environ | environment,
     )
 
@@ -41,11 +43,17 @@ assert not any(name.startswith("inrun_kernels.jit") for name in sys.modules)
     assert result.returncode == 0, result.stderr
 
 
-def test_transformers_is_not_confused_by_the_name_of_the_package():
-    assert not hasattr(inrun_kernels, "__version__")
-    result = run(
-        "import inrun_kernels, transformers; transformers.GPT2Config()", HF_HUB_OFFLINE="1"
-    )
+def test_transformers_does_not_take_the_projects_folder_for_the_distribution_kernels():
+    code = """
+import transformers
+from importlib.metadata import distributions
+from transformers.utils.import_utils import is_kernels_available
+installed = any(d.metadata["Name"] == "kernels" for d in distributions())
+assert installed or not is_kernels_available()
+transformers.GPT2Config()
+import inrun_kernels
+"""
+    result = run(code, cwd=Path(__file__).parents[2], HF_HUB_OFFLINE="1")
     assert result.returncode == 0, result.stderr
 
 
