@@ -85,8 +85,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.fc = nn.Linear(config.d_model, 4 * config.d_model, bias=config.bias)
-        self.proj = nn.Linear(4 * config.d_model, config.d_model, bias=config.bias)
+        self.fc = nn.Linear(config.d_model, config.d_mlp, bias=config.bias)
+        self.proj = nn.Linear(config.d_mlp, config.d_model, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -168,15 +168,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float 
 
 
 class Config:
-    """Base of the config dataclasses: the shape of a transformer with an MLP of width 4 d and one
-    fused qkv.
-    """
+    """Base of the config dataclasses: the shape of a transformer with one fused qkv."""
 
     vocab_size: int
     block_size: int
     n_layer: int
     n_head: int
     d_model: int
+
+    @property
+    def d_mlp(self) -> int:
+        """Width of a block's MLP: 4 d, where a family's config does not say otherwise."""
+        return 4 * self.d_model
 
     def __post_init__(self):
         for field in fields(self):
@@ -228,12 +231,13 @@ def flops_per_token(config: Config, context: int | None = None) -> int:
 
     The convention of PaLM (Chowdhery et al. 2022, appendix B) and nanoGPT: a multiply-add is 2, the
     backward costs twice the forward, and attention counts the full T x T square (a causal kernel
-    computes about half of it). N counts the weights of matrix products only: 12 d^2 per layer and
-    the head, v d, padding rows included. Look-ups, norms, biases, activations and the softmax are
+    computes about half of it). N counts the weights of matrix products only: 4 d^2 + 2 d d_mlp per
+    layer and the head, v d, padding rows included. Look-ups, norms, biases, activations and the softmax are
     left out. T is `context`, by default block_size.
     """
     d = config.d_model
-    matmul_weights = 12 * config.n_layer * d * d + config.vocab_size * d
+    layer = 4 * d * d + 2 * d * config.d_mlp
+    matmul_weights = config.n_layer * layer + config.vocab_size * d
     tokens = config.block_size if context is None else context
     return 6 * matmul_weights + 12 * config.n_layer * d * tokens
 

@@ -1,5 +1,6 @@
-"""What a run will need, before it is started: memory of the device, disk of checkpoints and values.
-No data, no network.
+"""What a run will need, before it is started: memory of the device, disk, operations.
+
+Counted from the config alone: no data, no network.
 
 Memory is counted from shapes, in fp32, for the eager path, without the interpreter and its
 libraries (about 0.5 GiB). GPT-2 124M, 1024 tokens, one sequence at a time, two methods, one target:
@@ -12,42 +13,52 @@ from dataclasses import dataclass
 from inrun import models
 from inrun.models import Config
 from inrun.train.config import RunConfig
+from inrun.train.optim import state_bytes
 
 #: bytes on disk of a row of `terms`: 4 per method (a float's bits do not compress), and step,
 #: sample and target together
 ROW_BYTES = 3.0
 VALUE_BYTES = 4.0
-#: optimizer state, in copies of the weights
-STATE = {"adamw": 2, "sgd": 1, "lion": 1}
 #: floats that one token leaves per layer until the backward, in units of d_model: block input, two
-#: norms, qkv 3, attention, two residuals, mlp 4 + 4
-LAYER_FLOATS = 17
-#: inputs and output gradients of a layer's four matrix products, in the same units: what a tape
+#: norms, qkv 3, attention, two residuals; and in units of the MLP's width: before and after its
+#: activation
+LAYER_FLOATS, LAYER_MLP_FLOATS = 9, 2
+#: inputs and output gradients of a layer's four matrix products, in the same two units: what a tape
 #: keeps of a token
-TAPE_FLOATS = 16
+TAPE_FLOATS, TAPE_MLP_FLOATS = 8, 2
 #: logits, log-probabilities and their gradient
 HEAD_COPIES = 3
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Bytes. `training` and `targets` are alternatives in time, the larger one counts; the others
-    add up.
-    """
+class ResourceEstimate:
+    """What a run needs. In bytes, where no other unit is given."""
 
     parameters: int
+    """Numbers that are trained."""
     weights: int
+    """The parameters."""
     gradients: int
+    """As large as the weights."""
     optimizer: int
+    """The optimizer's state, after a step."""
     directions: int
+    """V of each method and target, and the targets' gradients."""
     tape: int
+    """Inputs and output gradients of a batch, for methods that need the whole gradient first."""
     training: int
+    """Activations of a micro-batch."""
     targets: int
+    """Activations of a target; an alternative in time to `training`: the larger one counts."""
     checkpoint: int
+    """On disk, each."""
     store: int
+    """Values on disk."""
     rows: int
+    """How many rows of values."""
     flops_per_step: int
+    """Operations of training alone."""
 
     @property
     def memory(self) -> int:
@@ -71,8 +82,8 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(config: RunConfig) -> Estimate:
-    """Counts for a run, from its config alone."""
+def estimate(config: RunConfig) -> ResourceEstimate:
+    """What the run of this config needs."""
     model, train, values = config.model_config(), config.train, config.attribution
     weights = models.parameter_bytes(model)
     tokens = config.data.block_size
@@ -83,8 +94,8 @@ def estimate(config: RunConfig) -> Estimate:
         (min(t.chunks, values.target_micro_batch or t.chunks) for t in values.targets), default=0
     )
     rows = -(-train.steps // values.every) * train.batch_size * targets
-    state = STATE[config.optim.name] * weights
-    return Estimate(
+    state = state_bytes(lambda: models.build_from(model), config.optim)
+    return ResourceEstimate(
         parameters=weights // 4,
         weights=weights,
         gradients=weights,
@@ -103,8 +114,10 @@ def estimate(config: RunConfig) -> Estimate:
 
 
 def _activation_floats(model: Config) -> int:
-    return LAYER_FLOATS * model.d_model * model.n_layer + HEAD_COPIES * model.vocab_size
+    layer = LAYER_FLOATS * model.d_model + LAYER_MLP_FLOATS * model.d_mlp
+    return layer * model.n_layer + HEAD_COPIES * model.vocab_size
 
 
 def _tape_floats(model: Config) -> int:
-    return TAPE_FLOATS * model.d_model * model.n_layer + model.d_model + model.vocab_size
+    layer = TAPE_FLOATS * model.d_model + TAPE_MLP_FLOATS * model.d_mlp
+    return layer * model.n_layer + model.d_model + model.vocab_size

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from inrun.config import ConfigError
 from inrun.models import decay_groups
@@ -76,6 +77,29 @@ def _lion(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     return OPTIMIZERS[config.name](decay_groups(model, config.weight_decay), config)
+
+
+def state_bytes(make_model: Callable[[], nn.Module], config: OptimConfig) -> int:
+    """Bytes of the optimizer's state once it has made a step.
+
+    Model, gradients and step are made of tensors that have a shape and no content, so that any
+    registered optimizer can be asked and nothing is allocated. Raises ConfigError for an optimizer
+    whose step depends on what its tensors contain.
+    """
+    try:
+        with FakeTensorMode():
+            model = make_model()
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer = build_optimizer(model, config)
+            optimizer.step()
+    except DataDependentOutputException as error:
+        raise ConfigError(
+            f"optim.name={config.name}: the size of its state is not known without a real step "
+            f"({error}); do without a dry run"
+        ) from error
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.nbytes for value in kept if isinstance(value, Tensor))
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:
