@@ -4,13 +4,14 @@ of the trainer.
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from inrun.store import ValueStore
-from inrun.train import RunConfig
+from inrun.train import Run, RunConfig, loop
 
 DOMAINS = ("ArXiv", "Github", "FreeLaw")
 WORDS = {
@@ -102,3 +103,15 @@ def lines(folder: Path, name: str = "log.jsonl") -> list[dict]:
     """Rows of a log, without the ones' times."""
     rows = [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+def in_step(monkeypatch, run: Run, step: int, act: Callable[[], object]) -> None:
+    """`act` is called in the middle of that step of `run`, before the weights move."""
+    clip = loop.clip_gradients
+
+    def clipped(*arguments):
+        if run.step == step:
+            act()
+        return clip(*arguments)
+
+    monkeypatch.setattr(loop, "clip_gradients", clipped)

@@ -13,7 +13,15 @@ import pytest
 import torch
 
 from inrun.train import CheckpointError, Interrupted, Run, RunFolderError
-from tests.support.train_example import config, lines, settings, tables, weights, write_documents
+from tests.support.train_example import (
+    config,
+    in_step,
+    lines,
+    settings,
+    tables,
+    weights,
+    write_documents,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,14 +100,11 @@ class Crash(Exception):
 def test_run_that_crashed_in_the_middle_of_a_step_resumes_to_the_same_bits(
     root, whole, at, monkeypatch
 ):
-    def crash(run, *arguments):
-        if run.step == at:
-            raise Crash
-        return refuse(run, *arguments)
+    def crash():
+        raise Crash
 
-    refuse = Run._refuse_non_finite
-    monkeypatch.setattr(Run, "_refuse_non_finite", crash)
     run = Run.start(config(root, f"crash-{at}"))
+    in_step(monkeypatch, run, at, crash)
     with pytest.raises(Crash):
         run.train()
     monkeypatch.undo()
@@ -111,15 +116,9 @@ def test_run_that_crashed_in_the_middle_of_a_step_resumes_to_the_same_bits(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_writes_a_checkpoint_and_says_how_to_go_on(root, whole, number, monkeypatch):
-    def signalled(run, *arguments):
-        if run.step == 5:
-            os.kill(os.getpid(), number)
-        return refuse(run, *arguments)
-
-    refuse = Run._refuse_non_finite
     before = signal.getsignal(number)
-    monkeypatch.setattr(Run, "_refuse_non_finite", signalled)
     run = Run.start(config(root, f"signal-{number}"))
+    in_step(monkeypatch, run, 5, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Interrupted, match=f"after step 6 of 12.*resume={run.folder}") as stop:
         run.train()
     assert stop.value.signum == number

@@ -21,13 +21,17 @@ from inrun.train import (
     train_or_reuse,
     write_chunks,
 )
-from tests.support.train_example import config, lines, tables, weights, write_documents
+from tests.support.train_example import config, in_step, lines, tables, weights, write_documents
 
 ONE_METHOD = {
     "methods": [{"kind": "path"}],
     "targets": [{"name": "law", "domains": ["FreeLaw"], "chunks": 3}],
     "flush_every": 3,
 }
+
+
+def crash():
+    raise KeyError
 
 
 def plain(root, name, **changes):
@@ -65,14 +69,7 @@ def test_only_listed_chunks_are_drawn_by_their_weights_and_a_resumed_run_needs_n
 
     assert set(LanguageRun(whole).sample_ids.tolist()) == set(drawn)
     run = Run.start(plain(root, "half", train__chunks=str(kept)))
-    refuse = Run._refuse_non_finite
-
-    def stop(run, *arguments):
-        if run.step == 6:
-            raise KeyError
-        return refuse(run, *arguments)
-
-    monkeypatch.setattr(Run, "_refuse_non_finite", stop)
+    in_step(monkeypatch, run, 6, crash)
     with pytest.raises(KeyError):
         run.train()
     monkeypatch.undo()
@@ -153,14 +150,7 @@ def test_online_decisions_are_those_of_the_values_so_far_and_survive_a_crash(roo
             data__noise=0.5,
         )
     )
-    refuse = Run._refuse_non_finite
-
-    def stop(run, *arguments):
-        if run.step == 10:
-            raise KeyError
-        return refuse(run, *arguments)
-
-    monkeypatch.setattr(Run, "_refuse_non_finite", stop)
+    in_step(monkeypatch, run, 10, crash)
     with pytest.raises(KeyError):
         run.train()
     monkeypatch.undo()
