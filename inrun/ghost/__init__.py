@@ -2,10 +2,11 @@
 per-sample gradients.
 """
 
+from inrun.ghost.buffers import GradientBuffers
 from inrun.ghost.compiled import CompiledProbes
 from inrun.ghost.forward import ForwardRouteError, token_dots
-from inrun.ghost.substitute import Substitute
-from inrun.ghost.tape import GradientBuffers, StreamingDots, Tape
+from inrun.ghost.modes import Substitute
+from inrun.ghost.tape import StreamingDots, Tape
 from inrun.ghost.uses import MixedSamplesError, UncoveredUseError, UseTracker
 
 __all__ = [

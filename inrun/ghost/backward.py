@@ -1,4 +1,5 @@
-"""The autograd engine, entered with the current torch-function modes still active.
+"""Derivatives by torch: its engine, entered with the current torch-function modes still active, and
+the level of forward-mode derivatives.
 
 A mode is suspended inside its own handler, and so would be during the whole of ``loss.backward()``,
 which arrives there like any other function; the engine then runs its nodes in the state that it was
@@ -7,9 +8,12 @@ operations must be seen (or substituted) as they were the first time. Torch has 
 its engine below the dispatch to modes; this one is what its own `backward` and `grad` call.
 """
 
+import functools
+import warnings
 from collections.abc import Sequence
 
 import torch
+import torch.autograd.forward_ad as fwad
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 
@@ -71,3 +75,20 @@ def _seeds(outputs: tuple[Tensor, ...], seeds: tuple) -> tuple[Tensor | None, ..
             seed = torch.ones_like(output, memory_format=torch.preserve_format)
         filled.append(seed)
     return tuple(filled)
+
+
+@functools.cache
+def _load_formulas() -> None:
+    """Let torch load its forward-mode formulas, which warns of a deprecation of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*torch.jit.script.*", category=DeprecationWarning
+        )
+        with fwad.dual_level():
+            fwad.make_dual(torch.zeros(()), torch.zeros(()))
+
+
+def dual_level() -> fwad.dual_level:
+    """``torch.autograd.forward_ad.dual_level``, without torch's warning at its first use."""
+    _load_formulas()
+    return fwad.dual_level()

@@ -16,9 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from inrun.ghost.arguments import rebuilder, tensors_of
-from inrun.ghost.dual import dual_level
-from inrun.ghost.modes import Expand
-from inrun.ghost.substitute import Substitute
+from inrun.ghost.backward import dual_level
+from inrun.ghost.modes import Expand, Substitute
 from inrun.rules.factors import by_sample, wide
 
 

@@ -3,7 +3,7 @@
 A weight may pass through operations before it meets the batch: a transpose, a slice, a
 concatenation of query, key and value, positions looked up at ``arange(t)``, an adapter multiplied
 out. Such a tensor y(w) has no sample axis, and <g_i, V> = <dL_i/dy, (dy/dw) V>: the direction is
-pushed forward through the function, and the rules only ever see the operation where y meets the
+pushed forward through the function (jvp), and the rules only ever see the operation where y meets the
 samples.
 """
 
@@ -14,26 +14,8 @@ import torch.autograd.forward_ad as fwad
 from torch import Tensor
 
 from inrun.ghost.arguments import tensors_of
-from inrun.ghost.dual import dual_level
-
-
-class Origin:
-    """`roots`: names of the parameters that the tensor depends on."""
-
-    roots: tuple[str, ...]
-    value: Tensor
-
-    def jvp(self, root: str, V: Tensor) -> Tensor:
-        """The direction V [k, *root shape] of one parameter as directions of this tensor, [k, *own
-        shape].
-        """
-        raise NotImplementedError
-
-    def vjp(self, root: str, g: Tensor) -> Tensor:
-        """A gradient with respect to this tensor as a gradient with respect to the parameter (the
-        transpose of `push`).
-        """
-        raise NotImplementedError
+from inrun.ghost.backward import dual_level
+from inrun.rules import Origin
 
 
 class Parameter(Origin):

@@ -2,23 +2,23 @@
 from a tape, for those known after.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-import inrun_kernels
-from inrun.ghost.fused import HeadFactor
-from inrun.ghost.origin import Origin
-from inrun.rules import Dense, Factor, Outer
-from inrun.rules.factors import Scaled, wide
-from inrun_kernels.head import CROSS_ENTROPY_SUM
+from inrun.ghost.buffers import GradientBuffers
+from inrun.rules import Factor, Origin, Sink
+from inrun.rules.factors import wide
 
 
-class Recorder:
-    """Gets every use's factor in the backward. `fused`: operations may hand their whole weight
-    gradient over (inrun.ghost.fused).
+class Recorder(Sink):
+    """Gets every use's factor in the backward; the base of the two ways to dots.
+
+    Args:
+        n: samples of the micro-batch.
+        fused: operations may take their fused form (`inrun.rules.fused`), which sums the weight
+            gradient in another order.
     """
 
     def __init__(self, n: int, fused: bool):
@@ -27,7 +27,6 @@ class Recorder:
         self.dtypes: set[torch.dtype] = set()
 
     def sink(self, operation: str, origin: Origin, factor: Factor) -> None:
-        """One use: where the argument came from, and its per-sample gradients."""
         self.seen.update(origin.roots)
         self.dtypes.update(
             tensor.dtype for tensor in factor.tensors() if tensor.is_floating_point()
@@ -35,22 +34,17 @@ class Recorder:
         self.take(origin, factor)
 
     def take(self, origin: Origin, factor: Factor) -> None:
+        """What this recorder does with the factor of one use."""
         raise NotImplementedError
 
-    def outer(self, origin: Origin, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-        """A linear layer's use, a [n,t,i], b [n,t,o]; returns the weight gradient if it came out on
-        the way.
-        """
-        raise NotImplementedError
+    def directions_for(self, origin: Origin) -> Tensor | None:
+        return None
 
-    def head(self, origin: Origin, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
-        """(loss, dx, wgrad, part) of the head; `part` comes back to `head_part` with the loss's
-        gradient.
-        """
-        raise NotImplementedError
+    def take_dots(self, origin: Origin, dots: Tensor, dtype: torch.dtype) -> None:
+        raise NotImplementedError("only a recorder with directions takes dots")
 
-    def head_part(self, origin: Origin, part, gradient: Tensor) -> None:
-        raise NotImplementedError
+    def buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+        return None
 
 
 class StreamingDots(Recorder):
@@ -76,36 +70,15 @@ class StreamingDots(Recorder):
                     factor.dots(wide(origin.jvp(root, self.directions[root]))),
                 )
 
-    def outer(self, origin: Origin, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    def directions_for(self, origin: Origin) -> Tensor | None:
+        (root,) = origin.roots
+        return self.directions.get(root) if self.fused else None
+
+    def take_dots(self, origin: Origin, dots: Tensor, dtype: torch.dtype) -> None:
         (root,) = origin.roots
         self.seen.add(root)
-        self.dtypes.add(b.dtype)
-        if root not in self.directions:
-            return None
-        wgrad, dots = inrun_kernels.wgrad_dots(a, b, self.directions[root])
+        self.dtypes.add(dtype)
         add_dots(self.by_parameter, root, dots)
-        return wgrad
-
-    def head(self, origin: Origin, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
-        (root,) = origin.roots
-        if root not in self.directions or not self.fused:
-            return *CROSS_ENTROPY_SUM(x, w, targets, ignore_index), (x, w, targets, ignore_index)
-        ones = torch.ones_like(
-            targets, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32
-        )
-        losses, dx, wgrad, dots = inrun_kernels.linear_cross_entropy_dots(
-            x, w, targets, self.directions[root], weights=ones, ignore_index=ignore_index
-        )
-        return losses.sum(), dx, wgrad.to(w.dtype), dots
-
-    def head_part(self, origin: Origin, part, gradient: Tensor) -> None:
-        if isinstance(part, Tensor):
-            (root,) = origin.roots
-            self.seen.add(root)
-            self.dtypes.add(part.dtype)
-            add_dots(self.by_parameter, root, gradient * part)
-        else:
-            self.sink("head", origin, HeadFactor(*part, gradient))
 
     def dots(self, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """name -> [k, n]: what was accumulated for the directions it was made with."""
@@ -114,42 +87,6 @@ class StreamingDots(Recorder):
     def non_finite(self) -> list[bool]:
         """Which samples have NaN or infinity in a dot product."""
         return non_finite_samples(self.by_parameter, self.n)
-
-
-class GradientBuffers:
-    """Buffers for per-sample weight gradients, up to a budget, used again step after step: fresh
-    memory of that size costs more than what is written to it.
-
-    Args:
-        budget: bytes.
-    """
-
-    def __init__(self, budget: int = 0):
-        self.budget = budget
-        self._used = 0
-        self._idle: dict[tuple, list[Tensor]] = {}
-        self._busy: dict[tuple, list[Tensor]] = {}
-
-    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
-        """An uninitialised buffer, or None if the budget is spent."""
-        key = (shape, like.dtype, like.device)
-        if self._idle.get(key):
-            buffer = self._idle[key].pop()
-        else:
-            size = math.prod(shape) * like.dtype.itemsize
-            if self._used + size > self.budget:
-                return None
-            self._used += size
-            buffer = like.new_empty(shape)
-        self._busy.setdefault(key, []).append(buffer)
-        return buffer
-
-    def release(self) -> None:
-        """The step is over: all buffers may be used again; those of shapes that were not asked for
-        are given up.
-        """
-        self._idle, self._busy = self._busy, {}
-        self._used = sum(buffer.nbytes for buffers in self._idle.values() for buffer in buffers)
 
 
 class Tape(Recorder):
@@ -163,7 +100,7 @@ class Tape(Recorder):
         memory: where kept gradients live.
     """
 
-    def __init__(self, n: int, fused: bool = False, memory: "GradientBuffers | None" = None):
+    def __init__(self, n: int, fused: bool = False, memory: GradientBuffers | None = None):
         super().__init__(n, fused)
         self.memory = memory if memory is not None else GradientBuffers()
         self.entries: list[tuple[Origin, Factor]] = []
@@ -171,32 +108,8 @@ class Tape(Recorder):
     def take(self, origin: Origin, factor: Factor) -> None:
         self.entries.append((origin, factor))
 
-    def outer(self, origin: Origin, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-        g = self.memory.take((self.n, *shape), b) if self.fused else None
-        if g is None:
-            self.sink("linear", origin, Outer(a, b, shape))
-            return None
-        torch.bmm(b.mT, a, out=g)
-        self.sink("linear", origin, Dense(g))
-        return inrun_kernels.sample_sum(g)
-
-    def head(self, origin: Origin, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int):
-        g = self.memory.take((self.n, *w.shape), x) if self.fused else None
-        if g is None:
-            return *CROSS_ENTROPY_SUM(x, w, targets, ignore_index), (x, w, targets, ignore_index)
-        loss, dx, g = inrun_kernels.cross_entropy_sum_per_sample(
-            x, w, targets, ignore_index=ignore_index, out=g
-        )
-        return loss, dx, inrun_kernels.sample_sum(g).to(w.dtype), g
-
-    def head_part(self, origin: Origin, part, gradient: Tensor) -> None:
-        self.sink(
-            "head",
-            origin,
-            Scaled(Dense(part), gradient)
-            if isinstance(part, Tensor)
-            else HeadFactor(*part, gradient),
-        )
+    def buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+        return self.memory.take((self.n, *shape), like) if self.fused else None
 
     def dots(self, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``<g_i, V_k>``: name -> V [k, *shape]  to  name -> [k, n]."""

@@ -12,21 +12,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-import inrun_kernels
 from inrun.ghost.arguments import rebuilder, tensors_of
 from inrun.ghost.backward import BACKWARDS, backward
-from inrun.ghost.fused import FusedHead, FusedLinear, FusedTable, plain_lookup, table_gradient
-from inrun.ghost.origin import Derived, Origin, Parameter
+from inrun.ghost.origin import Derived, Parameter
 from inrun.ghost.tape import Recorder
-from inrun.rules import Factor, find, refusal
-from inrun.rules.embedding import embedding_weight
-from inrun.rules.registry import Call, NoRule
-from inrun_kernels.head import CROSS_ENTROPY_SUM
+from inrun.rules import OPERATIONS, Factor, Origin, find
+from inrun.rules.registry import UNKNOWN, Call, NoRule, Operation
 
 
 class UncoveredUseError(RuntimeError):
@@ -35,34 +30,6 @@ class UncoveredUseError(RuntimeError):
 
 class MixedSamplesError(RuntimeError):
     """An operation mixes the samples of the batch, so that a sample has no gradient of its own."""
-
-
-#: factories whose result holds no data of the batch (torch.tensor, from_numpy and the random ones
-#: may)
-_FACTORIES = {
-    torch.arange,
-    torch.zeros,
-    torch.ones,
-    torch.full,
-    torch.empty,
-    torch.eye,
-    torch.linspace,
-    torch.tril_indices,
-    torch.triu_indices,
-    torch.scalar_tensor,
-}
-
-#: in-place operations whose derivative does not need the overwritten value
-_INPLACE = {
-    torch.Tensor.add_: torch.Tensor.add,
-    torch.Tensor.__iadd__: torch.Tensor.add,
-    torch.Tensor.sub_: torch.Tensor.sub,
-    torch.Tensor.__isub__: torch.Tensor.sub,
-}
-
-#: operations that need their own result in the backward: the tap marks what it passes on as
-#: changed, so it gets a copy
-_SAVES_OUTPUT = {torch.nn.functional.scaled_dot_product_attention}
 
 
 @dataclass
@@ -133,13 +100,13 @@ class UseTracker(TorchFunctionMode):
             with self:
                 return backward(args, kwargs)
         leaves = tensors_of(args, kwargs)
-        reason = refusal(func, args, kwargs)
-        if reason:
+        entry = OPERATIONS.get(func, UNKNOWN)
+        if entry.refusal is not None and (reason := entry.refusal(*args, **kwargs)):
             raise MixedSamplesError(reason)
         origins = [self.origins.get(id(leaf)) for leaf in leaves]
         if not any(origins):
             out = func(*args, **kwargs)
-            if (leaves or func in _FACTORIES) and all(leaf in self.constants for leaf in leaves):
+            if (leaves or entry.without_samples) and all(leaf in self.constants for leaf in leaves):
                 self._mark_constant(out)
             return out
         if not torch.is_grad_enabled():
@@ -149,34 +116,49 @@ class UseTracker(TorchFunctionMode):
             out = func(*args, **kwargs)
             self._derive(func, args, kwargs, leaves, origins, out)
             return out
-        if func is CROSS_ENTROPY_SUM:
-            return self._head(*args)
-        if (
-            func is F.linear
-            and self.recorder.fused
-            and isinstance(origins[1], Parameter)
-            and 0 not in shared
-        ):
-            return self._linear(*args, **kwargs)
-        if (
-            func is F.embedding
-            and self.recorder.fused
-            and isinstance(origins[1], Parameter)
-            and 0 not in shared
-        ):
-            plain = plain_lookup(*args, **kwargs)
-            if plain is not None:
-                return self._lookup(*plain)
-        uses = self._uses(func, args, kwargs, leaves, origins, shared)
+        if entry.fused is not None and (self.recorder.fused or entry.same_bits):
+            out = entry.fused(self, *args, **kwargs)
+            if out is not None:
+                return out
+        return self._tapped(func, entry, args, kwargs, leaves, origins, shared)
+
+    # -- what a fused form asks
+
+    def origin(self, tensor: Tensor) -> Origin | None:
+        return self.origins.get(id(tensor))
+
+    def parameter(self, tensor: Tensor) -> Origin | None:
+        origin = self.origins.get(id(tensor))
+        return origin if isinstance(origin, Parameter) else None
+
+    def holds_samples(self, tensor: Tensor) -> bool:
+        return id(tensor) not in self.origins and tensor not in self.constants
+
+    # -- the exact form
+
+    def _tapped(
+        self,
+        func: Callable,
+        entry: Operation,
+        args: tuple,
+        kwargs: dict,
+        leaves: list[Tensor],
+        origins: list[Origin | None],
+        shared: set[int],
+    ) -> Tensor:
+        """The operation's own result, with a tap on the gradient that comes back to it."""
+        operation = func if entry.out_of_place is None else entry.out_of_place
+        in_place = entry.out_of_place is not None
+        uses = self._uses(func, operation, args, kwargs, leaves, origins, shared)
         version = leaves[0]._version
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor):
             raise UncoveredUseError(self._message(func, origins, "returns several tensors"))
         if not out.requires_grad:
             return out
-        if func in _SAVES_OUTPUT:
+        if entry.saves_output:  # the tap marks what it passes on as changed, so it gets a copy
             out = out.clone()
-        if leaves[0]._version != version and func not in _INPLACE:
+        if leaves[0]._version != version and not in_place:
             raise UncoveredUseError(
                 self._message(func, origins, "overwrites its input; use the out-of-place form")
             )
@@ -184,7 +166,7 @@ class UseTracker(TorchFunctionMode):
         # autograd (and checkpointed with it)
         constants = [leaf.detach() if at in shared else None for at, leaf in enumerate(leaves)]
         saved = [leaf for at, leaf in enumerate(leaves) if at not in shared]
-        if func in _INPLACE:
+        if in_place:
             saved = [
                 torch.empty_like(leaf, device="meta") if leaf is out else leaf for leaf in saved
             ]
@@ -196,38 +178,24 @@ class UseTracker(TorchFunctionMode):
 
         return _Tap.apply(out, on_gradient, constants, *saved)
 
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        given = [t if t is not None and t.requires_grad else None for t in (weight, bias)]
-        origins = [self.origins.get(id(t)) for t in given]
-        return FusedLinear.apply(input, weight, bias, self.recorder, *origins)
-
-    def _lookup(self, ids: Tensor, w: Tensor) -> Tensor:
-        origin, recorder = self.origins[id(w)], self.recorder
-
-        def on_gradient(b: Tensor, ids: Tensor, w: Tensor) -> Tensor:
-            recorder.sink("embedding", origin, embedding_weight(recorder.n, b, ids, w.detach()))
-            return table_gradient(b, ids, w)
-
-        return FusedTable.apply(ids, w, on_gradient)
-
-    def _head(self, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor]:
-        origin = self.origins[id(w)]
-        if isinstance(origin, Parameter) and x.shape[0] == self.recorder.n:
-            return (FusedHead.apply(x, w, targets, ignore_index, self.recorder, origin),)
-        with self:  # a head made of other parameters: its operations are seen one by one
-            return (inrun_kernels.cross_entropy_sum_composite(x, w, targets, ignore_index),)
-
-    def _uses(self, func, args, kwargs, leaves, origins, shared) -> list[Use]:
+    def _uses(
+        self,
+        func: Callable,
+        operation: Callable,
+        args: tuple,
+        kwargs: dict,
+        leaves: list[Tensor],
+        origins: list[Origin | None],
+        shared: set[int],
+    ) -> list[Use]:
         rebuild = rebuilder(args, kwargs)
         uses = []
         for at, origin in enumerate(origins):
             if origin is None or not leaves[at].requires_grad:
                 continue
-            operation = _INPLACE.get(func, func)
+            call = Call(operation, leaves, at, shared, rebuild)
             try:
-                uses.append(
-                    Use(origin, find(operation, Call(operation, leaves, at, shared, rebuild)))
-                )
+                uses.append(Use(origin, find(operation, call)))
             except NoRule:
                 raise UncoveredUseError(self._message(func, [origin], "has no rule")) from None
         return uses

@@ -12,9 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 import inrun_kernels
 from inrun.ghost.backward import grad
-from inrun.ghost.fused import Lookups
-from inrun.ghost.modes import Expand
-from inrun.ghost.substitute import Substitute
+from inrun.ghost.modes import Expand, Substitute
+from inrun.rules.embedding import Lookups
 
 
 class TargetError(RuntimeError):
@@ -32,7 +31,7 @@ class Target:
             target.
         parameters: name -> tracked parameter.
         model: whose buffers are restored after each evaluation.
-        fused: gradients may be summed in another order than torch's own (inrun.ghost.fused), which
+        fused: gradients may be summed in another order than torch's own (inrun.rules.fused), which
             saves passes over token tables.
         reuse: keep each gradient until `refresh`, and give it again at later weights.
         around: a context for each evaluation.

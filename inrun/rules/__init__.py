@@ -16,10 +16,41 @@ To add one::
 `n` is the number of samples, `b` the gradient of the loss with respect to the operation's output;
 the rest are the operation's own arguments, as they were in the forward. Samples lie along axis 0,
 alone or folded with other axes (`[n * t, i]`).
+
+The same file may hold a fused form (`fused`: the operation takes the dots in its own backward) and
+a compiled one (`compiled`: for models under torch.compile). See `inrun.rules.registry`.
 """
 
-from inrun.rules import conv, elementwise, embedding, linear, norm, samplewise  # noqa: F401  (each registers its rules)
+from inrun.rules import (  # each registers its operations
+    conv,  # noqa: F401
+    elementwise,  # noqa: F401
+    embedding,  # noqa: F401
+    factories,  # noqa: F401
+    head,  # noqa: F401
+    linear,  # noqa: F401
+    norm,  # noqa: F401
+    samplewise,  # noqa: F401
+)
 from inrun.rules.factors import Aligned, Dense, Factor, Outer, Rows
-from inrun.rules.registry import find, refusal, rule
+from inrun.rules.protocols import Origin, Probes, Sink, Tracker
+from inrun.rules.registry import OPERATIONS, Operation, compiled, find, fused, known, refuse, rule
 
-__all__ = ["Aligned", "Dense", "Factor", "Outer", "Rows", "find", "refusal", "rule"]
+__all__ = [
+    "OPERATIONS",
+    "Aligned",
+    "Dense",
+    "Factor",
+    "Operation",
+    "Origin",
+    "Outer",
+    "Probes",
+    "Rows",
+    "Sink",
+    "Tracker",
+    "compiled",
+    "find",
+    "fused",
+    "known",
+    "refuse",
+    "rule",
+]

@@ -35,9 +35,10 @@ def _patches(x: Tensor, kernel, stride, padding, dilation) -> Tensor:
     return x
 
 
-def _weight(
+def filter_gradients(
     n: int, b: Tensor, x: Tensor, weight: Tensor, stride, padding, dilation, groups: int
-) -> Factor:
+) -> Dense:
+    """Per-sample gradients of filters [o,c,*kernel], from x [n,c,*space] and b [n,o,*positions]."""
     dims = weight.dim() - 2
     if x.dim() != dims + 2 or x.shape[0] != n:
         raise SampleAxisError(
@@ -60,7 +61,7 @@ def _register(operation, dims: int) -> None:
     def conv_weight(
         n, b, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     ) -> Factor:
-        return _weight(n, b, input, weight, stride, padding, dilation, groups)
+        return filter_gradients(n, b, input, weight, stride, padding, dilation, groups)
 
     @rule(operation, argument="bias")
     def conv_bias(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inrun.rules.factors import Aligned, Dense, Factor, by_sample, wide
-from inrun.rules.registry import Call, rule
+from inrun.rules.registry import Call, in_place, rule
 
 _NAMES = [
     "add",
@@ -73,3 +73,9 @@ def _derivative(b: Tensor, call: Call, leaves: list[Tensor], y: Tensor) -> Tenso
         out = call(leaves)
     (g,) = torch.autograd.grad(out, y, b.to(out.dtype))
     return g
+
+
+in_place(torch.Tensor.add_, like=torch.Tensor.add)
+in_place(torch.Tensor.__iadd__, like=torch.Tensor.add)
+in_place(torch.Tensor.sub_, like=torch.Tensor.sub)
+in_place(torch.Tensor.__isub__, like=torch.Tensor.sub)

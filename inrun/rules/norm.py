@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import inrun_kernels
 from inrun.rules.factors import Dense, Factor, by_sample, wide
-from inrun.rules.registry import refuse, rule
+from inrun.rules.linear import offset_dots
+from inrun.rules.protocols import Probes
+from inrun.rules.registry import compiled, refuse, rule
 
 
 def _reduce(n: int, x: Tensor, shape) -> Tensor:
@@ -41,6 +44,18 @@ def layer_norm_bias(
     return Dense(_reduce(n, b, bias.shape))
 
 
+@compiled(F.layer_norm)
+def compiled_layer_norm(
+    probes: Probes, input, normalized_shape, weight=None, bias=None, eps: float = 1e-5
+) -> Tensor:
+    found = probes.of(weight)
+    if found is None or len(normalized_shape) != 1:
+        y = F.layer_norm(input, normalized_shape, weight, bias, eps)
+    else:
+        y = inrun_kernels.layer_norm(input, weight, bias, *found, eps=eps)
+    return offset_dots(probes, y, bias)
+
+
 @rule(F.rms_norm, argument="weight")
 def rms_norm_weight(n: int, b: Tensor, input, normalized_shape, weight=None, eps=None) -> Factor:
     # the default eps is the machine epsilon of the input's own dtype
@@ -48,6 +63,17 @@ def rms_norm_weight(n: int, b: Tensor, input, normalized_shape, weight=None, eps
     return Dense(
         _reduce(n, wide(b) * F.rms_norm(wide(input), normalized_shape, eps=eps), weight.shape)
     )
+
+
+@compiled(F.rms_norm)
+def compiled_rms_norm(
+    probes: Probes, input, normalized_shape, weight=None, eps: float | None = None
+) -> Tensor | None:
+    found = probes.of(weight)
+    if found is None or len(normalized_shape) != 1:
+        return None
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    return inrun_kernels.rms_norm(input, weight, *found, eps=eps)
 
 
 @rule(F.group_norm, argument="weight")

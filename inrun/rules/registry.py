@@ -1,31 +1,104 @@
-"""Finds the rule of an operation's argument."""
+"""One table of operations: each with its exact, fused and compiled form, and what it refuses."""
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-_BY_ARGUMENT: dict[tuple[Callable, str], Callable] = {}
-_SIGNATURES: dict[Callable, list[inspect.Signature]] = {}
-_ANY_ARGUMENT: dict[Callable, Callable] = {}
-_REFUSED: dict[Callable, Callable[..., str | None]] = {}
+from torch import Tensor
+
+from inrun.rules.factors import Factor
+
+Contribution = Callable[[int, Tensor, list[Tensor]], Factor]
+
+
+@dataclass
+class Operation:
+    """All that is known of one operation."""
+
+    arguments: dict[str, Callable[..., Factor]] = field(default_factory=dict)
+    """Exact forms by the argument's name, called as ``form(n, b, *the operation's arguments)``."""
+    signatures: list[inspect.Signature] = field(default_factory=list)
+    """How the operation may be called, one for each exact form."""
+    general: "Callable[[int, Tensor, Call], Factor] | None" = None
+    """The exact form of any argument, called as ``form(n, b, call)``."""
+    fused: Callable[..., Any] | None = None
+    """``form(tracker, *the operation's arguments)``: computes the operation in its stead."""
+    same_bits: bool = False
+    """The fused form trains to the same bits, so it is taken where ``fused=False`` too."""
+    compiled: Callable[..., Any] | None = None
+    """``form(probes, *the operation's arguments)``: the same for a model under torch.compile."""
+    refusal: Callable[..., str | None] | None = None
+    """Why a call mixes the samples, or None, from the operation's arguments."""
+    out_of_place: Callable | None = None
+    """The operation that this one does in place, where it does not need the old value later."""
+    saves_output: bool = False
+    """Its backward needs its own result, which may therefore not be marked as changed."""
+    without_samples: bool = False
+    """Its result holds no data of the batch although no tensor goes in."""
+
+
+#: operation -> what is known of it
+OPERATIONS: dict[Callable, Operation] = {}
+
+#: an operation that nothing is known of
+UNKNOWN = Operation()
+
+
+def known(operation: Callable) -> Operation:
+    """The operation's entry in the table, a new one if it has none."""
+    return OPERATIONS.setdefault(operation, Operation())
 
 
 def rule(*operations: Callable, argument: str | None = None) -> Callable:
-    """Decorator: the rule for `argument` of these operations, or for any argument that is a
-    parameter if none is named.
+    """Decorator: the exact form for `argument` of these operations.
 
-    A rule without `argument` is called as ``rule(n, b, call)`` with a `Call`.
+    Without `argument` it serves any argument that is a parameter, and is called as ``form(n, b,
+    call)`` with a `Call`.
     """
 
     def add(function: Callable) -> Callable:
         for operation in operations:
+            entry = known(operation)
             if argument is None:
-                _ANY_ARGUMENT[operation] = function
+                entry.general = function
             else:
-                _BY_ARGUMENT[operation, argument] = function
+                entry.arguments[argument] = function
                 signature = inspect.signature(function)
                 own = list(signature.parameters.values())[2:]
-                _SIGNATURES.setdefault(operation, []).append(signature.replace(parameters=own))
+                entry.signatures.append(signature.replace(parameters=own))
+        return function
+
+    return add
+
+
+def fused(*operations: Callable, same_bits: bool = False) -> Callable:
+    """Decorator: a form that computes the operation and takes the dots in its own backward.
+
+    It is called as ``form(tracker, *the operation's arguments)`` with a `protocols.Tracker`, and
+    returns the operation's output, or None to leave this call to the exact form. `same_bits`: it is
+    used where nobody asked for fused forms, too.
+    """
+
+    def add(function: Callable) -> Callable:
+        for operation in operations:
+            entry = known(operation)
+            entry.fused, entry.same_bits = function, same_bits
+        return function
+
+    return add
+
+
+def compiled(*operations: Callable) -> Callable:
+    """Decorator: a form in which dots leave a compiled graph as the gradients of probes.
+
+    It is called as ``form(probes, *the operation's arguments)`` with `protocols.Probes` while
+    torch.compile traces, and returns the operation's output, or None to leave the call as it is.
+    """
+
+    def add(function: Callable) -> Callable:
+        for operation in operations:
+            known(operation).compiled = function
         return function
 
     return add
@@ -37,34 +110,46 @@ def refuse(*operations: Callable) -> Callable:
     """
 
     def add(function: Callable) -> Callable:
-        _REFUSED.update(dict.fromkeys(operations, function))
+        for operation in operations:
+            known(operation).refusal = function
         return function
 
     return add
 
 
-def refusal(operation: Callable, args: tuple, kwargs: dict) -> str | None:
-    """Why the operation mixes samples and cannot be attributed, or None."""
-    check = _REFUSED.get(operation)
-    return check(*args, **kwargs) if check else None
+def in_place(operation: Callable, like: Callable) -> None:
+    """Say that `operation` does in place what `like` does, and needs no overwritten value later."""
+    known(operation).out_of_place = like
+
+
+def saves_output(*operations: Callable) -> None:
+    """Say that the backwards of these operations need their own results."""
+    for operation in operations:
+        known(operation).saves_output = True
+
+
+def without_samples(*operations: Callable) -> None:
+    """Say that these operations make tensors without data of the batch out of no tensor."""
+    for operation in operations:
+        known(operation).without_samples = True
 
 
 @dataclass
 class Call:
-    """One operation as it was called, for rules that serve many operations.
-
-    `leaves` are the tensors among the arguments, in order; `where` indexes the one whose gradient
-    is asked for; `rebuild(leaves)` gives (args, kwargs) with other tensors in their places;
-    `shared` are the indices of leaves without a sample axis.
-    """
+    """One operation as it was called, for rules that serve many operations."""
 
     operation: Callable
-    leaves: list
+    """What was called."""
+    leaves: list[Tensor]
+    """The tensors among the arguments, in order."""
     where: int
+    """Index of the leaf whose gradient is asked for."""
     shared: set[int]
-    rebuild: Callable
+    """Indices of leaves without a sample axis."""
+    rebuild: Callable[[list], tuple[tuple, dict]]
+    """(args, kwargs) with other tensors in the leaves' places."""
 
-    def __call__(self, leaves: list):
+    def __call__(self, leaves: list) -> Any:
         args, kwargs = self.rebuild(leaves)
         return self.operation(*args, **kwargs)
 
@@ -73,35 +158,35 @@ class NoRule(LookupError):
     """The operation has no rule for this argument."""
 
 
-def find(operation: Callable, call: Call) -> Callable:
+def find(operation: Callable, call: Call) -> Contribution:
     """``contribution(n, b, leaves) -> Factor`` for the argument `call.where`.
 
     Raises:
         NoRule: nothing is registered for the operation and argument.
     """
-    general = _ANY_ARGUMENT.get(operation)
+    entry = OPERATIONS.get(operation, UNKNOWN)
+    general = entry.general
     if general is not None:
         return lambda n, b, leaves: general(
             n, b, Call(operation, leaves, call.where, call.shared, call.rebuild)
         )
-    places = [
-        object() for _ in call.leaves
-    ]  # bound in the tensors' stead, to see which name each of them has
+    # bound in the tensors' stead, to see which name each of them has
+    places = [object() for _ in call.leaves]
     args, kwargs = call.rebuild(places)
-    for signature in _SIGNATURES.get(operation, ()):
+    for signature in entry.signatures:
         try:
             bound = signature.bind(*args, **kwargs).arguments
         except TypeError:
             continue
         for name, value in bound.items():
-            if value is places[call.where] and (operation, name) in _BY_ARGUMENT:
-                return _with_arguments(_BY_ARGUMENT[operation, name], call.rebuild)
+            if value is places[call.where] and name in entry.arguments:
+                return _with_arguments(entry.arguments[name], call.rebuild)
     raise NoRule
 
 
-def _with_arguments(by_argument: Callable, rebuild: Callable) -> Callable:
-    def contribution(n, b, leaves):
+def _with_arguments(form: Callable[..., Factor], rebuild: Callable) -> Contribution:
+    def contribution(n: int, b: Tensor, leaves: list[Tensor]) -> Factor:
         args, kwargs = rebuild(leaves)
-        return by_argument(n, b, *args, **kwargs)
+        return form(n, b, *args, **kwargs)
 
     return contribution

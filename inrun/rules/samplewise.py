@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inrun.rules.factors import Aligned, Dense, Factor, SampleAxisError, by_sample, wide
-from inrun.rules.registry import Call, rule
+from inrun.rules.registry import Call, rule, saves_output
 
 
 @rule(
@@ -53,3 +53,5 @@ def one_sample_at_a_time(n: int, b: Tensor, call: Call) -> Factor:
 
 #: operations whose every argument has the sample axis
 _BATCHED = {torch.bmm, torch.baddbmm, torch.Tensor.bmm, torch.cat, F.scaled_dot_product_attention}
+
+saves_output(F.scaled_dot_product_attention)

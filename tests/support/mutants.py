@@ -20,8 +20,9 @@ from inrun.methods import step as step_module
 from inrun.methods.base import KINDS
 from inrun.methods.step import Step
 from inrun.methods.target import Target
-from inrun.rules import conv, elementwise, embedding, linear, registry
+from inrun.rules import OPERATIONS, conv, elementwise, embedding, linear
 from inrun.rules.factors import Dense, Outer, Rows, by_sample
+from inrun.rules.head import HeadFactor
 from inrun.updates.adam import AdamUpdate
 from inrun.updates.base import Update
 from inrun.updates.lion import LionUpdate
@@ -59,8 +60,9 @@ def mutant(name: str, *cases: str, seen: str = ""):
 
 
 def _rule(patch, operation, argument, function) -> None:
-    assert (operation, argument) in registry._BY_ARGUMENT
-    patch.setitem(registry._BY_ARGUMENT, (operation, argument), function)
+    arguments = OPERATIONS[operation].arguments
+    assert argument in arguments
+    patch.setitem(arguments, argument, function)
 
 
 def _wrap(patch, owner, name, around) -> None:
@@ -93,9 +95,7 @@ def _(patch):
 
 @mutant("the fused head forgets the loss's own gradient", "fused head", "fused head, tied")
 def _(patch):
-    _wrap(
-        patch, tape.HeadFactor, "dots", lambda original, self, V: original(self, V) / self.gradient
-    )
+    _wrap(patch, HeadFactor, "dots", lambda original, self, V: original(self, V) / self.gradient)
 
 
 @mutant("of a weight made of two parameters only one counts", "LoRA multiplied in")
@@ -181,7 +181,7 @@ def _(patch):
 @mutant("the padding row is counted", "embedding, padding row, tied")
 def _(patch):
     def rule(n, b, input, weight, *args, **kwargs):
-        return embedding._rows(n, b, input, weight)
+        return embedding.table_rows(n, b, input, weight)
 
     _rule(patch, F.embedding, "weight", rule)
 
@@ -217,8 +217,8 @@ def _(patch):
             else factor
         )
 
-    patch.setitem(registry._ANY_ARGUMENT, torch.Tensor.add, rule)
-    patch.setitem(registry._ANY_ARGUMENT, torch.Tensor.__add__, rule)
+    patch.setattr(OPERATIONS[torch.Tensor.add], "general", rule)
+    patch.setattr(OPERATIONS[torch.Tensor.__add__], "general", rule)
 
 
 @mutant("a parameter expanded over the batch gives sample 0 everything", "class token")
@@ -235,8 +235,8 @@ def _(patch):
 @mutant("gain and offset of LayerNorm are swapped", "LayerNorm")
 def _(patch):
     gain, offset = (
-        registry._BY_ARGUMENT[F.layer_norm, "weight"],
-        registry._BY_ARGUMENT[F.layer_norm, "bias"],
+        OPERATIONS[F.layer_norm].arguments["weight"],
+        OPERATIONS[F.layer_norm].arguments["bias"],
     )
     _rule(patch, F.layer_norm, "weight", offset)
     _rule(patch, F.layer_norm, "bias", gain)
@@ -254,7 +254,7 @@ def _(patch):
 
 @mutant("GroupNorm normalises all channels together", "GroupNorm")
 def _(patch):
-    original = registry._BY_ARGUMENT[F.group_norm, "weight"]
+    original = OPERATIONS[F.group_norm].arguments["weight"]
     _rule(
         patch,
         F.group_norm,
@@ -284,7 +284,7 @@ def _(patch):
         g = original(n, b, x, w, *options).g
         return Dense(g.flatten(3).transpose(2, 3).reshape(g.shape))
 
-    _wrap(patch, conv, "_weight", weight)
+    _wrap(patch, conv, "filter_gradients", weight)
 
 
 @mutant(
@@ -297,7 +297,7 @@ def _(patch):
         g = original(n, b, x, w, *options).g
         return Dense(g.flatten(2).transpose(1, 2).reshape(g.shape))
 
-    _wrap(patch, conv, "_weight", weight)
+    _wrap(patch, conv, "filter_gradients", weight)
 
 
 @mutant(
@@ -320,7 +320,7 @@ def _(patch):
             groups,
         )
 
-    _wrap(patch, conv, "_weight", weight)
+    _wrap(patch, conv, "filter_gradients", weight)
 
 
 @mutant("dilation of a convolution is ignored", "convolution 1d", "convolution 2d")
@@ -337,7 +337,7 @@ def _(patch):
             groups,
         )
 
-    _wrap(patch, conv, "_weight", weight)
+    _wrap(patch, conv, "filter_gradients", weight)
 
 
 @mutant("stride of a convolution is ignored", "convolution 1d", "convolution 2d")
@@ -354,7 +354,7 @@ def _(patch):
             groups,
         )
 
-    _wrap(patch, conv, "_weight", weight)
+    _wrap(patch, conv, "filter_gradients", weight)
 
 
 @mutant(
