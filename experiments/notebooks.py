@@ -15,12 +15,13 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
+import inrun
 from experiments.artifacts import whole
 from experiments.copyright.texts import Texts, TextsConfig, write_texts
 from experiments.frame import command, plain
 from inrun.config import build
 from inrun.data.prepare import DataConfig
-from inrun.methods import Method
+from inrun.methods import FirstOrder
 from inrun.train import (
     AttributionConfig,
     ConfigError,
@@ -80,7 +81,7 @@ def run_config(settings: NotebooksConfig, texts: Texts, folder: Path) -> RunConf
         optim=settings.optim,
         train=settings.train,
         attribution=AttributionConfig(
-            (Method("first_order"), Method("path")), tuple(targets), fused=True
+            method=(FirstOrder(), inrun.Path()), targets=tuple(targets), route="fused"
         ),
         runs=str(folder),
         data_root=str(Path(settings.data_root).resolve()),

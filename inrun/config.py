@@ -103,7 +103,7 @@ def build(cls: type[T], values: Any, where: str = "config") -> T:
         raise ConfigError(
             f"{where}: expected a mapping with the keys of {cls.__name__}, got {values!r}"
         )
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass, as said
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]  # a dataclass, as said
     if unknown := sorted(set(values) - set(fields), key=str):
         raise ConfigError(
             f"{where}: unknown key {', '.join(map(repr, unknown))}; known are {', '.join(fields)}"
@@ -125,10 +125,32 @@ def build(cls: type[T], values: Any, where: str = "config") -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def build_kind(base: type[T], kinds: Mapping[str, type], values: Any, where: str = "config") -> T:
+    """One of several dataclasses: by its name, or by a mapping with `kind` and its fields.
+
+    Args:
+        base: what they have in common; an object of it is returned as it is.
+        kinds: name -> dataclass, a subclass of `base`.
+
+    Raises:
+        ConfigError: no such kind, or what `build` refuses.
+    """
+    if isinstance(values, base):
+        return values
+    given = dict(values) if isinstance(values, Mapping) else {"kind": values}
+    kind = given.pop("kind", None)
+    known = isinstance(kind, str) and kind in kinds
+    choices = ", ".join(map(repr, kinds))
+    require(where, (known, f"{values!r}: choose one of {choices}, or a mapping with its kind"))
+    return build(kinds[kind], given, where)
+
+
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
+    if hasattr(kind, "from_config"):  # a class of which there are several kinds
+        return kind.from_config(value, where)
     if dataclasses.is_dataclass(kind):
         return build(typing.cast(type, kind), value, where)
     if origin in (types.UnionType, typing.Union):
@@ -163,6 +185,8 @@ def _one_kind(kinds: tuple, value: Any, where: str) -> Any:
 
 
 def _tuple(kinds: tuple, value: Any, where: str) -> tuple:
+    if hasattr(kinds[0], "from_config") and not isinstance(value, (list, tuple)):
+        value = [value]  # one of a kind stands for a list of it
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{where}: expected a list, got {value!r}")
     if kinds[-1] is Ellipsis:

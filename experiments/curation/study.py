@@ -93,7 +93,7 @@ class CurationConfig(LanguageStudy):
     runs: str = "runs/curation"
 
     def __post_init__(self):
-        methods = [method.name for method in self.attribution.methods]
+        methods = [method.name for method in self.attribution.method]
         demands = [
             (bool(self.seeds), "seeds must not be empty"),
             (
@@ -129,9 +129,9 @@ class CurationConfig(LanguageStudy):
         measured = arm in ("full", "online")
         attribution = self.attribution
         if arm == "online":  # one method decides; the others would only cost time
-            deciding = self.online.method or attribution.methods[0].name
+            deciding = self.online.method or attribution.method[0].name
             attribution = dataclasses.replace(
-                attribution, methods=tuple(m for m in attribution.methods if m.name == deciding)
+                attribution, method=tuple(m for m in attribution.method if m.name == deciding)
             )
         return self.run_config(
             runs,
@@ -225,7 +225,7 @@ class Study:
     def arms(self) -> Iterator[Arm]:
         settings = self.settings
         scores, negative = self.scores()
-        size = int((scores[settings.attribution.methods[0].name] < 0).sum())
+        size = int((scores[settings.attribution.method[0].name] < 0).sum())
         full = test_curve(self.full)
         nobody = np.array([], dtype=np.int64)
         yield Arm(
@@ -237,10 +237,10 @@ class Study:
                 continue
             found = {**score_row(score, dropped, self.labels), "negative_share": negative.get(name)}
             yield self._arm(name, dropped, score, found)
-        measured = int((~np.isnan(scores[settings.attribution.methods[0].name])).sum())
+        measured = int((~np.isnan(scores[settings.attribution.method[0].name])).sum())
         for share in settings.shares:
             for name in (
-                settings.attribution.methods[0].name,
+                settings.attribution.method[0].name,
                 *({"random"} & set(settings.controls)),
             ):
                 dropped = _lowest(scores[name], round(share * measured))

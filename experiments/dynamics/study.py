@@ -40,7 +40,7 @@ class DynamicsConfig(LanguageStudy):
     def __post_init__(self):
         if not self.seeds or self.bins < len(PHASES):
             raise ConfigError(f"dynamics: seeds must not be empty, bins at least {len(PHASES)}")
-        if not self.attribution.on or not self.attribution.ledger:
+        if not self.attribution.on or not self.attribution.intervals.ledger:
             raise ConfigError(
                 "dynamics: values and their books are needed; choose an attribution with "
                 "ledger >= 1"
@@ -67,7 +67,7 @@ def measured(
     settings: DynamicsConfig, runs: Path, console: Console
 ) -> tuple[list[dict], list[dict], list[dict]]:
     """Rows of the curves, the phases and the phases' books, of all seeds and targets."""
-    method = settings.attribution.methods[0].name
+    method = settings.attribution.method[0].name
     about = {"scale": settings.scale, "model": settings.model["name"], "method": method}
     curves, phases, ledger = [], [], []
     for seed in settings.seeds:

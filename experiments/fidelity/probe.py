@@ -12,31 +12,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import inrun
 from inrun import models, shapley
-from inrun.attributor import Attributor
+from inrun.attributor import Attributor, Intervals
 from inrun.data.batch import Batch, batch_of
 from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler
 from inrun.evaluate import pearson, relative_rmse, spearman
 from inrun.evaluate.step_game import StepGame
-from inrun.methods import Method
+from inrun.methods import FirstOrder, SecondOrder
 from inrun.models import LanguageModel
 from inrun.train import OptimConfig, Run, checkpoint
 from inrun.train.optim import build_optimizer
 
 COMMON = (
-    Method("second_order"),
-    Method("path", name="path_1"),
-    Method("path", nodes=3, name="path_3"),
+    SecondOrder(),
+    inrun.Path(name="path_1"),
+    inrun.Path(nodes=3, name="path_3"),
 )
 #: optimizer -> methods; for plain SGD the optimizer's own slope is the paper's formula
 PROBES = {
-    "sgd": (Method("first_order"), *COMMON),
+    "sgd": (FirstOrder(), *COMMON),
     "adamw": (
-        Method("first_order", update="sgd", name="sgd_formula"),
-        Method("second_order", update="sgd", name="sgd_formula_2nd"),
-        Method("first_order", name="first_order_previous"),
-        Method("first_order", state="current", name="first_order_current"),
+        FirstOrder(update="sgd", name="sgd_formula"),
+        SecondOrder(update="sgd", name="sgd_formula_2nd"),
+        FirstOrder(name="first_order_previous"),
+        FirstOrder(state="current", name="first_order_current"),
         *COMMON,
     ),
 }
@@ -111,9 +112,13 @@ class Probe:
     target: Callable[[nn.Module], Tensor]
     clip: float | None
 
-    def attributor(self, methods: Sequence[Method]) -> Attributor:
+    def attributor(self, methods: Sequence[inrun.methods.Method]) -> Attributor:
         return Attributor(
-            self.model, self.optimizer, {"val": lambda: self.target(self.model)}, methods, ledger=0
+            self.model,
+            self.optimizer,
+            {"val": lambda: self.target(self.model)},
+            methods,
+            intervals=Intervals(ledger=0),
         )
 
     def backward(self) -> None:

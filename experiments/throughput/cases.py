@@ -17,8 +17,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import inrun_kernels
-from inrun import Attributor, Method
+from inrun import Attributor, Fused, Intervals
+from inrun.attributor import Route
 from inrun.ghost import Tape, UseTracker
+from inrun.methods import FirstOrder
 from inrun.models import build
 from inrun.rules import Outer
 from inrun.train import ConfigError
@@ -139,18 +141,18 @@ class Bench:
 
         return step
 
-    def valued(self, method, targets: int = 1, **options) -> Callable[[], None]:
+    def valued(
+        self, method, targets: int = 1, route: str | Route = "fused", refresh: int = 1
+    ) -> Callable[[], None]:
         if self.size.m < targets:
             raise ConfigError(
                 f"{targets} targets need as many validation sequences; this size has {self.size.m}"
             )
         parts = self.val.chunk(targets)
         closures = {f"val{i}": lambda part=part: self.loss(part) for i, part in enumerate(parts)}
-        options = {"fused": "route" not in options, **options}
-        attr = Attributor(
-            self.model, self.optimizer, closures, method, ledger=0, check=0, **options
-        )
-        forward = (lambda: self.loss(self.train)) if options.get("replay") else None
+        off = Intervals(refresh=refresh, ledger=0, balance=0)
+        attr = Attributor(self.model, self.optimizer, closures, method, route=route, intervals=off)
+        forward = (lambda: self.loss(self.train)) if attr.options.runs_again else None
 
         def step():
             self.head(True)
@@ -204,15 +206,15 @@ _plain_case("stock_train_only", "train", fused=False)
 case("regular_compiled")(lambda b: (twin := b.compiled()).plain(twin.both, fused=True))
 case("first_order_compiled")(lambda b: b.compiled().valued("first_order", route="compiled"))
 _valued_case("first_order", "first_order")
-_valued_case("first_order_sgd_formula", Method("first_order", update="sgd"))
+_valued_case("first_order_sgd_formula", FirstOrder(update="sgd"))
 _valued_case("first_order_4_targets", "first_order", targets=4)
 _valued_case("first_order_16_targets", "first_order", targets=16)
 _valued_case("first_order_refresh_4", "first_order", refresh=4)
-_valued_case("second_order", "second_order", memory_budget=1 << 40)
-_valued_case("second_order_replay", "second_order", replay=True)
-_valued_case("path", "path", memory_budget=1 << 40)
-_valued_case("path_tape", "path", memory_budget=0)
-_valued_case("path_replay", "path", replay=True)
+_valued_case("second_order", "second_order", route=Fused(memory=1 << 40))
+_valued_case("second_order_replay", "second_order", route="replay")
+_valued_case("path", "path", route=Fused(memory=1 << 40))
+_valued_case("path_tape", "path", route=Fused(memory=0))
+_valued_case("path_replay", "path", route="replay")
 
 
 @case("direct_first_order")

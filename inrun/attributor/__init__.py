@@ -2,15 +2,28 @@
 
 from inrun.attributor.attributor import Attributor
 from inrun.attributor.balance import BalanceError, NonFiniteError, UnseenParameterError
+from inrun.attributor.options import Intervals, Options, Valuation
 from inrun.attributor.processes import ProcessError, Processes
+from inrun.attributor.recording import Recording
 from inrun.attributor.result import StepResult
+from inrun.attributor.routes import Compiled, Forward, Fused, Replay, Route, Tap
 
 __all__ = [
     "Attributor",
     "BalanceError",
+    "Compiled",
+    "Forward",
+    "Fused",
+    "Intervals",
     "NonFiniteError",
+    "Options",
     "ProcessError",
     "Processes",
+    "Recording",
+    "Replay",
+    "Route",
     "StepResult",
+    "Tap",
     "UnseenParameterError",
+    "Valuation",
 ]

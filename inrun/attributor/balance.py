@@ -1,4 +1,4 @@
-"""The books balance: what the samples contributed adds up, parameter by parameter, to the gradient
+"""The balance: what the samples contributed adds up, parameter by parameter, to the gradient
 that the optimizer gets.
 
 Clipping, loss scaling and averaging multiply every g_i by one factor c. It is measured, as the
@@ -154,6 +154,35 @@ def check_balance(
             "(noise, a per-parameter clip), or it was averaged over processes without the "
             "Attributor being told (give it the DistributedDataParallel itself, or group=...)."
         )
+
+
+def check_forward_balance(
+    values: Tensor,
+    gradients: Mapping[str, Tensor],
+    directions: Mapping[str, Tensor],
+    keys: list[tuple[str, str]],
+    over_processes: Callable[[Tensor], Tensor],
+) -> None:
+    """The same check over all parameters at once, for values [k, n] that come from tokens.
+
+    The forward pass uses unfused attention, so its rounding is that of the coarsest dtype in use,
+    not the order of a sum.
+
+    Raises:
+        BalanceError
+    """
+    whole = {name: v for name, v in directions.items() if name in gradients}
+    flat_V = torch.cat([v.reshape(len(keys), -1).double() for v in whole.values()], 1)
+    flat_g = torch.cat([gradients[name].flatten().double() for name in whole])
+    check_balance(
+        {"(all)": values},
+        {"(all)": flat_g.to(next(iter(gradients.values())).dtype)},
+        {"(all)": flat_V},
+        1.0,
+        keys,
+        torch.float32,
+        over_processes,
+    )
 
 
 def check_seen(norms: Mapping[str, float], seen: set[str]) -> None:

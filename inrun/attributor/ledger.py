@@ -1,4 +1,4 @@
-"""``drop = drift + sum of values + residual``, for every step, target and method.
+"""The ledger: ``drop = drift + sum of values + residual``, for every step, target and method.
 
 `drop` is what the target's loss lost between this step's weights and the next's; `drift` what
 momentum and weight decay would have done without any sample, ``L(w) - L(w - u(0))``; `residual`
@@ -7,13 +7,21 @@ drop of the loss. A row is complete only when the weights have moved, so it wait
 evaluation at the new ones.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from inrun.store.writer import ValueWriter
+import torch
+
+from inrun.attributor.processes import Processes
+from inrun.attributor.result import StepResult
+from inrun.methods import Method, Step, Target
+from inrun.store import ValueWriter
 
 
 @dataclass
 class Waiting:
+    """A row whose loss after the step is not known yet; losses in the target's units."""
+
     step: int
     target: str
     method: str
@@ -23,15 +31,53 @@ class Waiting:
 
 
 class Ledger:
-    def __init__(self):
+    """Opens a row for each target and method of a step, and closes it at the next weights.
+
+    Attributes:
+        last: (method, target) -> the row that was completed last, by column.
+    """
+
+    def __init__(self, targets: Mapping[str, Target], processes: Processes):
+        self.targets, self.processes = targets, processes
         self.waiting: list[Waiting] = []
         self.last: dict[tuple[str, str], dict] = {}
 
-    def open(self, row: Waiting) -> None:
-        self.waiting.append(row)
+    def open(
+        self, result: StepResult, step: Step, methods: Sequence[Method], with_drift: bool
+    ) -> None:
+        """The rows of a step that is about to be taken; notes losses and drift in `result`."""
+        nobody = step.without_samples() if with_drift and step.updates is not step.plain else None
+        if nobody and all(torch.equal(moved, step.weights[p]) for p, moved in nobody.items()):
+            nobody = None  # neither momentum nor decay: there is no drift
+        for name, target in self.targets.items():
+            result.loss_before[name] = target.loss()
+            if with_drift:
+                result.drift[name] = (
+                    0.0 if nobody is None else target.loss() - target.loss(at=nobody)
+                )
+        for method in methods:
+            for name in self.targets:
+                drift = result.drift.get(name)
+                if drift is not None and method.credit == "impulse":
+                    drift -= self._of_later_steps(result.per_parameter[method.name, name], step)
+                total = result.sums[method.name, name]
+                loss = result.loss_before[name]
+                self.waiting.append(Waiting(result.step, name, method.name, loss, drift, total))
 
-    def close(self, losses: dict[str, float], writer: ValueWriter | None) -> None:
-        """Complete the waiting rows with the targets' losses at the new weights."""
+    def _of_later_steps(self, parts: Mapping[str, torch.Tensor], step: Step) -> float:
+        """What impulse credit gives to samples of later steps: it is taken from those steps' drift,
+        here as a shift of this one's.
+        """
+        if not parts:
+            return 0.0
+        shift = sum((1.0 - 1.0 / step.updates[p].impulse) * v.sum() for p, v in parts.items())
+        return float(self.processes.total(shift))
+
+    def close(self, writer: ValueWriter | None) -> None:
+        """Complete the waiting rows with the targets' losses at the present weights."""
+        if not self.waiting:
+            return
+        losses = {name: target.loss() for name, target in self.targets.items()}
         for row in self.waiting:
             drop = row.loss_before - losses[row.target]
             entry = {

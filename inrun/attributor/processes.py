@@ -25,21 +25,24 @@ class ProcessError(RuntimeError):
 class Processes:
     """A group of processes, or this one alone (group=None).
 
+    Args:
+        group: those that train together, where you average `.grad` over them yourself (at the end
+            of the last micro-batch's block) instead of by DistributedDataParallel, which tells.
+        share_targets: each process's closure gives its part of a target's loss, and the parts are
+            added up. False: each evaluates the whole.
+
     Attributes:
         rank, size: this process's place, and how many there are.
         quietly: a context in which a forward of the wrapped model announces no exchange of
             gradients.
     """
 
-    def __init__(
-        self,
-        group: "dist.ProcessGroup | None" = None,
-        quietly: Callable[[], AbstractContextManager] = nullcontext,
-    ):
-        self.group, self.quietly = group, quietly
-        self.rank, self.size = (
-            (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-        )
+    def __init__(self, group: "dist.ProcessGroup | None" = None, share_targets: bool = False):
+        self.group, self.share_targets = group, share_targets
+        self.quietly: Callable[[], AbstractContextManager] = nullcontext
+        self.rank, self.size = 0, 1
+        if group is not None:
+            self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         # small facts are exchanged where that makes no process wait for its device
         backends = "" if group is None else dist.get_backend_config(group)
         self._device = torch.device(
@@ -47,13 +50,22 @@ class Processes:
         )
 
     @classmethod
-    def of(
-        cls, model: nn.Module, group: "dist.ProcessGroup | None"
-    ) -> "tuple[nn.Module, Processes]":
-        """The model itself and its processes: those of a DistributedDataParallel, or `group`."""
-        if isinstance(model, DistributedDataParallel):
-            return model.module, cls(model.process_group, model.no_sync)
-        return model, cls(group)
+    def of(cls, model: nn.Module, given: "Processes | None") -> "tuple[nn.Module, Processes]":
+        """The model itself and its processes: those of a DistributedDataParallel, or the given.
+
+        Raises:
+            ValueError: the wrapped model has another group than the one that is given.
+        """
+        if not isinstance(model, DistributedDataParallel):
+            return model, given or cls()
+        if given and given.group not in (None, model.process_group):
+            raise ValueError(
+                "processes=Processes(group, ...): the DistributedDataParallel has another group; "
+                "leave the group out, it is found from the model"
+            )
+        found = cls(model.process_group, bool(given and given.share_targets))
+        found.quietly = model.no_sync
+        return model.module, found
 
     @property
     def leads(self) -> bool:

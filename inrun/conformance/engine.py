@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from inrun.attributor import Attributor
+from inrun.attributor import Attributor, Intervals
 from inrun.conformance.problem import Batch, Case, Observer, TrainingRun, size, state_of
 from inrun.methods import Method
 
@@ -15,17 +15,15 @@ class Engine:
     """`inrun.Attributor`.
 
     Args:
-        fused: take dots in the backward of linear layers itself; the training then agrees within
-            rounding, not to the bit.
-        replay: keep nothing of a micro-batch and run it once more where the direction is known
-            late.
-        check: check the books on every k-th step (0: never, so that only the numbers speak).
+        route: "tap"; "fused": the training then agrees within rounding, not to the bit; "replay":
+            where the direction is known late, "tap" elsewhere.
+        balance: check the balance on every k-th step (0: never, so that only the numbers speak).
     """
 
-    def __init__(self, fused: bool = False, replay: bool = False, check: int = 1):
-        self.name = ", ".join(["inrun", *["fused"] * fused, *["replay"] * replay])
-        self.same_bits = not fused
-        self.options = {"fused": fused, "replay": replay, "check": check}
+    def __init__(self, route: str = "tap", balance: int = 1):
+        self.name = "inrun" if route == "tap" else f"inrun, {route}"
+        self.same_bits = route != "fused"
+        self.route, self.balance = route, balance
 
     def supports(self, case: Case) -> str | None:
         formula = case.formula
@@ -40,50 +38,44 @@ class Engine:
         return None
 
     def values(self, case: Case) -> Mapping[str, Tensor]:
-        around = _Around(self.options)
+        around = _Around(self.route, self.balance)
         case.run(around)
         return around.answer()
 
     def training(self, case: Case) -> Mapping[str, Tensor]:
-        around = _Around(self.options)
+        around = _Around(self.route, self.balance)
         run = case.run(around)
         around.attributor.close()
         return state_of(run)
 
 
 class _Around(Observer):
-    def __init__(self, options: Mapping):
-        self.options = options
+    def __init__(self, route: str, balance: int):
+        self.route, self.balance = route, balance
         self.found: dict[str, list[Tensor]] = {}
 
     def attach(self, run: TrainingRun) -> None:
         self.run, formula = run, run.case.formula
         self.quantities = run.case.quantities
-        self.replay = (
-            formula.route == "forward" or "tokens" in self.quantities or self.options["replay"]
-        )
-        self.method = Method(
-            formula.kind,
-            formula.update,
-            formula.state,
-            formula.nodes,
-            formula.quadrature,
-            formula.credit,
-        )
+        self.method = Method.from_config(formula.options())
+        route = self.route if formula.route == "tap" else formula.route
+        if route == "replay" and formula.known_before:
+            route = "tap"  # there is nothing to replay
         self.attributor = Attributor(
             run.model,
             run.optimizer,
             run.closures(),
             self.method,
-            route=formula.route,
+            route=route,
+            intervals=Intervals(balance=self.balance),
             per_token="tokens" in self.quantities,
-            **self.options,
         )
+        self.runs_again = self.attributor.options.runs_again
 
     @contextmanager
     def micro(self, first: int, part: Batch, forward: Callable[[], Tensor]) -> Iterator[None]:
         with self.attributor.batch(
-            range(first, first + size(part)), forward=forward if self.replay else None
+            range(first, first + size(part)), forward=forward if self.runs_again else None
         ):
             yield
 

@@ -74,7 +74,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Formula:
-    """What is to be computed, in the words of the project's `Method`, without its code."""
+    """What is to be computed, in the words of the project's methods, without their code.
+
+    `state` is read for first_order, `nodes` and `quadrature` for path.
+    """
 
     kind: str = "first_order"
     update: str = "auto"
@@ -82,7 +85,12 @@ class Formula:
     nodes: int = 1
     quadrature: str = "midpoint"
     credit: str = "immediate"
-    route: str = "rules"
+    route: str = "tap"
+
+    def options(self) -> dict[str, object]:
+        """The same as options of the method, by name."""
+        own = {"first_order": ("state",), "path": ("nodes", "quadrature")}.get(self.kind, ())
+        return {name: getattr(self, name) for name in ("kind", "update", "credit", *own)}
 
     @property
     def known_before(self) -> bool:

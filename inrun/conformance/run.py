@@ -110,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 if our own engine fails a case, 0 otherwise."""
     known = {
         "inrun": Engine,
-        "fused": lambda: Engine(fused=True),
-        "replay": lambda: Engine(replay=True),
+        "fused": lambda: Engine("fused"),
+        "replay": lambda: Engine("replay"),
         "torch.func": TorchFunc,
         "opacus": Opacus,
         "dattri": Dattri,

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from inrun.attributor import Attributor
+from inrun.attributor import Attributor, Options, Recording
 from inrun.evaluate import evaluating
 from inrun.files import write_json
 from inrun.store import ValueStore
@@ -51,19 +51,19 @@ class WithValues:
         *args,
         targets: Mapping[str, Dataset | Callable[[], Tensor]],
         method: Any = "first_order",
-        store: str | Path | None = None,
+        store: str | Path | Recording | None = None,
         sample_id: str = "id",
         attribution: Mapping[str, Any] | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.sample_id, self._given_targets = sample_id, dict(targets)
-        self._attribution = {"method": method, "store": store, **(attribution or {})}
-        twice = [name for name in ("per_token", "replay") if self._attribution.get(name)]
-        if twice or self._attribution.get("route") == "forward":
+        self._options = Options(**{"method": method, "store": store, **(attribution or {})})
+        if self._options.runs_again:
+            route = self._options.route
+            asked = f"route={route.kind!r}" if route.needs_forward else "per_token=True"
             raise ValueError(
-                f"{', '.join(twice) or 'route=forward'}: the Trainer runs a batch once; use "
-                "Attributor around a loop of your own"
+                f"{asked}: the Trainer runs a batch once; use Attributor around a loop of your own"
             )
         self.attributor: Attributor | None = None
         self.values: ValueStore | None = None
@@ -116,7 +116,10 @@ class WithValues:
                 )
             resume = json.loads(kept.read_text(encoding="utf-8"))
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-        return Attributor(model, optimizer, targets, resume=resume, **self._attribution)
+        attributor = Attributor(model, optimizer, targets, **vars(self._options))
+        if resume is not None:
+            attributor.load_state_dict(resume)
+        return attributor
 
     def _closure(self, model: nn.Module, given: Dataset) -> Callable[[], Tensor]:
         batch = self.data_collator([given[row] for row in range(len(given))])

@@ -1,14 +1,26 @@
 """The directions V of every method: a sample's value is ``<g_i, V>`` with one V per parameter, the
 same for all samples.
 
-A method is a function ``(method, step, target) -> {parameter name: V}``, registered by its kind.
-`Step` knows what the optimizer does (updates, slopes, the batch's gradient), `Target` evaluates a
-validation loss and its derivatives at this or at moved weights.
+A method is a function ``(options, step, target) -> {parameter name: V}``, registered with its
+options by its kind. `Step` knows what the optimizer does (updates, slopes, the batch's gradient),
+`Target` evaluates a validation loss and its derivatives at this or at moved weights.
 """
 
-from inrun.methods import first_order, path, second_order  # noqa: F401  (each registers its method)
-from inrun.methods.base import Method, directions
+from inrun.methods.base import Method, directions, method
+from inrun.methods.first_order import FirstOrder
+from inrun.methods.path import Path
+from inrun.methods.second_order import SecondOrder
 from inrun.methods.step import Step
 from inrun.methods.target import Target, TargetError
 
-__all__ = ["Method", "Step", "Target", "TargetError", "directions"]
+__all__ = [
+    "FirstOrder",
+    "Method",
+    "Path",
+    "SecondOrder",
+    "Step",
+    "Target",
+    "TargetError",
+    "directions",
+    "method",
+]

@@ -1,90 +1,121 @@
-"""What is to be computed, in words, and the registry that finds who computes it."""
+"""What a method is: its options, its words about itself, and the registry that finds who computes
+it.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from inrun.config import build_kind, one_of, require
 from inrun.registry import Registry
 
-KINDS: Registry[str, Callable] = Registry("method")
+if TYPE_CHECKING:  # both import this module
+    from inrun.methods.step import Step
+    from inrun.methods.target import Target
+
+#: ``(options, step, target) -> {parameter name: V}``
+Directions = Callable[[Any, "Step", "Target"], dict[str, Tensor]]
 
 
-def method(kind: str) -> Callable[[Callable], Callable]:
-    """Decorator: this function computes the directions of methods of `kind`."""
-    return KINDS.register(kind)
+class Kind(NamedTuple):
+    """What is registered of a kind of methods."""
+
+    options: type["Method"]
+    directions: Directions
 
 
-@dataclass(frozen=True)
+KINDS: Registry[str, Kind] = Registry("method")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way to value samples.
+    """One way to value samples. Choose a kind: `FirstOrder`, `SecondOrder`, `Path`, or your own.
 
-    Attributes:
-        kind: "first_order" | "second_order" (Wang et al. 2025, section 4) | "path" (Aumann-Shapley
-            value along the step that the optimizer takes).
-        update: "auto" values the optimizer's own update; "sgd" is the paper's formula with lr,
-            whatever the optimizer.
-        state: for first_order with update="auto": "previous" freezes the optimizer's state before
-            the step (the direction is known before the backward), "current" takes the secant
-            ``(u(G) - u(0)) / G`` (known after it).
-        nodes: number of points along the step at which path evaluates the target's gradient.
-        quadrature: "midpoint" | "gauss" (Gauss-Legendre), where along the step those points lie.
-        credit: "immediate" gives a sample its part in this step; "impulse" the whole response that
-            momentum will make of its gradient, at this step's direction.
-        tolerance: for path, the largest share of what the step did to the loss, drift apart, by
-            which the values' sum may miss it: where it is missed by more, the nodes are tripled as
-            long as that helps. Costs two evaluations of the target's loss at every step, and None
-            asks for none.
-        name: the method's column in the store; the kind by default.
+    A kind is a subclass with its own options, registered with its function under ``@method``.
+
+    Raises:
+        ConfigError: an option has no such value, or two of them contradict each other.
     """
 
-    kind: str = "first_order"
-    update: str = "auto"
-    state: str = "previous"
-    nodes: int = 1
-    quadrature: str = "midpoint"
-    credit: str = "immediate"
-    tolerance: float | None = None
+    kind: str = field(default="", init=False)
+    update: Literal["auto", "sgd"] = "auto"
+    "auto: the update that the optimizer makes; sgd: the paper's formula with lr, whatever it is"
+    credit: Literal["immediate", "impulse"] = "immediate"
+    """immediate: a sample's part in this step; impulse: the whole response that momentum will make
+    of its gradient, at this step's direction"""
     name: str = ""
+    "the method's column in the store; the kind by default"
 
-    def __post_init__(self):
-        _one_of("method", self.kind, KINDS)
-        _one_of("update", self.update, ("auto", "sgd"))
-        _one_of("state", self.state, ("previous", "current"))
-        _one_of("quadrature", self.quadrature, ("midpoint", "gauss"))
-        _one_of("credit", self.credit, ("immediate", "impulse"))
-        if self.nodes < 1:
-            raise ValueError(f"nodes must be 1 or more, not {self.nodes}")
-        if self.tolerance is not None and not (self.kind == "path" and self.tolerance > 0):
-            raise ValueError(
-                f"tolerance={self.tolerance} with method {self.kind!r}: a positive share, "
-                "for 'path' only"
-            )
+    def __post_init__(self) -> None:
+        require(
+            f"method {self.kind}",
+            one_of("update", self.update, ("auto", "sgd")),
+            one_of("credit", self.credit, ("immediate", "impulse")),
+            (
+                self.update == "auto" or self.credit == "immediate",
+                "update='sgd' with credit='impulse': the formula lr * gradient has no "
+                "momentum that "
+                "could answer later; leave out one of them",
+            ),
+        )
         if not self.name:
             object.__setattr__(self, "name", self.kind)
 
     @property
     def known_before(self) -> bool:
-        """Whether the direction is known before the training backward, so that dots can be taken
-        while it runs.
+        """Whether the direction is known before the training backward.
+
+        Dots can then be taken while it runs.
         """
-        return self.kind == "first_order" and (self.update == "sgd" or self.state == "previous")
+        return False
+
+    @property
+    def takes_gradient_here(self) -> bool:
+        """Whether it takes the target's gradient at the weights before the step."""
+        return False
+
+    @property
+    def needs_present_target(self) -> str:
+        """Why a target's gradient of an earlier step cannot be used; empty if it can."""
+        return ""
+
+    @classmethod
+    def from_config(cls, value: Any, where: str = "method") -> "Method":
+        """A method from its name, from a mapping with `kind` and options, or from itself."""
+        return build_kind(
+            Method, {name: kind.options for name, kind in KINDS.items()}, value, where
+        )
 
 
-def directions(what: Method, step, target) -> dict[str, Tensor]:
-    """V of each parameter that the target's loss depends on, in the sign convention of
-    `inrun.shapley.SIGN`.
+def method(kind: str, options: type[Method]) -> Callable[[Directions], Directions]:
+    """Decorator: this function computes the directions of methods of `kind`.
 
     Args:
-        step: a `Step`; with the batch's gradient unless ``what.known_before``.
-        target: a `Target`.
+        kind: its name in configs and, by default, in the store.
+        options: frozen dataclass, a subclass of `Method`, whose `kind` is this one.
+
+    Raises:
+        RegisteredTwiceError: the name is taken.
     """
-    V = KINDS[what.kind](what, step, target)
-    if what.credit == "impulse" and what.update == "auto":
+
+    def add(function: Directions) -> Directions:
+        KINDS.add(kind, Kind(options, function), made_by=function)
+        return function
+
+    return add
+
+
+def directions(what: Method, step: "Step", target: "Target") -> dict[str, Tensor]:
+    """V of each parameter that the target's loss depends on.
+
+    In the sign convention of `inrun.shapley.SIGN`: positive lowers the target's loss.
+
+    Args:
+        step: with the batch's gradient unless ``what.known_before``.
+    """
+    V = KINDS[what.kind].directions(what, step, target)
+    if what.credit == "impulse":
         V = {name: step.updates[name].impulse * v for name, v in V.items()}
     return V
-
-
-def _one_of(what: str, value: str, choices) -> None:
-    if value not in choices:
-        raise ValueError(f"{what}={value!r}: choose one of {', '.join(map(repr, choices))}")

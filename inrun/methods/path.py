@@ -9,9 +9,13 @@ up to the true drop of the loss along the step as the number of nodes grows. (Au
 How far they are off is known before any sample is looked at, since ``sum_i <g_i, V> = <G, V>``.
 """
 
+from dataclasses import dataclass, field
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from inrun.config import one_of, require
 from inrun.methods.base import Method, method
 from inrun.methods.step import Step, gauss
 from inrun.methods.target import Target
@@ -20,8 +24,50 @@ from inrun.methods.target import Target
 MOST_NODES = 27
 
 
-@method("path")
-def path(what: Method, step: Step, target: Target) -> dict[str, Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class Path(Method):
+    """The Aumann-Shapley value along the step that the optimizer takes.
+
+    >>> Path(nodes=3, quadrature="gauss").name
+    'path'
+    """
+
+    kind: str = field(default="path", init=False)
+    nodes: int = 1
+    "points along the step at which the target's gradient is evaluated"
+    quadrature: Literal["midpoint", "gauss"] = "midpoint"
+    "where along the step those points lie; gauss: Gauss-Legendre, of two nodes or more"
+    tolerance: float | None = None
+    """largest share of what the step did to the loss, drift apart, by which the values' sum may
+    miss it: where it is missed by more, the nodes are tripled as long as that helps. Costs two
+    evaluations of the target's loss at every step; None asks for none"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            "method path",
+            one_of("quadrature", self.quadrature, ("midpoint", "gauss")),
+            (self.nodes >= 1, f"nodes={self.nodes}: choose 1 or more"),
+            (
+                self.tolerance is None or self.tolerance > 0,
+                f"tolerance={self.tolerance}: give a positive share, or None",
+            ),
+            (
+                self.quadrature == "midpoint" or self.nodes > 1 or self.tolerance is not None,
+                "quadrature='gauss' with one node is the midpoint; say nodes=2 or more, or leave "
+                "quadrature out",
+            ),
+        )
+
+    @property
+    def needs_present_target(self) -> str:
+        if self.tolerance is None:
+            return ""
+        return "its tolerance compares with the loss of this step"
+
+
+@method("path", Path)
+def path(what: Path, step: Step, target: Target) -> dict[str, Tensor]:
     nodes, V = what.nodes, _along(what, what.nodes, step, target)
     if what.tolerance is None:
         return V
@@ -31,11 +77,8 @@ def path(what: Method, step: Step, target: Target) -> dict[str, Tensor]:
         nodes *= 3
         V, before = _along(what, nodes, step, target), missed
         missed = abs(utility - _sum_of_values(V, step))
-        if (
-            missed > before / 2
-            # the rounding of the losses, or slopes averaged over coalitions: more nodes do not mend
-            # it
-        ):
+        # the rounding of the losses, or slopes averaged over coalitions: more nodes do not mend it
+        if missed > before / 2:
             break
     return V
 
@@ -44,7 +87,7 @@ def _sum_of_values(V: dict[str, Tensor], step: Step) -> float:
     return float(sum((v * step.gradient[name]).sum(dtype=torch.float64) for name, v in V.items()))
 
 
-def _along(what: Method, nodes: int, step: Step, target: Target) -> dict[str, Tensor]:
+def _along(what: Path, nodes: int, step: Step, target: Target) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for node, lo, hi in segments(nodes, what.quadrature):
         gradient = target.gradient(

@@ -6,6 +6,8 @@ quadratic model's Shapley value has ``V = S^T [grad L(w) - H_L(w) (u(0) + u(G)) 
 in the middle of the way from "nobody" to "everybody". Other updates are linearised by their secant.
 """
 
+from dataclasses import dataclass, field
+
 from torch import Tensor
 
 from inrun.methods.base import Method, method
@@ -14,8 +16,23 @@ from inrun.methods.target import Target
 from inrun_kernels import memory
 
 
-@method("second_order")
-def second_order(what: Method, step: Step, target: Target) -> dict[str, Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class SecondOrder(Method):
+    """The Shapley value of the loss's quadratic model at w, with the true Hessian.
+
+    >>> SecondOrder(update="sgd", name="paper").name
+    'paper'
+    """
+
+    kind: str = field(default="second_order", init=False)
+
+    @property
+    def needs_present_target(self) -> str:
+        return "its Hessian-vector product is along the step's own gradient"
+
+
+@method("second_order", SecondOrder)
+def second_order(what: SecondOrder, step: Step, target: Target) -> dict[str, Tensor]:
     gradient, hvp = target.gradient_and_hvp(step.middle(what))
     return {
         name: step.pull_back(what, name, memory.difference(g, hvp[name]))

@@ -61,16 +61,21 @@ class Step:
 
     def moved(self, method: Method, fraction: float) -> dict[str, Tensor]:
         """Weights after the update with ``fraction * G``."""
-        return self._map(method, lambda rule, g: rule.weight - rule(fraction * g))
+        return self._of_each(self.rules(method), lambda rule, g: rule.weight - rule(fraction * g))
+
+    def without_samples(self) -> dict[str, Tensor]:
+        """Weights after the optimizer's own update with no gradient: momentum and decay alone."""
+        return self._of_each(self.updates, lambda rule, g: rule.weight - rule(0.0 * g))
 
     def middle(self, method: Method) -> dict[str, Tensor]:
         """(u(0) + u(G)) / 2, the middle of the way from "nobody" to "everybody"."""
-        return self._map(method, lambda rule, g: rule(torch.zeros_like(g)).add_(rule(g)).mul_(0.5))
+        return self._of_each(
+            self.rules(method), lambda rule, g: rule(torch.zeros_like(g)).add_(rule(g)).mul_(0.5)
+        )
 
-    def _map(
-        self, method: Method, function: Callable[[Update, Tensor], Tensor]
+    def _of_each(
+        self, rules: Mapping[str, Update], function: Callable[[Update, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        rules = self.rules(method)
         return {
             name: blockwise(function, rules[name], g)
             if rules[name].elementwise

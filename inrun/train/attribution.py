@@ -7,55 +7,46 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from inrun.attributor import Attributor, Processes
-from inrun.config import ConfigError
+from inrun.attributor import Attributor, Processes, Recording, Valuation
+from inrun.config import require
 from inrun.data.corpus import Corpus
 from inrun.methods import Method
 from inrun.models import LanguageModel
 from inrun.train.targets import TargetConfig, Targets
 
 
-@dataclass(frozen=True)
-class AttributionConfig:
-    """What is valued, how, towards which targets. No methods: no values, a plain training run.
+@dataclass(frozen=True, kw_only=True)
+class AttributionConfig(Valuation):
+    """What is valued, how, towards which targets. No method: no values, a plain training run."""
 
-    methods: see `inrun.methods.Method`. target_micro_batch: chunks of a target that go through the
-    model at once, 0 for all; what is left out of memory is computed twice. The others are those of
-    `inrun.attributor.Attributor`.
-    """
-
-    methods: tuple[Method, ...] = ()
+    method: tuple[Method, ...] = ()
+    "ways to value samples, by name or with options; none: plain training"
     targets: tuple[TargetConfig, ...] = (TargetConfig("val"),)
+    "validation losses that the samples are valued towards"
     target_micro_batch: int = 0
-    route: str = "rules"
-    fused: bool = False
-    replay: bool = False
-    memory_budget: int | None = None
-    params: str | None = None
-    every: int = 1
-    refresh: int = 1
-    per_token: bool = False
-    ledger: int = 1
-    check: int = 1
+    """chunks of a target that go through the model at once, 0 for all; what is left out of memory
+    is computed twice"""
     flush_every: int = 200
+    "steps between flushes of the store"
 
     def __post_init__(self):
+        super().__post_init__()
         names = [target.name for target in self.targets]
-        if self.methods and (not names or len(set(names)) < len(names)):
-            raise ConfigError(f"attribution.targets need one or more distinct names, got {names}")
-        if self.target_micro_batch < 0 or any(target.chunks < 1 for target in self.targets):
-            raise ConfigError(
-                "attribution: target_micro_batch must be 0 or more, chunks of a target 1 or more"
-            )
+        require(
+            "attribution",
+            (
+                not self.method or (names and len(set(names)) == len(names)),
+                f"targets need one or more distinct names, got {names}",
+            ),
+            (
+                self.target_micro_batch >= 0 and all(target.chunks > 0 for target in self.targets),
+                "target_micro_batch must be 0 or more, chunks of a target 1 or more",
+            ),
+        )
 
     @property
     def on(self) -> bool:
-        return bool(self.methods)
-
-    @property
-    def runs_again(self) -> bool:
-        """Whether the Attributor evaluates a micro-batch a second time."""
-        return self.per_token or self.replay or self.route == "forward"
+        return bool(self.method)
 
 
 def sample_table(corpus: Corpus) -> pa.Table:
@@ -79,26 +70,14 @@ def build_attributor(
     """The Attributor of a run whose values go to `store`; `resume` is what its `state_dict` gave at
     the checkpoint.
     """
-    return Attributor(
+    attributor = Attributor(
         model,
         optimizer,
         targets.closures,
-        list(config.methods),
-        route=config.route,
-        fused=config.fused,
-        replay=config.replay,
-        memory_budget=config.memory_budget,
-        store=store,
-        params=config.params,
-        every=config.every,
-        refresh=config.refresh,
-        per_token=config.per_token,
-        ledger=config.ledger,
-        check=config.check,
-        samples=sample_table(corpus),
-        run=run,
-        resume=resume,
-        flush_every=config.flush_every,
-        group=processes.group,
-        share_targets=targets.shared,
+        **config.arguments(),
+        store=Recording(store, sample_table(corpus), run, config.flush_every),
+        processes=Processes(processes.group, targets.shared),
     )
+    if resume is not None:
+        attributor.load_state_dict(resume)
+    return attributor

@@ -111,9 +111,9 @@ class RunConfig:
             )
         if self.online.start:
             self._check_online()
-        if self.train.compile and self.attribution.on and self.attribution.route != "compiled":
+        if self.train.compile and self.attribution.on and self.attribution.route.kind != "compiled":
             raise ConfigError(
-                f"train.compile=true with attribution.route={self.attribution.route}: what "
+                f"train.compile=true with attribution.route={self.attribution.route.kind}: what "
                 "runs inside torch.compile is not seen. Choose "
                 "attribution.route=compiled (first_order along the state before the step), "
                 "train.compile=false, or attribution=off"
@@ -122,7 +122,7 @@ class RunConfig:
     def _check_online(self) -> None:
         """The values that are to decide must be measured in this run."""
         asked = (("target", self.online.target, [target.name for target in self.attribution.targets]),
-                 ("method", self.online.method, [method.name for method in self.attribution.methods]))  # fmt: skip
+                 ("method", self.online.method, [method.name for method in self.attribution.method]))  # fmt: skip
         for what, name, known in asked:
             if (name and name not in known) or (not name and len(known) != 1):
                 raise ConfigError(

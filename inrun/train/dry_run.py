@@ -88,8 +88,8 @@ def estimate(config: RunConfig) -> ResourceEstimate:
     weights = models.parameter_bytes(model)
     tokens = config.data.block_size
     targets = len(values.targets) if values.on else 0
-    keys = targets * len(values.methods)
-    keeps_tape = any(not method.known_before for method in values.methods)
+    keys = targets * len(values.method)
+    keeps_tape = any(not method.known_before for method in values.method)
     largest_target = max(
         (min(t.chunks, values.target_micro_batch or t.chunks) for t in values.targets), default=0
     )
@@ -107,7 +107,7 @@ def estimate(config: RunConfig) -> ResourceEstimate:
         training=4 * _activation_floats(model) * tokens * (train.micro_batch or train.batch_size),
         targets=4 * _activation_floats(model) * tokens * largest_target if targets else 0,
         checkpoint=weights + state,
-        store=int(rows * (ROW_BYTES + VALUE_BYTES * len(values.methods))),
+        store=int(rows * (ROW_BYTES + VALUE_BYTES * len(values.method))),
         rows=rows,
         flops_per_step=models.flops_per_token(model, tokens) * tokens * train.batch_size,
     )

@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inrun import Attributor, Method
+import inrun
+from inrun import Attributor, Intervals
 from inrun.attributor import BalanceError, NonFiniteError, UnseenParameterError
 from inrun.ghost import MixedSamplesError, UncoveredUseError
-from inrun.methods import TargetError
+from inrun.methods import FirstOrder, SecondOrder, TargetError
 from inrun.models import build
 from tests.support import per_sample
 from tests.support.step_case import regression_case
@@ -47,11 +48,11 @@ def loss_of(model, tokens, scale: float):
     return model.loss(tokens[:, :-1], tokens[:, 1:]) * scale
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("route", ["tap", "fused"])
 @pytest.mark.parametrize("validation", [1, 3])
 @pytest.mark.parametrize("family", ["gpt2", "pythia"])
 def test_first_order_equals_a_loop_of_per_sample_gradients_parameter_by_parameter(
-    family, validation, fused
+    family, validation, route
 ):
     model, train, val = small(family), rows(5, 1), rows(validation, 2)
     scale, lr = 1 / train[:, 1:].numel(), 0.3
@@ -65,7 +66,7 @@ def test_first_order_equals_a_loop_of_per_sample_gradients_parameter_by_paramete
         model,
         torch.optim.SGD(model.parameters(), lr=lr),
         {"val": lambda: loss_of(model, val, 0.1)},
-        fused=fused,
+        route=route,
     )
     with attr.batch(range(5)):
         loss_of(model, train, scale).backward()
@@ -78,11 +79,11 @@ def test_first_order_equals_a_loop_of_per_sample_gradients_parameter_by_paramete
 
 
 @pytest.mark.parametrize(
-    ("cut", "fused"),
-    [([5], False), ([5], True), ([2, 3], True), ([1, 1, 1, 1, 1], False), ([4, 1], True)],
+    ("cut", "route"),
+    [([5], "tap"), ([5], "fused"), ([2, 3], "fused"), ([1, 1, 1, 1, 1], "tap"), ([4, 1], "fused")],
 )
 @pytest.mark.parametrize("family", ["gpt2", "pythia"])
-def test_second_order_uses_the_whole_steps_gradient_however_the_batch_is_cut(family, cut, fused):
+def test_second_order_uses_the_whole_steps_gradient_however_the_batch_is_cut(family, cut, route):
     model, train, val = small(family), rows(5, 1), rows(2, 2)
     scale, lr, norm = 1 / train[:, 1:].numel(), 0.3, 0.4
     plain = small(family, fused_head=False)  # the fused head is differentiable once
@@ -102,7 +103,7 @@ def test_second_order_uses_the_whole_steps_gradient_however_the_batch_is_cut(fam
         torch.optim.SGD(model.parameters(), lr=lr),
         {"val": lambda: loss_of(model, val, 0.1)},
         "second_order",
-        fused=fused,
+        route=route,
     )
     for ids in torch.arange(5).split(cut):
         with attr.batch(ids):
@@ -125,7 +126,10 @@ def test_first_order_under_adamw_equals_its_formula(state, credit):
         model.parameters(), lr=lr, betas=(b1, b2), eps=eps, weight_decay=wd
     )
     attr = Attributor(
-        model, optimizer, {"val": lambda: loss_of(model, val, 0.1)}, state=state, credit=credit
+        model,
+        optimizer,
+        {"val": lambda: loss_of(model, val, 0.1)},
+        FirstOrder(state=state, credit=credit),
     )
     m = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     v = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -201,7 +205,7 @@ FLOAT32 = {"first_order": 2e-6, "second_order": 1e-5, "path": 1e-5}
 def test_the_fused_backward_agrees_in_float32_whatever_memory_it_may_keep(memory):
     train, val = rows(6, 1), rows(3, 2)
     results, gradients = {}, {}
-    for dtype, fused in ((torch.float64, False), (torch.float32, True)):
+    for dtype, route in ((torch.float64, "tap"), (torch.float32, inrun.Fused(memory))):
         torch.manual_seed(0)
         model = small("gpt2", torch.float64).to(dtype)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
@@ -216,8 +220,7 @@ def test_the_fused_backward_agrees_in_float32_whatever_memory_it_may_keep(memory
             optimizer,
             {"val": lambda m=model: loss_of(m, val, 0.1)},
             list(FLOAT32),
-            fused=fused,
-            memory_budget=memory,
+            route=route,
         )
         for ids in ([0, 1, 2], [3, 4, 5]):
             with attr.batch(ids):
@@ -242,7 +245,7 @@ def test_autocast_scores_what_the_weight_gradient_saw():
     """
     train, val = rows(6, 1), rows(3, 2)
     results = []
-    for fused, autocast in ((False, False), (False, True), (True, True)):
+    for route, autocast in (("tap", False), ("tap", True), ("fused", True)):
         torch.manual_seed(0)
         model = small("gpt2", torch.float32)
         attr = Attributor(
@@ -250,7 +253,7 @@ def test_autocast_scores_what_the_weight_gradient_saw():
             torch.optim.SGD(model.parameters(), lr=0.1),
             {"val": lambda m=model: loss_of(m, val, 0.1)},
             ["first_order", "path"],
-            fused=fused,
+            route=route,
         )
         with attr.batch(range(6)):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -275,8 +278,8 @@ def test_values_add_over_targets_and_methods_share_a_run():
     methods = [
         "first_order",
         "second_order",
-        Method("path", nodes=2),
-        Method("first_order", update="sgd", name="sgd"),
+        inrun.Path(nodes=2),
+        FirstOrder(update="sgd", name="sgd"),
     ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     attr = Attributor(model, optimizer, targets, methods)
@@ -301,10 +304,10 @@ def test_many_targets_are_valued_as_each_alone_where_elements_have_no_state():
     """
     case = regression_case(lambda parameters: torch.optim.AdamW(parameters, lr=1e-2), warm_steps=0)
     methods = [
-        Method("path", nodes=2),
-        Method("path", nodes=3, name="path_3"),
-        Method("second_order"),
-        Method("second_order", update="sgd", name="sgd"),
+        inrun.Path(nodes=2),
+        inrun.Path(nodes=3, name="path_3"),
+        SecondOrder(),
+        SecondOrder(update="sgd", name="sgd"),
     ]
     x, y = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(3, 4, 3, dtype=torch.float64)
 
@@ -666,10 +669,10 @@ def test_bad_arguments_say_what_to_do():
     model = Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     val = {"val": regression(model, seed=1)}
-    with pytest.raises(ValueError, match="choose one of 'first_order'"):
+    with pytest.raises(ValueError, match="'third_order': choose one of 'first_order'"):
         Attributor(model, optimizer, val, "third_order")
     with pytest.raises(ValueError, match="distinct names"):
-        Attributor(model, optimizer, val, ["path", Method("path", nodes=3)])
+        Attributor(model, optimizer, val, ["path", inrun.Path(nodes=3)])
     with pytest.raises(ValueError, match="at least one target"):
         Attributor(model, optimizer, {})
     with pytest.raises(ValueError, match="matches no trainable parameter"):
@@ -699,7 +702,7 @@ def test_samples_must_be_the_leading_axis():
 def test_replay_keeps_nothing_and_agrees_with_the_tape_dropout_included():
     train, val = rows(4, 1), rows(2, 2)
     results = []
-    for replay in (False, True):
+    for route in ("tap", "replay"):
         torch.manual_seed(0)
         model = small("gpt2", dropout=0.2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -710,15 +713,13 @@ def test_replay_keeps_nothing_and_agrees_with_the_tape_dropout_included():
             model.train()
             return loss
 
-        attr = Attributor(
-            model, optimizer, {"val": target}, ["second_order", "path"], replay=replay
-        )
+        attr = Attributor(model, optimizer, {"val": target}, ["second_order", "path"], route=route)
         for _ in range(2):
             for ids in ([0, 1, 2], [3]):
                 forward = lambda m=model, i=ids: loss_of(m, train[i], 0.02)  # noqa: E731
                 with attr.batch(ids, forward=forward):
                     forward().backward()
-                assert not replay or attr._micro[-1].record is None
+                assert route == "tap" or not attr._open.passes.records
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
             optimizer.step()
             optimizer.zero_grad()
@@ -731,7 +732,7 @@ def test_replay_keeps_nothing_and_agrees_with_the_tape_dropout_included():
 @pytest.mark.parametrize("family", ["gpt2", "pythia"])
 def test_probes_agree_with_the_rules(family):
     results = []
-    for route in ("rules", "compiled"):
+    for route in ("tap", "compiled"):
         torch.manual_seed(0)
         model, train, val = small(family), rows(4, 1), rows(2, 2)
         attr = Attributor(
@@ -759,7 +760,7 @@ def test_a_compiled_model_is_traced_without_a_break_and_not_again_for_new_direct
     eager, train, val = small("gpt2", torch.float32, n_layer=1), rows(3, 1), rows(2, 2)
     compiled = copy.deepcopy(eager)
     values = {}
-    for model, route in ((eager, "rules"), (compiled, "compiled")):
+    for model, route in ((eager, "tap"), (compiled, "compiled")):
         attr = Attributor(
             model,
             torch.optim.SGD(model.parameters(), lr=0.1),
@@ -776,7 +777,7 @@ def test_a_compiled_model_is_traced_without_a_break_and_not_again_for_new_direct
             attr.optimizers[0].step()
             attr.optimizers[0].zero_grad()
             values[route].append(attr.last["val"])
-    for plain, traced in zip(values["rules"], values["compiled"]):
+    for plain, traced in zip(values["tap"], values["compiled"]):
         assert (
             per_sample.relative_error(traced, plain) < 2e-5
         )  # float32: two steps of training apart in their last bits
@@ -790,7 +791,11 @@ def test_a_stale_direction_is_the_targets_gradient_at_the_last_refresh(method):
     model, batches, val = small("gpt2"), [rows(3, seed) for seed in range(4)], rows(2, 9)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     attr = Attributor(
-        model, optimizer, {"val": lambda: loss_of(model, val, 0.1)}, method, refresh=2, ledger=0
+        model,
+        optimizer,
+        {"val": lambda: loss_of(model, val, 0.1)},
+        method,
+        intervals=Intervals(refresh=2, ledger=0),
     )
     kept, got, expected = None, [], []
     for number, batch in enumerate(batches):
@@ -820,9 +825,12 @@ def test_a_checkpoint_refreshes_the_direction_so_that_a_resumed_run_gives_the_sa
     model, val = small("gpt2"), rows(2, 9)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
-    def attributor(**more):
+    def attributor():
         return Attributor(
-            model, optimizer, {"val": lambda: loss_of(model, val, 0.1)}, refresh=3, ledger=0, **more
+            model,
+            optimizer,
+            {"val": lambda: loss_of(model, val, 0.1)},
+            intervals=Intervals(refresh=3, ledger=0),
         )
 
     def step(attr, seed):
@@ -838,7 +846,8 @@ def test_a_checkpoint_refreshes_the_direction_so_that_a_resumed_run_gives_the_sa
     uninterrupted = [step(attr, 1), step(attr, 2)]
     attr.close()
     model.load_state_dict(weights)
-    resumed = attributor(resume=state)
+    resumed = attributor()
+    resumed.load_state_dict(state)
     assert torch.equal(
         torch.stack(uninterrupted), torch.stack([step(resumed, 1), step(resumed, 2)])
     )
@@ -847,13 +856,13 @@ def test_a_checkpoint_refreshes_the_direction_so_that_a_resumed_run_gives_the_sa
 def test_second_order_refuses_a_stale_direction():
     model = small("gpt2")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="second_order needs 1"):
+    with pytest.raises(ValueError, match="'second_order' cannot: its Hessian-vector product"):
         Attributor(
             model,
             optimizer,
             {"val": lambda: loss_of(model, rows(2, 9), 0.1)},
             "second_order",
-            refresh=2,
+            intervals=Intervals(refresh=2),
         )
 
 
@@ -862,7 +871,7 @@ def test_a_target_that_also_uses_the_token_table_as_a_whole_has_its_look_ups_add
     in place.
     """
     found = {}
-    for fused in (False, True):
+    for route in ("tap", "fused"):
         torch.manual_seed(0)
         model, val = small("gpt2"), rows(2, 9)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -870,13 +879,13 @@ def test_a_target_that_also_uses_the_token_table_as_a_whole_has_its_look_ups_add
         def target(model=model, val=val):
             return model.features(val[:, :-1]).square().mean() + model.wte.weight.sum()
 
-        attr = Attributor(model, optimizer, {"val": target}, fused=fused)
+        attr = Attributor(model, optimizer, {"val": target}, route=route)
         with attr.batch(range(3)):
             loss_of(model, rows(3, 1), 0.01).backward()
         optimizer.step()
-        found[fused] = attr.last["val"]
+        found[route] = attr.last["val"]
         attr.close()
-    assert per_sample.relative_error(found[True], found[False]) < 1e-10
+    assert per_sample.relative_error(found["fused"], found["tap"]) < 1e-10
 
 
 class Waits(TorchDispatchMode):
@@ -912,7 +921,7 @@ def test_a_step_waits_for_the_device_as_often_in_a_deep_model_as_in_a_shallow_on
             model.parameters(), lr=1e-3, fused=True
         )  # asks nothing itself
         attr = Attributor(
-            model, optimizer, {"val": lambda: loss_of(model, val, 0.1)}, method, fused=True
+            model, optimizer, {"val": lambda: loss_of(model, val, 0.1)}, method, route="fused"
         )
         for step in range(
             5

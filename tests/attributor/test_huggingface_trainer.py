@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inrun import Method
+import inrun
+from inrun.methods import FirstOrder
 from tests.support import per_sample
 
 transformers = pytest.importorskip("transformers")
@@ -66,9 +67,7 @@ def trainer(folder, methods=("path",), **changes) -> ValuedTrainer:
 
 
 def test_values_are_dot_products_with_the_clipped_share_of_each_sample(tmp_path):
-    valued = trainer(
-        tmp_path, [Method("first_order", state="current"), Method("path", nodes=4)], max_steps=1
-    )
+    valued = trainer(tmp_path, [FirstOrder(state="current"), inrun.Path(nodes=4)], max_steps=1)
     for module in valued.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -140,10 +139,11 @@ def test_what_is_missing_is_said(tmp_path):
     without.train_dataset = Rows(rows(24, 1))
     with pytest.raises(ValueError, match="no 'id': give every row"):
         without.train()
-    with pytest.raises(ValueError, match="replay: the Trainer runs a batch once"):
+    with pytest.raises(ValueError, match="route='replay': the Trainer runs a batch once"):
         ValuedTrainer(
             model(),
             arguments(tmp_path),
             targets={"val": Rows(rows(1, 2))},
-            attribution={"replay": True},
+            method="path",
+            attribution={"route": "replay"},
         )

@@ -9,8 +9,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from inrun import Attributor, Method, ValueStore
+import inrun
+from inrun import Attributor, Processes, ValueStore
 from inrun.attributor import BalanceError, NonFiniteError, ProcessError
+from inrun.methods import FirstOrder, SecondOrder
 from inrun.models import build
 from inrun.store import StoreError
 from tests.support import per_sample
@@ -18,12 +20,12 @@ from tests.support.together import together
 
 TOKENS, STEPS, LATE = 9, 5, 4
 METHODS = [
-    Method("first_order"),
-    Method("first_order", state="current", name="current"),
-    Method("second_order"),
-    Method("path", nodes=2),
-    Method("path", credit="impulse", name="impulse"),
-    Method("first_order", update="sgd", name="paper"),
+    FirstOrder(),
+    FirstOrder(state="current", name="current"),
+    SecondOrder(),
+    inrun.Path(nodes=2),
+    inrun.Path(credit="impulse", name="impulse"),
+    FirstOrder(update="sgd", name="paper"),
 ]
 #: samples of each process in its two micro-batches
 SHARES = [[2, 1], [1, 1]]
@@ -65,20 +67,20 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def trained(
-    model, processes: list[int], validation: torch.Tensor, weight: float, average=None, **options
+    model, whose: list[int], validation: torch.Tensor, weight: float, average=None, **options
 ) -> dict:
-    """The loop of a user in one process, which has the samples of `processes`; what its steps
+    """The loop of a user in one process, which has the samples of `whose`; what its steps
     left.
     """
     optimizer = optimizer_of(model)
     targets = {"val": lambda: model(validation) * weight}
-    own = [(p, k) for p in processes for k in range(2)]
+    own = [(p, k) for p in whose for k in range(2)]
     steps = []
     attr = Attributor(model, optimizer, targets, METHODS, **options)
     for step in range(STEPS):
         for p, k in own:
             ids, part, share = micro_batches(step, p)[k]
-            share = share / len(processes)
+            share = share / len(whose)
             last = (p, k) == own[-1]
 
             def forward(part=part, share=share):
@@ -115,29 +117,31 @@ def process(rank: int, how: str, options: dict) -> dict:
     """One of two processes. how: "ddp", or "own" where the loop averages gradients itself; with
     "views", gradients are views of buckets; with "shared", each evaluates its part of the target.
     """
-    model, validation, weight = Language(), rows(VALIDATION, 7), 1.0
+    model, validation, weight, shared = Language(), rows(VALIDATION, 7), 1.0, False
     if "shared" in how:
         validation = validation[:1] if rank == 0 else validation[1:]
         weight = len(validation) / VALIDATION
-        options = {**options, "share_targets": True}
+        shared = True
     if "ddp" in how:
         parallel = DistributedDataParallel(model, gradient_as_bucket_view="views" in how)
-        return trained(parallel, [rank], validation, weight, **options)
+        processes = Processes(share_targets=shared)
+        return trained(parallel, [rank], validation, weight, processes=processes, **options)
 
     def average(gradients):
         for g in gradients:
             dist.all_reduce(g)
             g /= 2
 
-    return trained(model, [rank], validation, weight, average, group=dist.group.WORLD, **options)
+    processes = Processes(dist.group.WORLD, shared)
+    return trained(model, [rank], validation, weight, average, processes=processes, **options)
 
 
 @pytest.mark.parametrize(
     ("how", "options"),
     [
         ("ddp", {}),
-        ("ddp, views, shared", {"fused": True}),
-        ("own", {"replay": True}),
+        ("ddp, views, shared", {"route": "fused"}),
+        ("own", {"route": "replay"}),
         ("own, shared", {"per_token": True}),
         ("ddp", {"route": "forward"}),
     ],
@@ -204,7 +208,8 @@ def broken(rank: int, how: str, store: str) -> list[str]:
             step(model, 1.0)
         elif how == "store":
             attributor(parallel, store=store)[1].close()
-            attributor(parallel, store=store)
+            with attributor(parallel, store=store)[1].batch([rank]):
+                pass
         elif how == "compiled":
             Attributor(
                 parallel, optimizer_of(model), {"val": lambda: model(validation)}, route="compiled"

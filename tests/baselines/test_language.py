@@ -125,7 +125,7 @@ def test_resumed_run_refuses_other_documents_behind_its_target(tmp_path):
     write_documents(tmp_path / "mine", count=6, seed=3)
     targets = [{"name": "mine", "path": str(tmp_path / "mine"), "chunks": 4}]
     settings = config(
-        tmp_path, attribution__targets=targets, attribution__methods=[{"kind": "first_order"}]
+        tmp_path, attribution__targets=targets, attribution__method=[{"kind": "first_order"}]
     )
     with Run.start(
         replace(settings, train=replace(settings.train, steps=2)), Console(quiet=True)

@@ -44,7 +44,7 @@ def test_our_engine_conforms_and_leaves_training_the_same_bits(name):
     ],
 )
 def test_our_engine_conforms_when_linear_layers_take_the_dots(name):
-    outcome = judge(Engine(fused=True), BY_NAME[name], expected(name))
+    outcome = judge(Engine("fused"), BY_NAME[name], expected(name))
     assert outcome.status == "pass", outcome.says
 
 
@@ -61,7 +61,7 @@ def test_our_engine_conforms_when_linear_layers_take_the_dots(name):
     ],
 )
 def test_our_engine_conforms_when_it_runs_the_batch_again_instead_of_keeping_it(name):
-    outcome = judge(Engine(replay=True), BY_NAME[name], expected(name))
+    outcome = judge(Engine("replay"), BY_NAME[name], expected(name))
     assert outcome.status == "pass", outcome.says
 
 

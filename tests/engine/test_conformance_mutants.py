@@ -9,7 +9,7 @@ from inrun.conformance import Engine, Outcome, judge
 from tests.support.conformance_truth import BY_NAME, expected
 from tests.support.mutants import MUTANTS
 
-UNCHECKED = Engine(check=0)  # books off: the suite must see it, not the engine itself
+UNCHECKED = Engine(balance=0)  # not checked: the suite must see it, not the engine itself
 
 
 def is_killed(outcome: Outcome) -> bool:

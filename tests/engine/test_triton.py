@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import inrun_kernels
-from inrun import Attributor
+from inrun import Attributor, Fused
 from tests.attributor.test_attributor import loss_of, rows, small
 from tests.support import per_sample
 
@@ -36,8 +36,7 @@ def test_values_on_triton_kernels_equal_those_in_float64(family, method):
                 "other": lambda m=model: loss_of(m, val[:1], 0.1),
             },
             method,
-            fused=True,
-            memory_budget=0,
+            route="fused" if method == "first_order" else Fused(memory=0),
         )
         with inrun_kernels.use(backend):
             with attr.batch(range(3)):

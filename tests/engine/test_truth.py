@@ -11,19 +11,20 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inrun.attributor import Attributor
+import inrun
+from inrun.attributor import Attributor, Intervals
 from inrun.evaluate import pearson, relative_rmse
 from inrun.ghost import Tape
-from inrun.methods import Method
+from inrun.methods import FirstOrder, Method
 from inrun.shapley import exact, interactions
 from inrun.updates import AdamUpdate, Lion, LionUpdate, snapshot
 from tests.support.step_case import StepCase, gpt2_case, regression_case
 
-PATH3 = Method("path", nodes=3, name="path3")
-SGD_FORMULA = Method("first_order", update="sgd", name="sgd_formula")
+PATH3 = inrun.Path(nodes=3, name="path3")
+SGD_FORMULA = FirstOrder(update="sgd", name="sgd_formula")
 PREVIOUS, CURRENT = (
-    Method("first_order", name="previous"),
-    Method("first_order", state="current", name="current"),
+    FirstOrder(name="previous"),
+    FirstOrder(state="current", name="current"),
 )
 
 
@@ -132,7 +133,7 @@ def errors_by_lr():
         case = small_network_case(lr)
         truth = truth_of(case)
         values = case.values(
-            "first_order", "second_order", "path", Method("path", nodes=4, name="path4")
+            "first_order", "second_order", "path", inrun.Path(nodes=4, name="path4")
         )
         for name, found in values.items():
             errors.setdefault(name, []).append(
@@ -347,7 +348,7 @@ ADAPTIVE = {
 def test_path_with_gauss_nodes_is_the_integral_along_the_step(optimizer):
     case = matrix_case(SMOOTH[optimizer])
     expected = Rules(case).integral(80)
-    found = case.values(Method("path", nodes=40, quadrature="gauss"))["path"]
+    found = case.values(inrun.Path(nodes=40, quadrature="gauss"))["path"]
     # analytic integrands: 40 Gauss nodes leave rounding, 1e-16 times the amplification of Muon's
     # polynomial
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10 * np.abs(expected).max())
@@ -358,7 +359,7 @@ def test_path_with_secants_converges_to_the_integral_with_the_square_of_the_segm
     case = matrix_case(ADAPTIVE[optimizer])
     expected = Rules(case).integral(200)
     error = {
-        nodes: np.linalg.norm(case.values(Method("path", nodes=nodes))["path"] - expected)
+        nodes: np.linalg.norm(case.values(inrun.Path(nodes=nodes))["path"] - expected)
         / np.linalg.norm(expected)
         for nodes in (4, 32)
     }
@@ -374,7 +375,7 @@ KINKED = {"adam amsgrad": lambda p: torch.optim.Adam(p, lr=0.02, betas=(0.9, 0.9
 @pytest.mark.parametrize("optimizer", {**SMOOTH, **ADAPTIVE, **KINKED})
 def test_path_values_add_up_to_the_utility_of_all_as_nodes_grow(optimizer):
     case = matrix_case({**SMOOTH, **ADAPTIVE, **KINKED}[optimizer])
-    found = case.values(Method("path", nodes=24))["path"].sum()
+    found = case.values(inrun.Path(nodes=24))["path"].sum()
     whole = Rules(case).utility_of_all()
     if optimizer != "muon":
         assert case.game().utility(np.ones(5, dtype=bool)) == pytest.approx(whole, rel=1e-10)
@@ -385,7 +386,7 @@ def test_path_values_add_up_to_the_utility_of_all_as_nodes_grow(optimizer):
 # -- the ledger
 
 
-def train(case: StepCase, steps: int, method: Method, batches, tmp_path, name: str):
+def train(case: StepCase, steps: int, method, batches, tmp_path, name: str):
     """(ledger rows as a table, total drop of the target) of a run over the batches."""
     model, optimizer = case.copies()
     first = case.loss(model)
@@ -422,7 +423,7 @@ def test_every_step_the_drop_is_drift_plus_values_plus_residual_and_drops_telesc
         "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
     }[optimizer]
     case = StepCase(model, make(model.parameters()), batches[0], target, clip=0.5)
-    rows, total = train(case, 10, Method("path", nodes=2), batches, tmp_path, "run")
+    rows, total = train(case, 10, inrun.Path(nodes=2), batches, tmp_path, "run")
     assert len(rows) == 10
     replay, stepper = case.copies()
     for row, batch in zip(rows, batches):
@@ -441,8 +442,8 @@ def test_impulse_credit_moves_drift_to_values_and_leaves_the_residual(ten_batche
     case = StepCase(
         model, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), batches[0], target
     )
-    now, _ = train(case, 10, Method("path"), batches, tmp_path, "immediate")
-    later, _ = train(case, 10, Method("path", credit="impulse"), batches, tmp_path, "impulse")
+    now, _ = train(case, 10, inrun.Path(), batches, tmp_path, "immediate")
+    later, _ = train(case, 10, inrun.Path(credit="impulse"), batches, tmp_path, "impulse")
     for a, b in zip(now, later):
         assert b["values"] == pytest.approx(10 * a["values"], rel=1e-9)
         assert b["residual"] == pytest.approx(a["residual"], abs=1e-14)
@@ -463,9 +464,9 @@ def test_with_a_tolerance_nodes_are_tripled_until_the_values_add_up_to_what_the_
     game = case.game()
     utility = game.utility(np.ones(game.n, dtype=bool))
     found = case.values(
-        Method("path", tolerance=0.02, name="asked"),
-        Method("path", nodes=nodes, name="enough"),
-        Method("path", nodes=max(nodes // 3, 1), name="fewer"),
+        inrun.Path(tolerance=0.02, name="asked"),
+        inrun.Path(nodes=nodes, name="enough"),
+        inrun.Path(nodes=max(nodes // 3, 1), name="fewer"),
     )
     np.testing.assert_array_equal(found["asked"], found["enough"])
     missed = {name: abs(values.sum() - utility) / abs(utility) for name, values in found.items()}
@@ -477,16 +478,16 @@ def test_nodes_are_not_tripled_where_that_does_not_help():
     # the first step of Adam averages slopes over coalitions, and these do not add up
     case = gpt2_case(ADAMW[1e-3], warm_steps=0)
     found = case.values(
-        Method("path", tolerance=1e-4, name="asked"), Method("path", nodes=3, name="once more")
+        inrun.Path(tolerance=1e-4, name="asked"), inrun.Path(nodes=3, name="once more")
     )
     np.testing.assert_array_equal(found["asked"], found["once more"])
 
 
 def test_a_tolerance_is_for_path_and_for_gradients_of_this_step():
-    with pytest.raises(ValueError, match="a positive share, for 'path' only"):
-        Method("second_order", tolerance=0.1)
+    with pytest.raises(ValueError, match=r"second_order.*unknown key 'tolerance'"):
+        Method.from_config({"kind": "second_order", "tolerance": 0.1}, "second_order")
     with pytest.raises(ValueError, match="tolerance=0"):
-        Method("path", tolerance=0.0)
+        inrun.Path(tolerance=0.0)
     case = regression_case(AFFINE["sgd"], warm_steps=1)
-    with pytest.raises(ValueError, match="choose one of them"):
-        case.values(Method("path", tolerance=0.1), refresh=2)
+    with pytest.raises(ValueError, match="tolerance compares with the loss of this step"):
+        case.values(inrun.Path(tolerance=0.1), intervals=Intervals(refresh=2))

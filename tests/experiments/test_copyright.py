@@ -59,7 +59,7 @@ def root(tmp_path_factory) -> Path:
 SMALL = [
     "data.tokenizer=bytes", "data.block_size=32", "data.val_share=0.2", "data.test_share=0.0", "data.name=small",
     "model={vocab_size: 320, block_size: 32, n_layer: 1, n_head: 2, d_model: 16}", "train.steps=6", "train.batch_size=64", "train.device=cpu",
-    "train.checkpoint_every=3", "influence.batch=64", "attribution.methods=[{kind: path}, {kind: first_order, update: sgd, name: paper}]", "record=true",
+    "train.checkpoint_every=3", "influence.batch=64", "attribution.method=[{kind: path}, {kind: first_order, update: sgd, name: paper}]", "record=true",
 ]  # fmt: skip
 
 

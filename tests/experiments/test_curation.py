@@ -22,7 +22,7 @@ SMALL = [
     "data.max_bytes_per_domain=0", "data.name=small", "model.vocab_size=320", "model.block_size=32", "model.n_layer=1", "model.n_head=2",
     "model.d_model=16", "train.steps=8", "train.batch_size=8", "train.eval_every=2", "train.eval_chunks=4", "train.eval_domains=[FreeLaw]",
     "train.checkpoint_every=4", "train.device=cpu", "optim.warmup=2", "optim.lr=0.02", "foreign=[Github]", "seeds=[3]", "online={start: 4, since: 0, every: 2, method: path}",
-    "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 4}]", "since=0.0", "attribution.methods=[{kind: path}, {kind: first_order, update: sgd, name: paper}]", "shares=[0.5]", "influence={samples: 32, max_side: 128}",
+    "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 4}]", "since=0.0", "attribution.method=[{kind: path}, {kind: first_order, update: sgd, name: paper}]", "shares=[0.5]", "influence={samples: 32, max_side: 128}",
 ]  # fmt: skip
 ARMS = [
     "full",

@@ -12,7 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from inrun.attributor import Attributor, attributor, ledger
+from inrun.attributor import Attributor, stack
+from inrun.attributor.ledger import Ledger
+from inrun.attributor.micro_batches import MicroBatches
+from inrun.attributor.parameters import RandomState, TrackedParameters
+from inrun.attributor.step import OpenStep
 from inrun.ghost import Tape, UseTracker, tape
 from inrun.ghost.origin import Derived
 from inrun.methods import path as path_module
@@ -382,7 +386,7 @@ def _(patch):
         model.requires_grad_(True)
         return original(self, model, params)
 
-    _wrap(patch, Attributor, "_track", track)
+    _wrap(patch, TrackedParameters, "track", track)
 
 
 # -- the validation side
@@ -449,8 +453,8 @@ def _(patch):
 def _(patch):
     _wrap(
         patch,
-        Attributor,
-        "_stack",
+        stack.DirectionStack,
+        "stacked",
         lambda original, self, found, count: original(self, reversed(list(found)), count),
     )
 
@@ -523,15 +527,19 @@ def _(patch):
 
 
 def _direction(patch, kind, around) -> None:
-    original = KINDS[kind]
-    patch.setitem(KINDS, kind, lambda what, step, target: around(original, what, step, target))
+    registered = KINDS[kind]
+
+    def changed(what, step, target):
+        return around(registered.directions, what, step, target)
+
+    patch.setitem(KINDS, kind, registered._replace(directions=changed))
 
 
 @mutant("values have the printed sign", "linear, few tokens", seen="a re-implementation on MNIST")
 def _(patch):
     _wrap(
         patch,
-        attributor,
+        stack,
         "directions",
         lambda original, *args: {name: -v for name, v in original(*args).items()},
     )
@@ -597,14 +605,14 @@ def _(patch):
 def _(patch):
     def view(original, self, gradients, c):
         if gradients is not None:
-            last = self._micro[-1]
+            last = self.passes.done[-1]
             gradients = {
                 name: c * sum(last.record.dense(name, i) for i in range(len(last.ids)))
                 for name in gradients
             }
         return original(self, gradients, c)
 
-    _wrap(patch, Attributor, "_step_view", view)
+    _wrap(patch, OpenStep, "view", view)
 
 
 @mutant("path is evaluated at its end", "path", "game: SGD, path")
@@ -656,19 +664,14 @@ def _(patch):
     "experts, state before the step",
 )
 def _(patch):
-    def moved(original, self, method, fraction):
-        everywhere = Step(
-            self.updates,
-            self.plain,
-            self.weights,
-            {
-                name: self.gradient.get(name, torch.zeros_like(w))
-                for name, w in self.weights.items()
-            },
-        )
-        return original(everywhere, method, fraction)
+    def everywhere(original, self, *args):
+        gradient = {
+            name: self.gradient.get(name, torch.zeros_like(w)) for name, w in self.weights.items()
+        }
+        return original(Step(self.updates, self.plain, self.weights, gradient), *args)
 
-    _wrap(patch, Step, "moved", moved)
+    _wrap(patch, Step, "moved", everywhere)
+    _wrap(patch, Step, "without_samples", everywhere)
 
 
 @mutant("impulse credit is not given", "momentum, impulse", "AdamW, impulse")
@@ -676,7 +679,7 @@ def _(patch):
     def directions(original, what, step, target):
         return original(replace(what, credit="immediate"), step, target)
 
-    _wrap(patch, attributor, "directions", directions)
+    _wrap(patch, stack, "directions", directions)
 
 
 # -- updates
@@ -914,35 +917,37 @@ def _(patch):
 
 @mutant("only the last micro-batch is valued", "2 x 3", "3 x 2", seen="GhostSuite")
 def _(patch):
-    def collect(original, self, V):
-        out = original(self, V)
-        first = sum(len(m.ids) for m in self._micro[:-1])
+    def collect(original, self, V, of):
+        out = original(self, V, of)
+        first = sum(len(m.ids) for m in self.done[:-1])
         return {
             name: torch.cat([torch.zeros_like(d[:, :first]), d[:, first:]], 1)
             for name, d in out.items()
         }
 
-    _wrap(patch, Attributor, "_collect_dots", collect)
+    _wrap(patch, MicroBatches, "dots", collect)
 
 
 @mutant("micro-batches come out in the wrong order", "2 x 3", "3 x 2")
 def _(patch):
-    def collect(original, self, V):
-        self._micro.reverse()
-        out = original(self, V)
-        self._micro.reverse()
+    def collect(original, self, V, of):
+        self.done.reverse()
+        out = original(self, V, of)
+        self.done.reverse()
         return out
 
-    _wrap(patch, Attributor, "_collect_dots", collect)
+    _wrap(patch, MicroBatches, "dots", collect)
 
 
 @mutant("values are divided by the number of samples", "linear, few tokens", seen="GhostSuite")
 def _(patch):
     _wrap(
         patch,
-        Attributor,
-        "_collect_dots",
-        lambda original, self, V: {name: d / d.shape[1] for name, d in original(self, V).items()},
+        MicroBatches,
+        "dots",
+        lambda original, self, V, of: {
+            name: d / d.shape[1] for name, d in original(self, V, of).items()
+        },
     )
 
 
@@ -953,25 +958,23 @@ def _(patch):
     seen="GhostSuite under Adam",
 )
 def _(patch):
-    def collect(original, self, V):
-        out = original(self, V)
+    def collect(original, self, V, of):
+        out = original(self, V, of)
         norms = torch.stack(
             [
                 torch.cat([m.record.dense(name, i).flatten() for name in out]).norm()
-                for m in self._micro
+                for m in self.done
                 for i in range(len(m.ids))
             ]
         )
         return {name: d / norms for name, d in out.items()}
 
-    _wrap(patch, Attributor, "_collect_dots", collect)
+    _wrap(patch, MicroBatches, "dots", collect)
 
 
 @mutant("the clip factor is not applied", "clipping", "clipping, AdamW")
 def _(patch):
-    _wrap(
-        patch, Attributor, "_gradients_and_factor", lambda original, self: (original(self)[0], 1.0)
-    )
+    _wrap(patch, OpenStep, "gradients_and_factor", lambda original, self: (original(self)[0], 1.0))
 
 
 @mutant("the clip factor is applied to G twice", "clipping, second order")
@@ -980,7 +983,7 @@ def _(patch):
         gradients, c = original(self)
         return {name: c * g for name, g in gradients.items()}, c
 
-    _wrap(patch, Attributor, "_gradients_and_factor", both)
+    _wrap(patch, OpenStep, "gradients_and_factor", both)
 
 
 @mutant("G is the gradient before clipping", "clipping, second order", "clipping, AdamW")
@@ -989,7 +992,7 @@ def _(patch):
         gradients, c = original(self)
         return {name: g / c for name, g in gradients.items()}, c
 
-    _wrap(patch, Attributor, "_gradients_and_factor", both)
+    _wrap(patch, OpenStep, "gradients_and_factor", both)
 
 
 @mutant("the learning rate is that of the first step", "schedule", "clipping, AdamW")
@@ -997,7 +1000,7 @@ def _(patch):
     def owners(original, self):
         return {key: (optimizer, dict(group)) for key, (optimizer, group) in original(self).items()}
 
-    _wrap(patch, Attributor, "_find_owners", owners)
+    _wrap(patch, TrackedParameters, "find_owners", owners)
 
 
 @mutant(
@@ -1006,19 +1009,20 @@ def _(patch):
     "schedule, set late, forward route",
 )
 def _(patch):
-    patch.setattr(Attributor, "_lr_ratio", lambda self, name: 1.0)
+    patch.setattr(stack.LearningRates, "ratio", lambda self, name: 1.0)
 
 
 @mutant("the learning rate is that of the next step", "schedule")
 def _(patch):
     # values are taken after the scheduler has stepped
     schedule = (1.0, 0.3, 0.7, 0.7)
-    _wrap(
-        patch,
-        Attributor,
-        "_lr_ratio",
-        lambda original, self, name: schedule[self.step + 1] / schedule[self.step],
-    )
+
+    def values(original, self, *args):
+        ratio = schedule[self.number + 1] / schedule[self.number]
+        total, dots, tokens = original(self, *args)
+        return ratio * total, {name: ratio * d for name, d in dots.items()}, tokens
+
+    _wrap(patch, OpenStep, "values", values)
 
 
 @mutant("all parameters get the first group's options", "parameter groups")
@@ -1029,12 +1033,12 @@ def _(patch):
             for key, (optimizer, _) in original(self).items()
         }
 
-    _wrap(patch, Attributor, "_find_owners", owners)
+    _wrap(patch, TrackedParameters, "find_owners", owners)
 
 
 @mutant("the forward is repeated with other dropout masks", "dropout, forward route")
 def _(patch):
-    patch.setattr(attributor, "_set_random_state", lambda state: None)
+    patch.setattr(RandomState, "restore", lambda self: None)
 
 
 @mutant(
@@ -1043,7 +1047,7 @@ def _(patch):
     "writes to buffers, forward route",
 )
 def _(patch):
-    patch.setattr(Attributor, "_again", lambda self, micro: contextlib.nullcontext())
+    patch.setattr(MicroBatches, "again", lambda self, micro: contextlib.nullcontext())
 
 
 @mutant("hooks stay on the optimizer", "linear, few tokens")
@@ -1053,38 +1057,37 @@ def _(patch):
 
 @mutant("the random state moves on", "linear, few tokens")
 def _(patch):
-    _wrap(
-        patch, Attributor, "_score", lambda original, self: original(self) or torch.rand(()) is None
-    )
+    _wrap(patch, OpenStep, "finish", lambda original, self: (original(self), torch.rand(()))[0])
 
 
 @mutant("gradients are changed in the last bit", "linear, few tokens", "clipping")
 def _(patch):
-    def score(original, self):
-        original(self)
-        for p in self.parameters.values():
+    def finish(original, self):
+        found = original(self)
+        for p in self.setting.parameters.by_name.values():
             p.grad.mul_(1 + 4e-16)
+        return found
 
-    _wrap(patch, Attributor, "_score", score)
+    _wrap(patch, OpenStep, "finish", finish)
 
 
 @mutant("drift is left out", "AdamW, path", "momentum, path")
 def _(patch):
-    def book(original, self, step, result):
-        original(self, step, result)
+    def opened(original, self, result, *args):
+        original(self, result, *args)
         result.drift.update(dict.fromkeys(result.drift, 0.0))
 
-    _wrap(patch, Attributor, "_book", book)
+    _wrap(patch, Ledger, "open", opened)
 
 
 @mutant("drift has the wrong sign in the ledger", "AdamW, path", "momentum, path")
 def _(patch):
-    def close(original, self, losses, writer):
-        original(self, losses, writer)
+    def close(original, self, writer):
+        original(self, writer)
         for row in self.last.values():
             row["residual"] = row["drop"] + row["drift"] - row["values"]
 
-    _wrap(patch, ledger.Ledger, "close", close)
+    _wrap(patch, Ledger, "close", close)
 
 
 @mutant(

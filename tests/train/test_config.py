@@ -28,7 +28,7 @@ def test_config_goes_to_json_and_back(tmp_path):
         ({"model__n_layers": 3}, r"no option \['n_layers'\]; known: .*n_layer"),
         ({"model": {"preset": "tiny"}}, "model: name must be given"),
         ({"data__blocksize": 3}, r"config\.data: unknown key 'blocksize'"),
-        ({"attribution__methods": [{"kind": "third_order"}]}, r"config\.attribution\.methods\[0\].*third_order.*choose one of"),
+        ({"attribution__method": [{"kind": "third_order"}]}, r"config\.attribution\.method\[0\].*third_order.*choose one of"),
         ({"attribution__targets": [{"name": "a"}, {"name": "a"}]}, "distinct names"),
         ({"attribution__targets": [{"chunks": 2}]}, r"targets\[0\]: name must be given"),
         ({"train__steps": "many"}, r"config\.train\.steps = 'many': expected int"),
@@ -57,5 +57,5 @@ def test_integers_are_fine_floats_and_lists_fine_tuples():
 
 def test_attribution_without_methods_is_off():
     assert not AttributionConfig().on
-    assert AttributionConfig(methods=(), targets=()).on is False
+    assert AttributionConfig(method=(), targets=()).on is False
     assert TargetConfig("val").chunks == 16

@@ -28,7 +28,7 @@ def test_estimate_counts_what_can_be_counted(tmp_path):
         guess.directions == (2 * 4 + 2) * 4 * parameters
     )  # two methods by two targets, twice; the targets' gradients
     assert guess.memory > guess.weights * 4
-    values = settings(tmp_path, attribution__methods=[])
+    values = settings(tmp_path, attribution__method=[])
     plain = estimate(RunConfig.from_mapping(values))
     assert (plain.directions, plain.tape, plain.rows, plain.store) == (0, 0, 0, 0)
 

@@ -54,7 +54,7 @@ def test_log_has_the_keys_that_are_promised(root):
 
 def test_wandb_writes_offline_beside_the_run_and_waits_for_nobody(root):
     run = Run.start(
-        config(root, "wandb", log__wandb="offline", attribution__methods=[], train__steps=2)
+        config(root, "wandb", log__wandb="offline", attribution__method=[], train__steps=2)
     )
     run.train()
     assert list((run.folder / "wandb").glob("offline-run-*/run-*.wandb"))

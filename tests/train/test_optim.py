@@ -73,7 +73,7 @@ class ToyUpdate(Update):
 def test_optimizer_registered_from_outside_trains_values_and_is_resumed(tmp_path):
     write_documents(tmp_path / "raw")
     common = {"optim__lr": 0.1, "optim__min_lr": 0.01, "train__checkpoint_every": 6}
-    common |= {"optim__weight_decay": 0.0, "attribution__methods": [{"kind": "path"}]}
+    common |= {"optim__weight_decay": 0.0, "attribution__method": [{"kind": "path"}]}
     with OPTIMIZERS.restored(), RULES.restored():
         optimizer("toy")(lambda groups, config: Toy(groups, config.lr))
         register(Toy)(ToyUpdate)

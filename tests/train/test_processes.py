@@ -72,7 +72,7 @@ def test_two_processes_leave_what_one_leaves(root, method):
             "clip": 0.5,
             "momentum": 0.9,
         },
-        "attribution__methods": [{"kind": method}, {"kind": "first_order"}],
+        "attribution__method": [{"kind": method}, {"kind": "first_order"}],
     }
     one = Run.start(RunConfig.from_mapping(settings(root, f"{method}-1", **changes)))
     one.train().close()

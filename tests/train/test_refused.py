@@ -55,7 +55,7 @@ def test_nan_loss_names_step_and_chunks_and_leaves_weights_and_store_as_they_wer
 
 
 def test_nan_loss_is_named_without_a_log_of_chunks_too(root, monkeypatch):
-    run = Run.start(config(root, "nan-summed", log__chunk_losses=False, attribution__methods=[]))
+    run = Run.start(config(root, "nan-summed", log__chunk_losses=False, attribution__method=[]))
     ids = run.batches.sampler.batch_at(0)
     poison = run.corpus[ids[5:6]][0, :-1]
     real = type(run.model).loss
@@ -73,7 +73,7 @@ def test_nan_loss_is_named_without_a_log_of_chunks_too(root, monkeypatch):
 
 
 def test_gradient_that_overflows_is_refused_like_a_loss(root, monkeypatch):
-    run = Run.start(config(root, "inf", attribution__methods=[]))
+    run = Run.start(config(root, "inf", attribution__method=[]))
     monkeypatch.setattr(
         "inrun.train.loop.clip_gradients", lambda model, clip: torch.tensor(math.inf)
     )

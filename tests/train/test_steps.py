@@ -41,8 +41,8 @@ def test_weights_are_the_same_bits_with_and_without_values(root, optimizer):
     common = {"optim__name": optimizer, "train__steps": 20, "train__micro_batch": 3}
     # Lion's update has no slope that is known before the gradient
     methods = [{"kind": "path"}] + ([{"kind": "first_order"}] if optimizer != "lion" else [])
-    valued = trained(root, f"valued-{optimizer}", attribution__methods=methods, **common)
-    plain = trained(root, f"plain-{optimizer}", attribution__methods=[], **common)
+    valued = trained(root, f"valued-{optimizer}", attribution__method=methods, **common)
+    plain = trained(root, f"plain-{optimizer}", attribution__method=[], **common)
     clips = [row["clip"] for row in tables(valued.folder)["steps"]]
     assert any(clip < 1 for clip in clips), "the test is to cover steps that are clipped"
     got, want = weights(valued.folder), weights(plain.folder)
@@ -55,11 +55,11 @@ def test_second_order_and_per_token_values_leave_the_weights_alone_too(root):
     valued = trained(
         root,
         "tokens",
-        attribution__methods=[{"kind": "second_order"}],
+        attribution__method=[{"kind": "second_order"}],
         attribution__per_token=True,
         **common,
     )
-    plain = trained(root, "no-tokens", attribution__methods=[], **common)
+    plain = trained(root, "no-tokens", attribution__method=[], **common)
     got, want = weights(valued.folder), weights(plain.folder)
     assert [name for name in want if not torch.equal(got[name], want[name])] == []
 
@@ -102,7 +102,7 @@ def test_micro_batches_of_unequal_token_counts_give_the_values_and_weights_of_th
 
 
 def test_gradient_of_a_cut_batch_is_that_of_the_global_token_mean(root):
-    plain = {"attribution__methods": [], "model__dropout": 0.0}
+    plain = {"attribution__method": [], "model__dropout": 0.0}
     run = Run.start(
         config(root, "mean", train__separate_documents=True, train__micro_batch=3, **plain)
     )
@@ -125,7 +125,7 @@ def test_gradient_of_a_cut_batch_is_that_of_the_global_token_mean(root):
 
 def test_separate_documents_predict_nothing_across_a_border(root):
     with Run.start(
-        config(root, "borders", train__separate_documents=True, attribution__methods=[])
+        config(root, "borders", train__separate_documents=True, attribution__method=[])
     ) as run:
         ids = np.arange(12)
         chunks, batch = run.corpus[ids], batch_of(run.corpus, ids, True)
@@ -215,8 +215,8 @@ def test_nothing_of_a_step_outlives_it(root, kind, fused):
         root,
         f"outlive-{kind}-{fused}",
         train__steps=3,
-        attribution__methods=[method],
-        attribution__fused=fused,
+        attribution__method=[method],
+        attribution__route="fused" if fused else "tap",
     )
     gc.collect()
     left = [thing for thing in gc.get_objects() if issubclass(type(thing), Recorder)]

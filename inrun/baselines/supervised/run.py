@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from inrun import methods
 from inrun.attributor import Attributor
 from inrun.baselines.pool import Outcomes, train_one_by_one
 from inrun.baselines.registry import AdamMoments, Checkpoint, record_training
@@ -32,16 +33,16 @@ from inrun.baselines.supervised.recipe import Data, Recipe, fit, network, sample
 from inrun.baselines.supervised.stacked import train_subsets
 from inrun.data.labelled import Problem
 from inrun.files import new_folder, read_json, write_file, write_json
-from inrun.methods import Method
+from inrun.methods import FirstOrder, Method, SecondOrder
 from inrun.store import ValueStore
 
 #: what is measured in every run; the first two are the paper's formulas, the others value the Adam
 #: step that is taken
 METHODS = (
-    Method("first_order", update="sgd", name="first_order_sgd"),
-    Method("second_order", update="sgd", name="second_order_sgd"),
-    Method("first_order", name="first_order"),
-    Method("path", name="path"),
+    FirstOrder(update="sgd", name="first_order_sgd"),
+    SecondOrder(update="sgd", name="second_order_sgd"),
+    FirstOrder(name="first_order"),
+    methods.Path(name="path"),
 )
 BATCH = 256  # samples per forward where nothing is kept
 

@@ -1,0 +1,193 @@
+"""The micro-batches of one optimizer step: what was recorded of each, and how it runs again."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from inrun.attributor.parameters import RandomState, TrackedParameters
+from inrun.attributor.processes import Processes
+from inrun.ghost import CompiledProbes, StreamingDots, Tape, UseTracker, token_dots
+from inrun.ghost.backward import grad
+
+#: what takes the samples' parts while a backward runs
+Record = StreamingDots | Tape | CompiledProbes
+AnyRecord = TypeVar("AnyRecord", StreamingDots, Tape)
+
+
+@dataclass
+class MicroBatch:
+    """One forward and backward.
+
+    Attributes:
+        ids: sample ids [n].
+        record: what a route recorded; None if it runs the micro-batch again.
+        forward: evaluates the loss again.
+        random: state of the random generators before the forward, where there is a `forward`.
+    """
+
+    ids: np.ndarray
+    record: Record | None
+    forward: Callable[[], Tensor] | None
+    random: RandomState | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class MicroBatches:
+    """Those of a step, in order.
+
+    Args:
+        model: whose buffers a second forward leaves as they are.
+        parameters: the tracked ones.
+        processes: whose exchange of gradients a second forward does not announce.
+    """
+
+    def __init__(self, model: nn.Module, parameters: TrackedParameters, processes: Processes):
+        self.model, self.parameters, self.processes = model, parameters, processes
+        self.done: list[MicroBatch] = []
+        self._squares: dict[str, Tensor] | None = None
+
+    @contextmanager
+    def recorded(
+        self, ids: np.ndarray, forward: Callable[[], Tensor] | None, record: Record | None
+    ) -> Iterator[None]:
+        """Around forward and backward of one more micro-batch."""
+        random = RandomState(self.parameters) if forward is not None else None
+        with self._seen_by(record):
+            yield
+        self.done.append(MicroBatch(ids, record, forward, random))
+
+    @contextmanager
+    def _seen_by(self, record: Record | None) -> Iterator[None]:
+        mode: AbstractContextManager = nullcontext()
+        if isinstance(record, CompiledProbes):
+            mode = record
+        elif record is not None:
+            mode = UseTracker(self.parameters.by_name, self.parameters.constants, record)
+        # backward in the caller's thread, where the context is active: recomputed forwards
+        # (checkpointing) are then seen as well
+        threads = (
+            torch.autograd.set_multithreading_enabled(False)
+            if record is not None
+            else nullcontext()
+        )
+        with threads, mode:
+            yield
+
+    def replayed(self, micro: MicroBatch, record: AnyRecord) -> AnyRecord:
+        """The micro-batch once more, for another record; its gradient is thrown away."""
+        with self.again(micro), self._seen_by(record), torch.enable_grad():
+            grad([micro.forward()], list(self.parameters.by_name.values()))
+        return record
+
+    @contextmanager
+    def again(self, micro: MicroBatch) -> Iterator[None]:
+        """For a second forward of a micro-batch.
+
+        Dropout repeats what the training pass drew, and buffers are written once.
+        """
+        now = RandomState(self.parameters)
+        buffers = [(buffer, buffer._version, buffer.clone()) for buffer in self.model.buffers()]
+        micro.random.restore()
+        try:
+            with self.processes.quietly():
+                yield
+        finally:
+            now.restore()
+            with torch.no_grad():
+                for buffer, version, kept in buffers:
+                    if buffer._version != version:
+                        buffer.copy_(kept)
+
+    # -- what all of them give together
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Sample ids [n] of this process."""
+        return np.concatenate([micro.ids for micro in self.done])
+
+    @property
+    def count(self) -> int:
+        """Samples of this process."""
+        return sum(map(len, self.done))
+
+    @property
+    def records(self) -> list[Record]:
+        """What was recorded, where something was."""
+        return [micro.record for micro in self.done if micro.record is not None]
+
+    @property
+    def seen(self) -> set[str]:
+        """Names of the parameters of which a use was seen."""
+        return set().union(*(record.seen for record in self.records))
+
+    @property
+    def lowest_dtype(self) -> torch.dtype:
+        """The coarsest dtype of what came back in the backward."""
+        found = {dtype for record in self.records for dtype in record.dtypes}
+        return min(found, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float32)
+
+    def dots(
+        self, V: Mapping[str, Tensor], of: Callable[[MicroBatch], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Name -> [k, n] over all micro-batches.
+
+        Args:
+            V: name -> directions [k, *shape].
+            of: gives name -> [k, n] of one micro-batch; a parameter that it did not use has zeros.
+        """
+        k = next(iter(V.values())).shape[0] if V else 0
+        each = [of(micro) for micro in self.done]
+        found: dict[str, Tensor] = {}
+        for name in V:
+            if any(name in dots for dots in each):
+                unused = {"dtype": torch.float64, "device": V[name].device}
+                parts = [
+                    dots.get(name, torch.zeros(k, len(micro), **unused))
+                    for dots, micro in zip(each, self.done)
+                ]
+                found[name] = torch.cat(parts, 1)
+        return found
+
+    def token_values(self, V: Mapping[str, Tensor], c: float) -> list[Tensor]:
+        """``c <g_it, V>`` of every token: [n, t] of each micro-batch, from one more forward."""
+        weights = {self.parameters.by_name[name]: v for name, v in V.items()}
+        rows = []
+        for micro in self.done:
+            with self.again(micro):
+                rows.append(c * token_dots(micro.forward, weights, len(micro)).double())
+        return rows
+
+    def recorded_squares(self, name: str) -> Tensor | None:
+        """``sum_i g_i^2`` elementwise from the tapes; None if no micro-batch used the parameter."""
+        found = [q for tape in self.records if (q := tape.squares(name)) is not None]
+        return sum(found) if found else None
+
+    def replayed_squares(self, name: str) -> Tensor | None:
+        """The same from one more pass over each micro-batch, one tape at a time in memory."""
+        if self._squares is None:
+            self._squares = {}
+            for micro in self.done:
+                tape = self.replayed(micro, Tape(len(micro)))
+                for parameter in self.parameters.by_name:
+                    q = tape.squares(parameter)
+                    if q is not None:
+                        before = self._squares.get(parameter)
+                        self._squares[parameter] = q if before is None else before + q
+        return self._squares.get(name)
+
+    def non_finite(self) -> list[int]:
+        """Ids of the samples of which a record holds NaN or infinity."""
+        return [
+            int(i)
+            for micro in self.done
+            if micro.record is not None
+            for i, bad in zip(micro.ids, micro.record.non_finite())
+            if bad
+        ]

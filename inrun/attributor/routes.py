@@ -1,0 +1,271 @@
+"""The ways in which the samples' parts of a gradient are found; one choice in one argument.
+
+A route is a frozen dataclass: its options, what it refuses, what it records of a micro-batch, and
+how it answers with dot products. `@route` adds one.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from inrun.attributor.micro_batches import MicroBatches, Record
+from inrun.config import build_kind, require
+from inrun.ghost import CompiledProbes, GradientBuffers, StreamingDots, Tape
+from inrun.methods import Method
+from inrun.registry import Registry
+
+#: (what must hold, the message if it does not), for `inrun.config.require`
+Demand = tuple[object, str]
+
+ROUTES: Registry[str, type["Route"]] = Registry("route")
+
+
+def route(cls: type["Route"]) -> type["Route"]:
+    """Decorator: the route can be chosen by its `kind`."""
+    return ROUTES.add(cls().kind, cls)
+
+
+@dataclass(frozen=True)
+class Route:
+    """How the samples' parts of the gradient are found."""
+
+    kind: str = field(default="", init=False)
+
+    #: whether `batch(ids, forward=...)` must be able to run the micro-batch again
+    needs_forward: ClassVar[bool] = False
+    #: whether targets' gradients may be summed in another order than torch's own, which is faster
+    fused_targets: ClassVar[bool] = False
+    #: whether dots come parameter by parameter; otherwise values come from tokens
+    by_parameter: ClassVar[bool] = True
+    #: whether it works where several processes train together
+    many_processes: ClassVar[bool] = True
+
+    def demands(self, methods: tuple[Method, ...], per_token: bool) -> list[Demand]:
+        """What must hold (`inrun.config.require`): what this route can do, and would change."""
+        return []
+
+    def buffers(self, device: torch.device, late: bool) -> GradientBuffers:
+        """Memory for per-sample weight gradients; `late`: a direction is known after the backward
+        only.
+        """
+        return GradientBuffers(0)
+
+    def record(
+        self,
+        passes: MicroBatches,
+        n: int,
+        V: Mapping[str, Tensor],
+        late: bool,
+        buffers: GradientBuffers,
+    ) -> Record | None:
+        """What takes the parts of the next micro-batch while it runs; None: nothing does.
+
+        Args:
+            n: its samples.
+            V: name -> directions [k, *shape] that are known before it.
+            late: whether others are known after it only.
+        """
+        return None
+
+    def dots(self, passes: MicroBatches, V: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``<g_i, V_k>``: name -> V [k, *shape]  to  name -> [k, n] in float64."""
+        return passes.dots(V, lambda micro: micro.record.dots(V))
+
+    def squares(self, passes: MicroBatches, name: str) -> Tensor | None:
+        """``sum_i g_i^2`` elementwise of a parameter; None if it was not used."""
+        return passes.recorded_squares(name)
+
+    #: whether `squares` can be asked
+    gives_squares: ClassVar[bool] = True
+
+    @classmethod
+    def from_config(cls, value: Any, where: str = "route") -> "Route":
+        """A route from its name, from a mapping with `kind` and options, or from itself."""
+        return build_kind(Route, ROUTES, value, where)
+
+
+def late_methods(methods: tuple[Method, ...]) -> list[str]:
+    """Names of those whose direction is known after the backward only."""
+    return [m.name for m in methods if not m.known_before]
+
+
+@route
+@dataclass(frozen=True)
+class Tap(Route):
+    """A rule per operation beside torch's own backward: the trained weights are the same bits.
+
+    >>> Tap().kind
+    'tap'
+    """
+
+    kind: str = field(default="tap", init=False)
+
+    def record(
+        self,
+        passes: MicroBatches,
+        n: int,
+        V: Mapping[str, Tensor],
+        late: bool,
+        buffers: GradientBuffers,
+    ) -> Record:
+        return Tape(n) if late else StreamingDots(V, n)
+
+
+@route
+@dataclass(frozen=True)
+class Fused(Route):
+    """Linear layers and the language-model head take dots in their own backward: faster.
+
+    The weight gradient is then summed sample by sample, so that the trained weights differ from
+    unattributed training by rounding.
+
+    >>> Fused(memory=2**30).kind
+    'fused'
+    """
+
+    kind: str = field(default="fused", init=False)
+    memory: int | None = None
+    """bytes of per-sample weight gradients that methods whose direction is known after the backward
+    may keep; past it they keep layer inputs and output gradients and pay one more product. None: a
+    quarter of the device's memory"""
+
+    fused_targets: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        enough = self.memory is None or self.memory >= 0
+        require("route fused", (enough, f"memory={self.memory}: give bytes, 0 or more"))
+
+    def demands(self, methods: tuple[Method, ...], per_token: bool) -> list[Demand]:
+        return [
+            (
+                self.memory is None or late_methods(methods),
+                "Fused(memory=...) bounds what is kept until a direction is known, and "
+                f"{', '.join(m.name for m in methods)} keeps nothing: say route='fused'",
+            )
+        ]
+
+    def buffers(self, device: torch.device, late: bool) -> GradientBuffers:
+        if not late:
+            return GradientBuffers(0)
+        return GradientBuffers(device_memory(device) // 4 if self.memory is None else self.memory)
+
+    def record(
+        self,
+        passes: MicroBatches,
+        n: int,
+        V: Mapping[str, Tensor],
+        late: bool,
+        buffers: GradientBuffers,
+    ) -> Record:
+        return Tape(n, True, buffers) if late else StreamingDots(V, n, True)
+
+
+@route
+@dataclass(frozen=True)
+class Replay(Route):
+    """Methods whose direction is known after the backward run the batch once more and keep nothing.
+
+    No memory, a forward and a backward more, any number of micro-batches; needs ``batch(ids,
+    forward=...)``. The trained weights are the same bits.
+
+    >>> Replay().needs_forward
+    True
+    """
+
+    kind: str = field(default="replay", init=False)
+
+    needs_forward: ClassVar[bool] = True
+    fused_targets: ClassVar[bool] = True
+
+    def demands(self, methods: tuple[Method, ...], per_token: bool) -> list[Demand]:
+        return [
+            (
+                late_methods(methods),
+                "route='replay' runs a batch again for directions that are known after the "
+                f"backward, and {', '.join(m.name for m in methods)} is known before it: say "
+                "route='tap' or route='fused', which keep nothing either",
+            )
+        ]
+
+    def dots(self, passes: MicroBatches, V: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return passes.dots(
+            V, lambda micro: passes.replayed(micro, StreamingDots(V, len(micro))).dots(V)
+        )
+
+    def squares(self, passes: MicroBatches, name: str) -> Tensor | None:
+        return passes.replayed_squares(name)
+
+
+@route
+@dataclass(frozen=True)
+class Forward(Route):
+    """One forward-mode pass per direction: any architecture, no rule for any operation.
+
+    Needs ``batch(ids, forward=...)``.
+
+    >>> Forward().by_parameter
+    False
+    """
+
+    kind: str = field(default="forward", init=False)
+
+    needs_forward: ClassVar[bool] = True
+    by_parameter: ClassVar[bool] = False
+    gives_squares: ClassVar[bool] = False
+
+
+@route
+@dataclass(frozen=True)
+class Compiled(Route):
+    """For models under torch.compile: linear, embedding and norm layers and this project's head.
+
+    Directions known before the backward only, in one process; the weight gradient is summed sample
+    by sample.
+
+    >>> Compiled().many_processes
+    False
+    """
+
+    kind: str = field(default="compiled", init=False)
+
+    many_processes: ClassVar[bool] = False
+    gives_squares: ClassVar[bool] = False
+
+    def demands(self, methods: tuple[Method, ...], per_token: bool) -> list[Demand]:
+        late = late_methods(methods)
+        return [
+            (
+                not late,
+                "route='compiled' needs directions that are known before the backward, and "
+                f"{', '.join(late)} is not; use first_order with state='previous' or update='sgd', "
+                "or train uncompiled with route='tap'",
+            )
+        ]
+
+    def record(
+        self,
+        passes: MicroBatches,
+        n: int,
+        V: Mapping[str, Tensor],
+        late: bool,
+        buffers: GradientBuffers,
+    ) -> Record:
+        return CompiledProbes(passes.parameters.by_name, V, n)
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that the device has.
+
+    Not those that are free: what is kept decides the order of sums, and a run's bits must not
+    depend on what else is running.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not every system tells
+        return 8 << 30

@@ -1,0 +1,288 @@
+"""One optimizer step: opened by its first micro-batch, valued just before the weights move."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from inrun.attributor.balance import (
+    NonFiniteError,
+    check_balance,
+    check_forward_balance,
+    check_seen,
+    common_factor,
+)
+from inrun.attributor.micro_batches import MicroBatches
+from inrun.attributor.options import Options
+from inrun.attributor.parameters import TrackedParameters
+from inrun.attributor.processes import Processes
+from inrun.attributor.result import StepResult
+from inrun.attributor.stack import DirectionStack, Key, LearningRates
+from inrun.ghost import GradientBuffers, Tape
+from inrun.methods import Method, Step, Target
+from inrun_kernels.backend import read_together
+
+log = logging.getLogger(__name__)
+
+#: steps after which elements without optimizer state are looked for again once there were none
+_LOOK_FOR_STATE = 256
+
+
+@dataclass
+class Setting:
+    """What stays from step to step.
+
+    Attributes:
+        settled: parameters all of whose elements have optimizer state.
+        told_coarse: the warning about routes without squares was given.
+    """
+
+    options: Options
+    model: nn.Module
+    parameters: TrackedParameters
+    targets: Mapping[str, Target]
+    stack: DirectionStack
+    processes: Processes
+    buffers: GradientBuffers
+    settled: set[str] = field(default_factory=set)
+    told_coarse: bool = False
+
+    def optimizer_view(self, **facts) -> Step:
+        """The step as the methods see it; facts: see `inrun.methods.Step`."""
+        needed = any(m.update != "sgd" for m in self.options.method)
+        updates, plain = self.parameters.updates(needed)
+        return Step(updates, plain, self.parameters.by_name, settled=self.settled, **facts)
+
+
+class OpenStep:
+    """A step between its first micro-batch and the optimizer's step.
+
+    Args:
+        setting: what stays.
+        number: optimizer steps before this one.
+        valued: whether its samples are; otherwise nothing is recorded.
+
+    Attributes:
+        passes: the micro-batches so far.
+        samples: of all processes, known when the step is valued.
+    """
+
+    def __init__(self, setting: Setting, number: int, valued: bool):
+        self.setting, self.number, self.valued = setting, number, valued
+        self.passes = MicroBatches(setting.model, setting.parameters, setting.processes)
+        self.samples = 0
+        self.known: dict[str, Tensor] = {}
+        self._norms: dict[str, Tensor] = {}
+        self._versions: dict[str, tuple[int, int]] = {}
+        if valued:
+            stack = setting.stack
+            self.known = stack.before(setting.optimizer_view()) if stack.known else {}
+            self.rates = LearningRates(setting.parameters, len(stack.known))
+
+    @contextmanager
+    def micro_batch(self, ids: np.ndarray, forward: Callable[[], Tensor] | None) -> Iterator[None]:
+        """Around forward and backward of one micro-batch."""
+        if not self.valued:
+            yield
+            return
+        setting, route = self.setting, self.setting.options.route
+        late = bool(setting.stack.late)
+        record = route.record(self.passes, len(ids), self.known, late, setting.buffers)
+        with self.passes.recorded(ids, forward, record):
+            yield
+        self._norms = setting.parameters.norms()
+        self._versions = setting.parameters.gradient_versions()
+
+    def was_zeroed(self) -> bool:
+        """Whether the gradient was zeroed without a step: an overflow of a loss scaler, a skipped
+        batch. Its micro-batches are then void.
+        """
+        parameters = self.setting.parameters
+        if not self.passes.done or parameters.gradient_versions() == self._versions:
+            return False
+        if any(norm != 0 for norm in read_together(parameters.norms()).values()):
+            return False
+        log.warning(
+            "step %d: the gradient was zeroed without an optimizer step; %d micro-batches "
+            "are dropped",
+            self.number,
+            len(self.passes.done),
+        )
+        return True
+
+    # -- just before the weights move
+
+    def finish(self) -> tuple[StepResult, Step]:
+        """The values of the step's samples, and the step as the methods saw it.
+
+        Raises:
+            BalanceError, NonFiniteError, TargetError
+        """
+        gradients, c = self.gradients_and_factor()
+        step = self.view(gradients, c)
+        V = self.setting.stack.whole(step, self.known)
+        values, dots, tokens = self.values(gradients, c, V)
+        return self._result(step, c, values, dots, tokens), step
+
+    def gradients_and_factor(self) -> tuple[dict[str, Tensor], float]:
+        """Name -> G, and c: the factor between the samples' parts and what the optimizer gets."""
+        setting, passes = self.setting, self.passes
+        parameters, total = setting.parameters.by_name, setting.processes.total
+        gradients = setting.parameters.gradients()
+        if not gradients:
+            raise RuntimeError(
+                "optimizer.step() was called with no gradient; the backward must run inside "
+                "`with attr.batch(...)`"
+            )
+        norms = read_together(setting.parameters.norms())
+        if not all(map(math.isfinite, norms.values())):
+            self._raise_non_finite(passes.non_finite())
+        seen = passes.seen
+        own = [passes.count, *(name in seen for name in parameters)]
+        self.samples, *uses = total(torch.tensor(own)).tolist()
+        if passes.records:
+            check_seen(norms, {name for name, used in zip(parameters, uses) if used})
+        dtypes = {name: p.dtype for name, p in parameters.items()}
+        factor = common_factor(read_together(self._norms), norms, dtypes)
+        return gradients, factor / setting.processes.size
+
+    def view(self, gradients: dict[str, Tensor], c: float) -> Step:
+        """The step as the methods see it."""
+        return self.setting.optimizer_view(
+            gradient=gradients, n=self.samples, squares=lambda name: self._squares(name, c)
+        )
+
+    def _squares(self, name: str, c: float) -> Tensor | None:
+        """``sum_i (c g_i)^2`` over the samples of all processes."""
+        setting = self.setting
+        if not setting.options.route.gives_squares:
+            self._tell_coarse()
+            return None
+        found = setting.options.route.squares(self.passes, name)
+        own = None if found is None else c * c * found
+        if setting.processes.alone:
+            return own
+        p = setting.parameters.by_name[name]
+        (everybodys,) = setting.processes.sums(
+            [torch.zeros_like(p) if own is None else own.to(p.dtype)]
+        )
+        return everybodys
+
+    def _tell_coarse(self) -> None:
+        if not self.setting.told_coarse:
+            self.setting.told_coarse = True
+            log.warning(
+                "step %d: the optimizer has no state yet for some elements, or one of its first "
+                "steps; route=%r cannot average their slope over coalitions and takes the "
+                "secant, so "
+                "the values of the first steps are coarse. route='tap' has no such limit.",
+                self.number,
+                self.setting.options.route.kind,
+            )
+
+    def values(
+        self, gradients: dict[str, Tensor], c: float, V: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[Key, list[Tensor]]]:
+        """Values [k, n], their parts by parameter, and by token where those are asked for."""
+        options, passes, keys = self.setting.options, self.passes, self.setting.stack.keys
+        total = self.setting.processes.total
+        checked = options.is_due(options.intervals.balance, self.number)
+        tokens: dict[Key, list[Tensor]] = {}
+        if options.per_token or not options.route.by_parameter:
+            now = {name: self.rates.at_present(name, v) for name, v in V.items()}
+            tokens = {
+                key: passes.token_values({name: v[k] for name, v in now.items()}, c)
+                for k, key in enumerate(keys)
+            }
+        if not options.route.by_parameter:
+            rows = [torch.cat([part.sum(1) for part in tokens[key]]) for key in keys]
+            if checked:
+                check_forward_balance(torch.stack(rows), gradients, now, keys, total)
+            return torch.stack(rows), {}, tokens
+        dots = options.route.dots(passes, V)
+        if checked:
+            check_balance(dots, gradients, V, c, keys, passes.lowest_dtype, total)
+        dots = {name: c * self.rates.at_present(name, d) for name, d in dots.items()}
+        nothing = torch.zeros(len(keys), passes.count, dtype=torch.float64)
+        return sum(dots.values()) if dots else nothing, dots, tokens
+
+    def _result(
+        self,
+        step: Step,
+        c: float,
+        values: Tensor,
+        dots: dict[str, Tensor],
+        tokens: dict[Key, list[Tensor]],
+    ) -> StepResult:
+        setting, keys, ids = self.setting, self.setting.stack.keys, self.passes.ids
+        bad = (~torch.isfinite(values)).any(0)
+        facts = torch.cat([bad.sum()[None].to(values.dtype), values.sum(1)])
+        count, *sums = setting.processes.total(facts).tolist()
+        if count:
+            self._raise_non_finite(ids[bad.cpu().numpy()].tolist())
+        by_key = {key: values[k] for k, key in enumerate(keys)}
+        in_order = [(m.name, t) for m in setting.options.method for t in setting.targets]
+        # a second moment decays to zero only by underflow, over a thousand steps and more without
+        # a gradient
+        stateless = step.stateless_share()
+        setting.settled = set() if self.number % _LOOK_FOR_STATE == 0 else step.settled
+        return StepResult(
+            step=self.number,
+            ids=ids,
+            values={key: by_key[key] for key in in_order},
+            per_parameter={key: {p: d[k] for p, d in dots.items()} for k, key in enumerate(keys)},
+            tokens=tokens if setting.options.per_token else {},
+            sums=dict(zip(keys, sums)),
+            clip=c * setting.processes.size,
+            stateless=stateless,
+        )
+
+    def _raise_non_finite(self, bad: list) -> None:
+        everybody = "the whole batch"
+        if not self.setting.processes.alone:
+            everybody = "a sample of another process, or of the whole batch,"
+        who = f"samples {', '.join(map(str, bad[:8]))}" if len(bad) else everybody
+        raise NonFiniteError(
+            f"step {self.number}: the gradient of {who} is not finite. The weights have not been "
+            "changed and no value of this step was stored; zero the gradient and go on "
+            "without these "
+            "samples, or look at their text, the learning rate and the loss scale."
+        )
+
+    def interactions(self, target: Target, method: Method) -> Tensor:
+        """``-eta^2 g_i^T H_L g_j`` [n, n] between the backward and the optimizer's step."""
+        tapes = self.passes.records
+        if not self.setting.processes.alone:
+            raise RuntimeError(
+                "interactions() are of samples in one process; train in a single one to see them"
+            )
+        if not tapes or not all(isinstance(tape, Tape) for tape in tapes):
+            raise RuntimeError(
+                "interactions() is called between the backward and optimizer.step(), with a method "
+                "whose direction is known after the backward (second_order, path), on a route that "
+                "keeps what it needs (tap, fused)"
+            )
+        gradients, c = self.gradients_and_factor()
+        step = self.view(gradients, c)
+        rows = []
+        for tape in tapes:
+            for j in range(tape.n):
+                own = {name: tape.dense(name, j) for name in gradients}
+                moved = {
+                    name: step.pull_back(method, name, c * g.to(gradients[name].dtype))
+                    for name, g in own.items()
+                    if g is not None
+                }
+                _, hvp = target.gradient_and_hvp(moved)
+                V = {
+                    name: step.pull_back(method, name, h)[None]
+                    for name, h in hvp.items()
+                    if name in gradients
+                }
+                rows.append(-c * torch.cat([sum(t.dots(V).values())[0] for t in tapes]))
+        return torch.stack(rows)
