@@ -129,7 +129,7 @@ def test_finished_training_runs_are_not_repeated_and_results_can_be_recorded(
 def test_online_run_draws_nothing_that_its_last_decision_left_out(runs):
     folder = runs / "seed-3-online"
     assert (
-        json.loads((folder / "run.json").read_text())["config"]["attribution"]["methods"][0]["name"]
+        json.loads((folder / "run.json").read_text())["config"]["attribution"]["method"][0]["name"]
         == "path"
     )
     with ValueStore(folder / "values") as store:
@@ -198,7 +198,7 @@ def test_iterations_are_counted_to_the_full_runs_last_loss():
     [
         ({"controls": ["chance"]}, "controls must be among"),
         ({"retrain": ["second_order"]}, "retrain must be among the methods"),
-        ({"attribution": {"methods": []}}, "values are needed"),
+        ({"attribution": {"method": []}}, "values are needed"),
         ({"controls": ["online"]}, "online needs online.start"),
         ({"since": 1.0}, "share of the run"),
         ({"shares": [50.0]}, "each between 0 and 1"),
@@ -210,7 +210,7 @@ def test_studies_that_cannot_be_meant_are_refused(change, message):
         "data": {},
         "optim": {},
         "train": {},
-        "attribution": {"methods": [{"kind": "path"}]},
+        "attribution": {"method": [{"kind": "path"}]},
         "controls": [],
     }
     with pytest.raises(ConfigError, match=message):

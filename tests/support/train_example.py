@@ -58,7 +58,7 @@ def settings(root: Path, name: str = "run", **changes) -> dict:
             "checkpoint_every": 4, "keep": 2,
         },
         "attribution": {
-            "methods": [{"kind": "path"}, {"kind": "first_order"}],
+            "method": [{"kind": "path"}, {"kind": "first_order"}],
             "targets": [{"name": "law", "domains": ["FreeLaw"], "chunks": 3}, {"name": "all", "chunks": 4}],
             "target_micro_batch": 3,
             "flush_every": 3,

@@ -24,7 +24,7 @@ from inrun.train import (
 from tests.support.train_example import config, in_step, lines, tables, weights, write_documents
 
 ONE_METHOD = {
-    "methods": [{"kind": "path"}],
+    "method": [{"kind": "path"}],
     "targets": [{"name": "law", "domains": ["FreeLaw"], "chunks": 3}],
     "flush_every": 3,
 }
@@ -36,7 +36,7 @@ def crash():
 
 def plain(root, name, **changes):
     """Without values, which most of this does not need."""
-    return config(root, name, **{"attribution": {"methods": []}, **changes})
+    return config(root, name, **{"attribution": {"method": []}, **changes})
 
 
 @pytest.fixture(scope="module")
