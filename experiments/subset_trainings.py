@@ -19,7 +19,8 @@ from rich.console import Console
 
 from experiments.frame import command, plain
 from inrun.baselines.leave_one_out import requests as leave_one_out
-from inrun.baselines.pool import Pool, coin_subsets, random_subsets
+from inrun.baselines.pool import Pool
+from inrun.baselines.subsets import coin_subsets, random_subsets
 from inrun.baselines.supervised import Recipe, untrained
 from inrun.config import build
 from inrun.data.labelled import ProblemConfig, sample_problem

@@ -35,11 +35,12 @@ from experiments.artifacts import Outputs
 from experiments.classification.report import INSPECTED, plot_methods, report, summarised
 from experiments.frame import CONFIGS, command, plain
 from experiments.study import measured_once
-from inrun.baselines import Cost, get_baseline, measure
-from inrun.baselines.pool import Pool, random_subsets
+from inrun.baselines import Cost, get_baseline, score
+from inrun.baselines.pool import Pool
+from inrun.baselines.subsets import random_subsets
 from inrun.baselines.supervised import Recipe, SupervisedRun, train_run
 from inrun.config import build
-from inrun.data.labelled import Problem, ProblemConfig, sample_problem
+from inrun.data.labelled import LabelledProblem, ProblemConfig, sample_problem
 from inrun.evaluate import (
     agreement,
     auroc,
@@ -196,7 +197,9 @@ class Study:
             seed,
             console,
         )
-        self.problem: Problem = sample_problem(settings.problem, problem_seed, settings.data_root)
+        self.problem: LabelledProblem = sample_problem(
+            settings.problem, problem_seed, settings.data_root
+        )
         self.label = f"{settings.problem.source}, seed {problem_seed}" + (
             f", training {seed}" if seed != problem_seed else ""
         )
@@ -220,7 +223,7 @@ class Study:
             )
             if not path.is_file():
                 began = time.monotonic()
-                scored = measure(self.run, "val", name, **options)
+                scored = score(self.run, "val", name, **options)
                 cost = json.dumps(dataclasses.asdict(scored.cost))
                 path.parent.mkdir(exist_ok=True)
                 outputs.whole(

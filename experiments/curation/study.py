@@ -44,7 +44,7 @@ from experiments.curation.report import (
 )
 from experiments.frame import command, plain
 from experiments.study import LanguageStudy, measured_once
-from inrun.baselines import measure
+from inrun.baselines import score
 from inrun.baselines.language import LanguageRun
 from inrun.config import build
 from inrun.data.corpus import Corpus
@@ -231,12 +231,15 @@ class Study:
         yield Arm(
             "full", full, run_row(self.seed, "full", full, full, nobody, len(self.corpus)), []
         )
-        for name, score in scores.items():
-            dropped = np.flatnonzero(score < 0) if name in negative else _lowest(score, size)
+        for name, values in scores.items():
+            dropped = np.flatnonzero(values < 0) if name in negative else _lowest(values, size)
             if name in negative and settings.retrain and name not in settings.retrain:
                 continue
-            found = {**score_row(score, dropped, self.labels), "negative_share": negative.get(name)}
-            yield self._arm(name, dropped, score, found)
+            found = {
+                **score_row(values, dropped, self.labels),
+                "negative_share": negative.get(name),
+            }
+            yield self._arm(name, dropped, values, found)
         measured = int((~np.isnan(scores[settings.attribution.method[0].name])).sum())
         for share in settings.shares:
             for name in (
@@ -281,7 +284,7 @@ class Study:
         kept = self.folder / f"seed-{self.seed}-influence.parquet"
         if not kept.is_file():
             self.console.print(f"seed {self.seed}: influence functions", highlight=False)
-            scored = measure(
+            scored = score(
                 LanguageRun(self.full), target, "influence_ekfac", **self.settings.influence
             )
             outputs.whole(kept, lambda path: pq.write_table(scored.table, path))

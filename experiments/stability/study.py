@@ -31,11 +31,12 @@ from experiments import artifacts as outputs
 from experiments.artifacts import Outputs, markdown
 from experiments.frame import command, plain
 from experiments.study import measured_once
-from inrun.baselines import measure
-from inrun.baselines.pool import Pool, random_subsets
+from inrun.baselines import score
+from inrun.baselines.pool import Pool
+from inrun.baselines.subsets import random_subsets
 from inrun.baselines.supervised import Recipe, train_run, untrained
 from inrun.config import build
-from inrun.data.labelled import Problem, ProblemConfig, sample_problem
+from inrun.data.labelled import LabelledProblem, ProblemConfig, sample_problem
 from inrun.evaluate import agreement, auroc, linear_datamodelling_score
 from inrun.train import ConfigError
 
@@ -146,7 +147,7 @@ def measured(settings: StabilityConfig, console: Console) -> tuple[str, list[dic
 
 
 def in_run(
-    settings: StabilityConfig, problem: Problem, folder: Path, console: Console
+    settings: StabilityConfig, problem: LabelledProblem, folder: Path, console: Console
 ) -> Iterator[Valuation]:
     """Values of single runs, and means over several: repeat r averages runs of its own."""
     most = max(settings.runs_averaged, default=0)
@@ -192,7 +193,7 @@ def retrained(settings: StabilityConfig, pool: Pool, console: Console) -> Iterat
                 options = {"seeds": budget // (pool.n + 1)}
             began = time.monotonic()
             scored = [
-                measure(pool.run, "val", method, pool=str(pool.folder), seed=repeat, **options)
+                score(pool.run, "val", method, pool=str(pool.folder), seed=repeat, **options)
                 for repeat in range(settings.repeats)
             ]
             trainings = float(np.mean([s.cost.trainings for s in scored]))
@@ -210,7 +211,9 @@ def retrained(settings: StabilityConfig, pool: Pool, console: Console) -> Iterat
         yield from reversed(found)
 
 
-def judged(valuation: Valuation, problem: Problem, subsets: np.ndarray, truth: np.ndarray) -> dict:
+def judged(
+    valuation: Valuation, problem: LabelledProblem, subsets: np.ndarray, truth: np.ndarray
+) -> dict:
     """A row of the table."""
     orders = np.ptp(valuation.values, axis=1) > 0
     both = list(combinations(range(len(orders)), 2))

@@ -1,71 +1,42 @@
-"""Every method that values are compared with, one file each, over one contract
-(`inrun.baselines.registry`).
+"""Every method that values are compared with, one file each, over one contract.
+
+The contract is in `inrun.baselines.registry`, what a run can be asked in `inrun.baselines.runs`.
+Each file of this folder registers its baselines when it is imported, and all are imported here.
 """
 
-from inrun.baselines import (
-    data_shapley,
-    datamodels,
-    difficulty,
-    ekfac,
-    empirical_influence,
-    in_run,
-    influence,
-    knn_shapley,
-    leave_one_out,
-    less,
-    representer,
-    simple,
-    text,
-    tracin,
-    trak,
-)
+import importlib
+import pkgutil
+
+from inrun.baselines.cost import Cost, record_training
 from inrun.baselines.registry import (
-    AdamMoments,
-    Adaptive,
+    BASELINES,
     Baseline,
     BaselineError,
-    Checkpoint,
-    Classified,
-    Cost,
-    Featured,
     MissingCapabilityError,
     NoOptions,
+    Scored,
+    baseline,
+    baseline_names,
+    get_baseline,
+    score,
+    value_table,
+)
+from inrun.baselines.runs import (
+    AdamMoments,
+    Adaptive,
+    Checkpoint,
+    Classified,
+    Featured,
     Regressed,
     Retrainable,
-    Scored,
     Textual,
     TrainedRun,
     Valued,
     Watched,
-    baseline,
-    baseline_names,
-    get_baseline,
-    measure,
-    record_training,
-    value_table,
-)
-
-#: importing these registers them
-FILES = (
-    data_shapley,
-    datamodels,
-    difficulty,
-    ekfac,
-    empirical_influence,
-    in_run,
-    influence,
-    knn_shapley,
-    leave_one_out,
-    less,
-    representer,
-    simple,
-    text,
-    tracin,
-    trak,
 )
 
 __all__ = [
-    "FILES",
+    "BASELINES",
     "AdamMoments",
     "Adaptive",
     "Baseline",
@@ -86,7 +57,11 @@ __all__ = [
     "baseline",
     "baseline_names",
     "get_baseline",
-    "measure",
     "record_training",
+    "score",
     "value_table",
 ]
+
+for _found in pkgutil.iter_modules(__path__):
+    if not _found.ispkg:
+        importlib.import_module(f"{__name__}.{_found.name}")

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from inrun.baselines.pool import Pool
-from inrun.baselines.registry import Retrainable, TrainedRun, baseline, value_table
+from inrun.baselines.registry import baseline, value_table
+from inrun.baselines.runs import Retrainable, RetrainableRun
 from inrun.shapley import Truncated, truncated
 
 
@@ -35,7 +36,7 @@ class DataShapleyOptions:
 
 
 @baseline("data_shapley", DataShapleyOptions, needs=(Retrainable,))
-def data_shapley(run: TrainedRun, target: str, options: DataShapleyOptions) -> pa.Table:
+def data_shapley(run: RetrainableRun, target: str, options: DataShapleyOptions) -> pa.Table:
     return value_table(run, estimate(Pool(run, options.pool), target, options).values)
 
 

@@ -16,8 +16,10 @@ import pyarrow as pa
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LassoCV, RidgeCV
 
-from inrun.baselines.pool import Pool, random_subsets
-from inrun.baselines.registry import BaselineError, Retrainable, TrainedRun, baseline, value_table
+from inrun.baselines.pool import Pool
+from inrun.baselines.registry import BaselineError, baseline, value_table
+from inrun.baselines.runs import Retrainable, RetrainableRun
+from inrun.baselines.subsets import random_subsets
 
 RIDGE_STRENGTHS = np.logspace(-2, 6, 33)  # of the summed squared error; members are 0 or 1
 FOLDS = 5
@@ -38,7 +40,7 @@ class DatamodelsOptions:
 
 
 @baseline("datamodels", DatamodelsOptions, needs=(Retrainable,))
-def datamodels(run: TrainedRun, target: str, options: DatamodelsOptions) -> pa.Table:
+def datamodels(run: RetrainableRun, target: str, options: DatamodelsOptions) -> pa.Table:
     pool = Pool(run, options.pool)
     outcomes = pool.outcomes(
         *random_subsets(pool.n, options.trainings, options.share, options.seed)

@@ -12,17 +12,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from inrun.baselines.registry import (
-    BaselineError,
-    Classified,
-    Featured,
-    TrainedRun,
-    Watched,
-    baseline,
-    value_table,
-)
-
-BATCH = 256
+from inrun.baselines.batches import forward
+from inrun.baselines.registry import BaselineError, baseline, value_table
+from inrun.baselines.runs import Classified, Featured, LabelledRun, Watched, WatchedRun
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class EL2NOptions(DifficultyOptions):
 
 
 @baseline("forgetting", DifficultyOptions, needs=(Watched,))
-def forgetting(run: TrainedRun, target: str, options: DifficultyOptions) -> pa.Table:
+def forgetting(run: WatchedRun, target: str, options: DifficultyOptions) -> pa.Table:
     """Toneva et al. 2019: how often the sample was right after one epoch and wrong after the next;
     one that never was right counts as the number of epochs.
     """
@@ -60,7 +52,7 @@ def forgetting(run: TrainedRun, target: str, options: DifficultyOptions) -> pa.T
 
 
 @baseline("el2n", EL2NOptions, needs=(Watched,))
-def el2n(run: TrainedRun, target: str, options: EL2NOptions) -> pa.Table:
+def el2n(run: WatchedRun, target: str, options: EL2NOptions) -> pa.Table:
     """Paul et al. 2021: Euclidean norm of softmax minus one-hot label, early in training (they
     average over ten runs; this is one).
     """
@@ -74,15 +66,12 @@ def el2n(run: TrainedRun, target: str, options: EL2NOptions) -> pa.Table:
 
 
 @baseline("prototypes", DifficultyOptions, needs=(Featured, Classified))
-def prototypes(run: TrainedRun, target: str, options: DifficultyOptions) -> pa.Table:
+def prototypes(run: LabelledRun, target: str, options: DifficultyOptions) -> pa.Table:
     """Supervised prototypes (Sorscher et al. 2022): cosine distance to the mean feature of the
     sample's class, final weights.
     """
     model, ids = run.model(), np.asarray(run.sample_ids)
-    with torch.no_grad():
-        x = torch.cat(
-            [run.features(model, ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)]
-        ).double()
+    x = forward(lambda part: run.features(model, part), ids).double()
     labels = run.labels(ids)
     distance = torch.empty(len(ids), dtype=torch.float64, device=x.device)
     for label in labels.unique():
@@ -91,7 +80,7 @@ def prototypes(run: TrainedRun, target: str, options: DifficultyOptions) -> pa.T
     return value_table(run, options.value(distance.cpu().numpy()))
 
 
-def _by_epoch(run: TrainedRun, column: str) -> tuple[np.ndarray, np.ndarray]:
+def _by_epoch(run: WatchedRun, column: str) -> tuple[np.ndarray, np.ndarray]:
     """epochs [e] ascending, and the column [e, n] in the order of the run's samples."""
     table = run.history().sort_by([("epoch", "ascending"), ("sample_id", "ascending")])
     epochs = np.unique(table["epoch"].to_numpy())

@@ -21,8 +21,9 @@ out, k targets.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -31,7 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inrun.baselines.registry import BaselineError, Classified, TrainedRun, baseline, value_table
+from inrun.baselines.batches import batches
+from inrun.baselines.gradients import trained as trained_parameters
+from inrun.baselines.registry import BaselineError, baseline, value_table
+from inrun.baselines.runs import Classified, Ids, TrainedRun
 from inrun.ghost import StreamingDots, Tape, UseTracker
 from inrun.ghost.backward import grad
 from inrun.ghost.origin import Parameter
@@ -45,7 +49,7 @@ class Sampled(Protocol):
     model's prediction.
     """
 
-    def sampled_losses(self, model: nn.Module, ids: Sequence[int], seed: int) -> Tensor:
+    def sampled_losses(self, model: nn.Module, ids: Ids, seed: int) -> Tensor:
         """[len(ids)], differentiable; independent labels for another seed."""
 
 
@@ -143,10 +147,11 @@ class EKFAC:
         """
         V = self._directions(targets)
         ids, rows = np.asarray(self.run.sample_ids), []
-        for part in _parts(ids, self.options.batch):
+        for part in batches(ids, self.options.batch):
             dots = StreamingDots(V, len(part))
-            self._backward(dots, lambda part=part: self.run.losses(self.model, part))
-            rows.append(sum(dots.by_parameter.values()))
+            self._backward(dots, partial(self.run.losses, self.model, part))
+            first, *rest = dots.by_parameter.values()
+            rows.append(sum(rest, start=first))
         return dict(zip(targets, torch.cat(rows, 1).double().cpu().numpy()))
 
     # -- the curvature
@@ -161,6 +166,7 @@ class EKFAC:
                 if not self._has_factors(origin, factor):
                     others.update(origin.roots)
                     continue
+                assert isinstance(factor, Outer)
                 a, b = (wide(x).flatten(0, 1) for x in (factor.a, factor.b))
                 for k, product in enumerate((a.T @ a, b.T @ b)):
                     found = sums.setdefault(name, [])
@@ -169,8 +175,8 @@ class EKFAC:
                     else:
                         found[k] += product
         return {
-            name: tuple(torch.linalg.eigh(matrix / len(ids)).eigenvectors for matrix in pair)
-            for name, pair in sums.items()
+            name: (_eigenvectors(of_a / len(ids)), _eigenvectors(of_b / len(ids)))
+            for name, (of_a, of_b) in sums.items()
             if name not in others
         }
 
@@ -186,6 +192,7 @@ class EKFAC:
             for origin, factor in tape.entries:
                 name = origin.roots[0]
                 if name in bases:
+                    assert isinstance(factor, Outer)
                     Qa, Qb = bases[name]
                     g = torch.bmm((wide(factor.b) @ Qb).mT, wide(factor.a) @ Qa)  # [n, o, i]
                     rotated[name] = rotated[name] + g if name in rotated else g
@@ -207,9 +214,9 @@ class EKFAC:
         """The per-sample factors of the Fisher matrix's losses, batch after batch; the same labels
         each time.
         """
-        for number, part in enumerate(_parts(ids, self.options.batch)):
+        for number, part in enumerate(batches(ids, self.options.batch)):
             tape = Tape(len(part))
-            self._backward(tape, lambda part=part, number=number: self._fisher_losses(part, number))
+            self._backward(tape, partial(self._fisher_losses, part, number))
             yield tape
 
     def _fisher_losses(self, ids: np.ndarray, number: int) -> Tensor:
@@ -245,14 +252,18 @@ class EKFAC:
                 rows[name].append(block.solve(wide(g), self.options.damping).to(g.dtype))
         return {name: torch.stack(found) for name, found in rows.items()}
 
-    def _backward(self, recorder: Recorder, losses) -> None:
+    def _backward(self, recorder: Recorder, losses: Callable[[], Tensor]) -> None:
         watch = UseTracker(self.parameters, self._constants, recorder)
         with torch.autograd.set_multithreading_enabled(False), watch, torch.enable_grad():
             grad([losses().sum()], list(self.parameters.values()))
 
 
+def _eigenvectors(matrix: Tensor) -> Tensor:
+    return torch.linalg.eigh(matrix).eigenvectors
+
+
 def _chosen(model: nn.Module, params: str) -> dict[str, Tensor]:
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = trained_parameters(model)
     chosen = {name: p for name, p in trained.items() if re.search(params, name)}
     if not chosen:
         raise BaselineError(
@@ -260,8 +271,3 @@ def _chosen(model: nn.Module, params: str) -> dict[str, Tensor]:
             f"{', '.join(list(trained)[:8])}, ..."
         )
     return chosen
-
-
-def _parts(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]

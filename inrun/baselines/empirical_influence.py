@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from inrun.baselines.pool import SAMPLES, Outcomes, Pool, coin_subsets, random_subsets
-from inrun.baselines.registry import BaselineError, Retrainable, TrainedRun, baseline, value_table
+from inrun.baselines.outcomes import SAMPLES, Outcomes
+from inrun.baselines.pool import Pool
+from inrun.baselines.registry import BaselineError, baseline, value_table
+from inrun.baselines.runs import Retrainable, RetrainableRun
+from inrun.baselines.subsets import coin_subsets, random_subsets
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,13 @@ class SubsetOptions:
 
 
 @baseline("empirical_influence", SubsetOptions, needs=(Retrainable,))
-def empirical_influence(run: TrainedRun, target: str, options: SubsetOptions) -> pa.Table:
+def empirical_influence(run: RetrainableRun, target: str, options: SubsetOptions) -> pa.Table:
     outcomes = _trained(run, options)
     return value_table(run, difference(outcomes.members, outcomes.utility(target, options.utility)))
 
 
 @baseline("memorization", SubsetOptions, needs=(Retrainable,))
-def memorization(run: TrainedRun, target: str, options: SubsetOptions) -> pa.Table:
+def memorization(run: RetrainableRun, target: str, options: SubsetOptions) -> pa.Table:
     """Minus the memorization score, whatever the target: a sample that is got right only when it is
     trained on is called harmful.
     """
@@ -63,7 +66,7 @@ class BanzhafOptions:
 
 
 @baseline("data_banzhaf", BanzhafOptions, needs=(Retrainable,))
-def data_banzhaf(run: TrainedRun, target: str, options: BanzhafOptions) -> pa.Table:
+def data_banzhaf(run: RetrainableRun, target: str, options: BanzhafOptions) -> pa.Table:
     """Data Banzhaf (Wang and Jia 2023) by its maximum-sample-reuse estimator: the same difference
     over subsets that a coin draws.
 
@@ -83,7 +86,7 @@ def difference(members: np.ndarray, utilities: np.ndarray) -> np.ndarray:
     return inside @ utilities / inside.sum(1) - (1 - inside) @ utilities / (1 - inside).sum(1)
 
 
-def _trained(run: TrainedRun, options: SubsetOptions) -> Outcomes:
+def _trained(run: RetrainableRun, options: SubsetOptions) -> Outcomes:
     pool = Pool(run, options.pool)
     return pool.outcomes(*random_subsets(pool.n, options.trainings, options.share, options.seed))
 

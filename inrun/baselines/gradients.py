@@ -6,18 +6,20 @@ are flat vectors here, parameters in the order of `named_parameters()`. Axes: n 
 parameters, k directions or projected coordinates.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inrun.baselines.registry import TrainedRun
+from inrun.baselines.batches import batches
+from inrun.baselines.runs import TrainedRun
 from inrun.ghost import StreamingDots, Tape, UseTracker
 from inrun.ghost.backward import grad
 from inrun.ghost.tape import Recorder
 
-BATCH = 64  # samples whose gradients are in memory at once
+GRADIENTS = 64  # samples whose gradients are in memory at once
 BLOCK = 2**22  # entries of the projection that are drawn at once
 
 
@@ -49,17 +51,18 @@ def loss_dots(run: TrainedRun, model: nn.Module, directions: Tensor) -> Tensor:
     def take(part: np.ndarray) -> Tensor:
         dots = StreamingDots(V, len(part))
         _backward(model, dots, lambda: run.losses(model, part))
-        return sum(dots.by_parameter.values())
+        first, *rest = dots.by_parameter.values()
+        return sum(rest, start=first)
 
-    return torch.cat([take(part) for part in batches(run.sample_ids)], dim=1)
+    return torch.cat([take(part) for part in batches(run.sample_ids, GRADIENTS)], dim=1)
 
 
 def loss_gradients(run: TrainedRun, model: nn.Module) -> Iterator[Tensor]:
     """[batch, p], batch after batch: the gradient of each training sample's loss, in the order of
     `sample_ids`.
     """
-    for part in batches(run.sample_ids):
-        yield sample_gradients(model, len(part), lambda part=part: run.losses(model, part))
+    for part in batches(run.sample_ids, GRADIENTS):
+        yield sample_gradients(model, len(part), partial(run.losses, model, part))
 
 
 def sample_gradients(model: nn.Module, n: int, outputs: Callable[[], Tensor]) -> Tensor:
@@ -75,12 +78,6 @@ def sample_gradients(model: nn.Module, n: int, outputs: Callable[[], Tensor]) ->
             torch.stack([torch.zeros_like(p) if g is None else g for g in dense]).flatten(1)
         )
     return torch.cat(rows, 1)
-
-
-def batches(ids: Sequence[int]) -> Iterator[np.ndarray]:
-    ids = np.asarray(ids)
-    for start in range(0, len(ids), BATCH):
-        yield ids[start : start + BATCH]
 
 
 def unflattened(model: nn.Module, vectors: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from inrun.baselines.registry import BaselineError, TrainedRun, Valued, baseline, value_table
+from inrun.baselines.registry import BaselineError, baseline, value_table
+from inrun.baselines.runs import Valued, ValuedRun
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class InRunOptions:
 
 
 @baseline("in_run", InRunOptions, needs=(Valued,))
-def in_run(run: TrainedRun, target: str, options: InRunOptions) -> pa.Table:
+def in_run(run: ValuedRun, target: str, options: InRunOptions) -> pa.Table:
     table = run.values(options.method, target)
     value = dict(zip(table["sample_id"].to_pylist(), table["value"].to_pylist()))
     if missing := [i for i in run.sample_ids if i not in value]:

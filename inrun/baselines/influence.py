@@ -18,17 +18,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from inrun.baselines.batches import batches
 from inrun.baselines.gradients import loss_dots, target_gradient, trained
-from inrun.baselines.registry import (
-    BaselineError,
-    Classified,
-    Regressed,
-    TrainedRun,
-    baseline,
-    value_table,
-)
-
-BATCH = 256
+from inrun.baselines.registry import BaselineError, baseline, value_table
+from inrun.baselines.runs import Classified, Regressed, TrainedRun
 
 Product = Callable[[Tensor], Tensor]
 
@@ -130,30 +123,27 @@ def lissa(run: TrainedRun, model: nn.Module, v: Tensor, options: InfluenceOption
 
 
 def curvature_product(
-    run: TrainedRun, model: nn.Module, ids: Sequence[int], x: Tensor, curvature: str
+    run: TrainedRun, model: nn.Module, ids: np.ndarray, x: Tensor, curvature: str
 ) -> Tensor:
     """C x for C of the mean loss of these samples, x [p]."""
     total = torch.zeros_like(x)
-    for start in range(0, len(ids), BATCH):
-        part = ids[start : start + BATCH]
+    for part in batches(ids):
         total += (_hessian_product if curvature == "hessian" else _gauss_newton_product)(
             run, model, part, x
         )
     return total / len(ids)
 
 
-def _hessian_product(run: TrainedRun, model: nn.Module, ids: Sequence[int], x: Tensor) -> Tensor:
+def _hessian_product(run: TrainedRun, model: nn.Module, ids: np.ndarray, x: Tensor) -> Tensor:
     parameters = list(trained(model).values())
     first = torch.autograd.grad(
         run.losses(model, ids).sum(), parameters, create_graph=True, allow_unused=True
     )
-    slope = sum((g * part).sum() for g, part in zip(first, _parts(x, parameters)) if g is not None)
+    slope = _slope(first, x, parameters)
     return _flat(torch.autograd.grad(slope, parameters, allow_unused=True), parameters)
 
 
-def _gauss_newton_product(
-    run: TrainedRun, model: nn.Module, ids: Sequence[int], x: Tensor
-) -> Tensor:
+def _gauss_newton_product(run: TrainedRun, model: nn.Module, ids: np.ndarray, x: Tensor) -> Tensor:
     """J^T (d^2 loss / d output^2) J x, with J of the outputs: the tangent by differentiating the
     backward pass.
     """
@@ -169,7 +159,7 @@ def _gauss_newton_product(
         )
     seed = torch.zeros_like(out, requires_grad=True)
     back = torch.autograd.grad(out, parameters, seed, create_graph=True, allow_unused=True)
-    slope = sum((g * part).sum() for g, part in zip(back, _parts(x, parameters)) if g is not None)
+    slope = _slope(back, x, parameters)
     (tangent,) = torch.autograd.grad(slope, seed, retain_graph=True)
     if isinstance(run, Classified):  # of cross-entropy, smoothed labels or not: diag(p) - p p^T
         p = out.detach().softmax(1)
@@ -193,6 +183,12 @@ def _largest_eigenvalue(
         x = curvature_product(run, model, ids, x, options.curvature)
         size = float(x.norm())
     return size
+
+
+def _slope(gradients: Sequence[Tensor | None], x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The dot of gradients with x [p], differentiable."""
+    found = [(g * part).sum() for g, part in zip(gradients, _parts(x, parameters)) if g is not None]
+    return sum(found[1:], start=found[0])
 
 
 def _parts(x: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

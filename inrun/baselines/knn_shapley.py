@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from inrun.baselines.registry import Classified, Featured, TrainedRun, baseline, value_table
-
-BATCH = 256
+from inrun.baselines.batches import forward
+from inrun.baselines.registry import baseline, value_table
+from inrun.baselines.runs import Classified, Featured, LabelledRun
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,11 @@ class KNNShapleyOptions:
 
 
 @baseline("knn_shapley", KNNShapleyOptions, needs=(Featured, Classified))
-def knn_shapley(run: TrainedRun, target: str, options: KNNShapleyOptions) -> pa.Table:
+def knn_shapley(run: LabelledRun, target: str, options: KNNShapleyOptions) -> pa.Table:
     """On the features of the final weights ("from the last linear layer"), Euclidean distance."""
     model, ids = run.model(), np.asarray(run.sample_ids)
     with torch.no_grad():
-        x = torch.cat(
-            [run.features(model, ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)]
-        ).double()
+        x = forward(lambda part: run.features(model, part), ids).double()
         distances = torch.cdist(run.target_features(model, target).double(), x)
     right = run.labels(ids)[None] == run.target_labels(target)[:, None]
     return value_table(run, closed_form(distances.cpu().numpy(), right.cpu().numpy(), options.k))

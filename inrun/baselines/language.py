@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from inrun import models
-from inrun.baselines.registry import AdamMoments, Checkpoint
+from inrun.baselines.runs import AdamMoments, Checkpoint
 from inrun.data.batch import Batch, batch_of, slices
 from inrun.data.corpus import Corpus
 from inrun.data.sampler import Sampler

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from inrun.baselines.pool import Pool, training_seeds
-from inrun.baselines.registry import Retrainable, TrainedRun, baseline, value_table
+from inrun.baselines.pool import Pool
+from inrun.baselines.registry import baseline, value_table
+from inrun.baselines.runs import Retrainable, RetrainableRun
+from inrun.baselines.subsets import training_seeds
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class LeaveOneOutOptions:
 
 
 @baseline("leave_one_out", LeaveOneOutOptions, needs=(Retrainable,))
-def leave_one_out(run: TrainedRun, target: str, options: LeaveOneOutOptions) -> pa.Table:
+def leave_one_out(run: RetrainableRun, target: str, options: LeaveOneOutOptions) -> pa.Table:
     return value_table(run, differences(Pool(run, options.pool), target, options).mean(0))
 
 

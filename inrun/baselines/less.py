@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from inrun.baselines.gradients import Projection, loss_gradients, target_gradient, trained
-from inrun.baselines.registry import AdamMoments, Adaptive, TrainedRun, baseline, value_table
+from inrun.baselines.registry import baseline, value_table
+from inrun.baselines.runs import AdamMoments, Adaptive, AdaptiveRun
 from inrun.baselines.tracin import spread
 
 
@@ -32,8 +33,9 @@ class LessOptions:
 
 
 @baseline("less", LessOptions, needs=(Adaptive,))
-def less(run: TrainedRun, target: str, options: LessOptions) -> pa.Table:
-    project, total = Projection(options.projection, options.seed), 0.0
+def less(run: AdaptiveRun, target: str, options: LessOptions) -> pa.Table:
+    project = Projection(options.projection, options.seed)
+    total = torch.zeros(len(run.sample_ids), dtype=torch.float64)
     for k in spread(len(run.checkpoints), options.checkpoints):
         model, moments = run.model(k), run.moments(k)
         names = list(trained(model))
@@ -45,7 +47,7 @@ def less(run: TrainedRun, target: str, options: LessOptions) -> pa.Table:
             )
             for g in loss_gradients(run, model)
         ]
-        total = total + run.checkpoints[k].lr * torch.cat(found).double()
+        total += run.checkpoints[k].lr * torch.cat(found).double().cpu()
     return value_table(run, total)
 
 

@@ -14,96 +14,17 @@ same time both train it: give them different requests (`experiments/pool.py` mak
 """
 
 import hashlib
-import io
-import time
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 
-from inrun.baselines.registry import Classified, Retrainable, TrainedRun, record_training
-from inrun.files import read_json, write_bytes, write_json
-
-SAMPLES = "samples"  #: the key of the run's own training samples, beside the names of targets
-UTILITIES = ("loss", "accuracy", "margin")
-BATCH = 1024  # samples per forward
-
-
-class PoolError(ValueError):
-    """A pool that cannot be read or belongs to another recipe; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What trainings on subsets led to; k trainings, n samples, m samples of a target.
-
-    Attributes:
-        members: bool [k, n], in the order of the run's `sample_ids`. seeds: int64 [k].
-        losses: SAMPLES or target -> float32 [k, n] or [k, m].
-        margins, correct: the same in float32 and bool; empty where the run does not classify.
-        cpu_seconds: float64 [k], of each training, wherever it was done.
-    """
-
-    members: np.ndarray
-    seeds: np.ndarray
-    losses: dict[str, np.ndarray]
-    margins: dict[str, np.ndarray]
-    correct: dict[str, np.ndarray]
-    cpu_seconds: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def outputs(self, key: str, utility: str = "loss") -> np.ndarray:
-        """float64 [k, m], higher = better: minus the loss; 1 if right, else 0; or the margin log p
-        / (1 - p) of the label.
-        """
-        if utility not in UTILITIES:
-            raise PoolError(f"utility={utility!r}; choose from {', '.join(UTILITIES)}")
-        if utility == "loss":
-            return -self.losses[key].astype(np.float64)
-        found = self.correct if utility == "accuracy" else self.margins
-        if key not in found:
-            raise PoolError(
-                f"{utility} is defined for classification; this pool has losses only: "
-                "utility='loss'"
-            )
-        return found[key].astype(np.float64)
-
-    def utility(self, target: str, utility: str = "loss") -> np.ndarray:
-        """float64 [k]: U of each training, the mean of `outputs` over the target."""
-        return self.outputs(target, utility).mean(1)
-
-    def take(self, rows: Sequence[int] | np.ndarray) -> "Outcomes":
-        rows = np.asarray(rows, dtype=np.int64)
-        return Outcomes(
-            self.members[rows],
-            self.seeds[rows],
-            *(
-                {key: array[rows] for key, array in kind.items()}
-                for kind in (self.losses, self.margins, self.correct)
-            ),
-            self.cpu_seconds[rows],
-        )
-
-    @classmethod
-    def concatenated(cls, pieces: Sequence["Outcomes"]) -> "Outcomes":
-        return cls(
-            np.concatenate([p.members for p in pieces]),
-            np.concatenate([p.seeds for p in pieces]),
-            *(
-                {
-                    key: np.concatenate([getattr(p, kind)[key] for p in pieces])
-                    for key in getattr(pieces[0], kind)
-                }
-                for kind in ("losses", "margins", "correct")
-            ),
-            np.concatenate([p.cpu_seconds for p in pieces]),
-        )
+from inrun.baselines.cost import record_training
+from inrun.baselines.outcomes import SAMPLES, Outcomes, PoolError, read_outcomes, write_outcomes
+from inrun.baselines.retrain import train_one_by_one
+from inrun.baselines.runs import Retrainable, RetrainableRun, TrainedRun
+from inrun.files import remember
 
 
 @runtime_checkable
@@ -165,7 +86,7 @@ class Pool:
         self._parts: list[Outcomes] = []
         self._read: set[str] = set()
         if self.folder is not None:
-            self._open()
+            self._open(self.folder)
 
     def __len__(self) -> int:
         """Different requests whose outcomes are here."""
@@ -218,6 +139,7 @@ class Pool:
         self.trained += len(seeds)
         if isinstance(self.run, SubsetTrainable):
             return self.run.train_subsets(members, seeds)
+        assert isinstance(self.run, RetrainableRun)
         return train_one_by_one(self.run, members, seeds)
 
     def _requests(
@@ -233,37 +155,29 @@ class Pool:
 
     def _collect(self, names: list[bytes]) -> Outcomes:
         places = np.array([self._known[name] for name in names]).reshape(-1, 2)
+        if not names:
+            return Outcomes(
+                np.zeros((0, self.n), bool), np.zeros(0, np.int64), {}, {}, {}, np.zeros(0)
+            )
         parts = np.unique(places[:, 0])
         pieces = [self._parts[p].take(places[places[:, 0] == p, 1]) for p in parts]
-        order = (
-            np.argsort(np.concatenate([np.flatnonzero(places[:, 0] == p) for p in parts]))
-            if len(parts)
-            else []
-        )
-        return Outcomes.concatenated(pieces).take(order) if pieces else self._nothing()
-
-    def _nothing(self) -> Outcomes:
-        return Outcomes(np.zeros((0, self.n), bool), np.zeros(0, np.int64), {}, {}, {}, np.zeros(0))
+        order = np.argsort(np.concatenate([np.flatnonzero(places[:, 0] == p) for p in parts]))
+        return Outcomes.concatenated(pieces).take(order)
 
     # -- files
 
-    def _open(self) -> None:
+    def _open(self, folder: Path) -> None:
         if not isinstance(self.run, Recognizable):
             raise PoolError(
-                f"a pool on disk must know its recipe again, and {type(self.run).__name__} "
-                "has no `digest`; "
-                "add it, or keep the pool in memory (folder=None)"
+                f"a pool on disk must know its recipe again, and {type(self.run).__name__} has no "
+                "`digest`; add it, or keep the pool in memory (folder=None)"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        about, path = (
-            {"version": 1, "recipe": self.run.digest, "samples": self.n},
-            self.folder / "pool.json",
-        )
-        if not path.exists():
-            write_json(path, about)
-        if (found := read_json(path)) != about:
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {"version": 1, "recipe": self.run.digest, "samples": self.n}
+        found = remember(folder / "pool.json", lambda: about)
+        if found != about:
             raise PoolError(
-                f"{self.folder} belongs to {found}, this run is {about}; give it another folder"
+                f"{folder} belongs to {found}, this run is {about}; give it another folder"
             )
         self._read_new_parts()
 
@@ -272,7 +186,7 @@ class Pool:
             return
         for path in sorted(self.folder.glob("part-*.npz")):
             if path.name not in self._read:
-                self._remember(_load(path, self.n))
+                self._remember(read_outcomes(path, self.n))
                 self._read.add(path.name)
 
     def _add(self, outcomes: Outcomes) -> None:
@@ -281,9 +195,7 @@ class Pool:
                 sorted(_name(row, seed) for row, seed in zip(outcomes.members, outcomes.seeds))
             )
             path = self.folder / f"part-{hashlib.sha256(names).hexdigest()[:16]}.npz"
-            content = io.BytesIO()
-            np.savez(content, **_arrays(outcomes))
-            write_bytes(path, content.getbuffer())
+            write_outcomes(path, outcomes)
             self._read.add(path.name)
         self._remember(outcomes)
 
@@ -295,131 +207,7 @@ class Pool:
             )
 
 
-def train_one_by_one(run: TrainedRun, members: np.ndarray, seeds: np.ndarray) -> Outcomes:
-    """`run.retrain` for each request, and what its model does on all of the run's samples and
-    targets.
-    """
-    ids = np.asarray(run.sample_ids)
-    rows = []
-    for row, seed in zip(members, seeds):
-        began = time.process_time()
-        model = run.retrain(ids[row].tolist(), int(seed)).model()
-        with torch.no_grad():
-            found = _judged(run, model, ids)
-        rows.append((*found, time.process_time() - began))
-    *kinds, seconds = zip(*rows)
-    stacked = ({key: np.stack([row[key] for row in kind]) for key in kind[0]} for kind in kinds)
-    return Outcomes(members, seeds, *stacked, np.array(seconds))
-
-
-def _judged(run: TrainedRun, model: torch.nn.Module, ids: np.ndarray) -> tuple[dict, dict, dict]:
-    losses = {SAMPLES: _batched(lambda part: run.losses(model, part), ids)}
-    losses |= {target: run.target_losses(model, target).cpu().numpy() for target in run.targets}
-    losses = {key: array.astype(np.float32) for key, array in losses.items()}
-    if not isinstance(run, Classified):
-        return losses, {}, {}
-    logits = {
-        SAMPLES: (_batched(lambda part: run.logits(model, part), ids), run.labels(ids.tolist()))
-    }
-    logits |= {
-        t: (run.target_logits(model, t).cpu().numpy(), run.target_labels(t)) for t in run.targets
-    }
-    judged = {
-        key: margins_and_correct(torch.from_numpy(z), y.cpu()) for key, (z, y) in logits.items()
-    }
-    return losses, *({key: pair[k].numpy() for key, pair in judged.items()} for k in (0, 1))
-
-
-def margins_and_correct(
-    logits: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p / (1 - p) of the label, float32, and whether it has the largest logit; logits [...,
-    classes], labels [...].
-    """
-    at = labels[..., None]
-    others = logits.scatter(-1, at, -torch.inf).logsumexp(-1)
-    return (logits.gather(-1, at)[..., 0] - others).float(), logits.argmax(-1) == labels
-
-
-# -- subsets
-
-
-def random_subsets(
-    n: int, count: int, share: float, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """`count` uniform subsets of round(share n) of n samples, bool [count, n], and a training seed
-    for each; the first ones of a longer list are the shorter list.
-    """
-    size = round(share * n)
-    if not 1 <= size < n:
-        raise PoolError(
-            f"share={share} of {n} samples is {size}; a subset has at least one and not all of them"
-        )
-    members = np.zeros((count, n), dtype=bool)
-    for k in range(count):
-        members[k, np.random.default_rng([seed, k]).choice(n, size, replace=False)] = True
-    return members, training_seeds(count, seed)
-
-
-def coin_subsets(n: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """`count` subsets in which each sample is with probability one half, independently; and a
-    training seed for each.
-    """
-    members = np.stack([np.random.default_rng([seed, k]).random(n) < 0.5 for k in range(count)])
-    return members, training_seeds(count, seed)
-
-
-def training_seeds(count: int, seed: int) -> np.ndarray:
-    """int64 [count], different for different (k, seed) within a million each."""
-    return np.arange(count, dtype=np.int64) + 1_000_000 * seed
-
-
-# -- private
-
-
 def _name(members: np.ndarray, seed: int) -> bytes:
     return hashlib.sha256(
         np.packbits(members).tobytes() + int(seed).to_bytes(8, "little", signed=True)
     ).digest()[:16]
-
-
-def _batched(function: Callable[[list[int]], torch.Tensor], ids: np.ndarray) -> np.ndarray:
-    parts = [function(ids[k : k + BATCH].tolist()).cpu().numpy() for k in range(0, len(ids), BATCH)]
-    return np.concatenate(parts)
-
-
-def _arrays(outcomes: Outcomes) -> dict[str, np.ndarray]:
-    arrays = {
-        "members": np.packbits(outcomes.members, axis=1),
-        "seeds": outcomes.seeds,
-        "cpu_seconds": outcomes.cpu_seconds,
-    }
-    arrays |= {f"losses/{key}": array for key, array in outcomes.losses.items()}
-    arrays |= {f"margins/{key}": array for key, array in outcomes.margins.items()}
-    return arrays | {
-        f"correct/{key}": np.packbits(array, axis=1) for key, array in outcomes.correct.items()
-    }
-
-
-def _load(path: Path, n: int) -> Outcomes:
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise PoolError(
-            f"{path} cannot be read ({error}); delete it, its trainings are done again when "
-            "asked for"
-        ) from error
-    losses, margins = (
-        {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
-        for kind in ("losses/", "margins/")
-    )
-    correct = {
-        key: np.unpackbits(arrays[f"correct/{key}"], axis=1, count=losses[key].shape[1]).astype(
-            bool
-        )
-        for key in losses
-        if f"correct/{key}" in arrays
-    }
-    members = np.unpackbits(arrays["members"], axis=1, count=n).astype(bool)
-    return Outcomes(members, arrays["seeds"], losses, margins, correct, arrays["cpu_seconds"])

@@ -17,9 +17,9 @@ import pyarrow as pa
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from inrun.baselines.registry import Classified, Featured, TrainedRun, baseline, value_table
-
-BATCH = 256
+from inrun.baselines.batches import forward
+from inrun.baselines.registry import baseline, value_table
+from inrun.baselines.runs import Classified, Featured, LabelledRun
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class RepresenterOptions:
 
 
 @baseline("representer", RepresenterOptions, needs=(Featured, Classified))
-def representer(run: TrainedRun, target: str, options: RepresenterOptions) -> pa.Table:
+def representer(run: LabelledRun, target: str, options: RepresenterOptions) -> pa.Table:
     model, ids = run.model(), np.asarray(run.sample_ids)
     with torch.no_grad():
-        x = torch.cat([run.features(model, ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)])
+        x = forward(lambda part: run.features(model, part), ids)
         t = run.target_features(model, target)
-    x, t = (np.c_[part.double().cpu().numpy(), np.ones(len(part))] for part in (x, t))
-    classes = run.target_logits(model, target).shape[1]
-    alpha, _ = fit(x, run.labels(ids).cpu().numpy(), classes, options)
+        classes = run.target_logits(model, target).shape[1]
+    x1, t1 = (np.c_[part.double().cpu().numpy(), np.ones(len(part))] for part in (x, t))
+    alpha, _ = fit(x1, run.labels(ids).cpu().numpy(), classes, options)
     of_right = alpha[:, run.target_labels(target).cpu().numpy()]  # [n, m]
-    return value_table(run, (of_right * (x @ t.T)).mean(1))
+    return value_table(run, (of_right * (x1 @ t1.T)).mean(1))
 
 
 def fit(

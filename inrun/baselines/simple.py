@@ -4,16 +4,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from inrun.baselines.registry import TrainedRun, baseline, value_table
-
-BATCH = 256  # samples per forward
+from inrun.baselines.batches import forward
+from inrun.baselines.registry import baseline, value_table
+from inrun.baselines.runs import TrainedRun
 
 
 @dataclass(frozen=True)
 class RandomOptions:
+    """No choice but the dice."""
+
     seed: int = 0
+    "Of the values."
 
 
 @baseline("random", RandomOptions)
@@ -27,7 +29,5 @@ def loss(run: TrainedRun, target: str, options) -> pa.Table:
     """Minus the sample's loss under the final weights: a sample that the model cannot fit is called
     harmful, whatever the target.
     """
-    model, ids = run.model(), run.sample_ids
-    with torch.no_grad():
-        parts = [run.losses(model, ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)]
-    return value_table(run, -torch.cat(parts))
+    model = run.model()
+    return value_table(run, -forward(lambda part: run.losses(model, part), run.sample_ids))

@@ -11,14 +11,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from inrun.baselines.registry import (
-    BaselineError,
-    Featured,
-    Textual,
-    TrainedRun,
-    baseline,
-    value_table,
-)
+from inrun.baselines.registry import BaselineError, baseline, value_table
+from inrun.baselines.runs import Featured, FeaturedRun, Textual, TextualRun
 
 _WORD = re.compile(r"\w+")
 
@@ -48,7 +42,7 @@ def words(text: str) -> list[str]:
 
 
 @baseline("bm25", BM25Options, needs=(Textual,))
-def bm25(run: TrainedRun, target: str, options: BM25Options) -> pa.Table:
+def bm25(run: TextualRun, target: str, options: BM25Options) -> pa.Table:
     """BM25 of every chunk with the target's text as the query (Robertson and Zaragoza 2009,
     Lucene's weights), by the package bm25s.
 
@@ -60,7 +54,7 @@ def bm25(run: TrainedRun, target: str, options: BM25Options) -> pa.Table:
 class BM25Index:
     """The training chunks, indexed once for many queries."""
 
-    def __init__(self, run: TrainedRun, options: BM25Options):
+    def __init__(self, run: TextualRun, options: BM25Options):
         try:
             import bm25s
         except ImportError as error:
@@ -77,7 +71,7 @@ class BM25Index:
 
 
 @baseline("embedding", EmbeddingOptions, needs=(Featured,))
-def embedding(run: TrainedRun, target: str, options: EmbeddingOptions) -> pa.Table:
+def embedding(run: FeaturedRun, target: str, options: EmbeddingOptions) -> pa.Table:
     """Cosine of what enters the last layer, under the final weights."""
     return value_table(run, EmbeddingIndex(run, options).scores(target))
 
@@ -85,7 +79,7 @@ def embedding(run: TrainedRun, target: str, options: EmbeddingOptions) -> pa.Tab
 class EmbeddingIndex:
     """The training chunks' features, for many targets."""
 
-    def __init__(self, run: TrainedRun, options: EmbeddingOptions):
+    def __init__(self, run: FeaturedRun, options: EmbeddingOptions):
         self._run, self._model = run, run.model()
         with torch.no_grad():
             rows = run.features(self._model, run.sample_ids).double()

@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 
 from inrun.baselines.gradients import loss_dots, target_gradient
-from inrun.baselines.registry import BaselineError, TrainedRun, baseline, value_table
+from inrun.baselines.registry import BaselineError, baseline, value_table
+from inrun.baselines.runs import TrainedRun
 
 
 @dataclass(frozen=True)

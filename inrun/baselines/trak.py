@@ -13,20 +13,16 @@ samples than coordinates; here there may be fewer, so that Phi^T Phi has no inve
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from inrun.baselines.gradients import Projection, batches, flat_gradient, sample_gradients
-from inrun.baselines.registry import (
-    BaselineError,
-    Classified,
-    Regressed,
-    TrainedRun,
-    baseline,
-    value_table,
-)
+from inrun.baselines.batches import batches
+from inrun.baselines.gradients import GRADIENTS, Projection, flat_gradient, sample_gradients
+from inrun.baselines.registry import BaselineError, baseline, value_table
+from inrun.baselines.runs import Classified, Ids, Regressed, TrainedRun
 
 
 @dataclass(frozen=True)
@@ -53,24 +49,19 @@ def trak(run: TrainedRun, target: str, options: TrakOptions) -> pa.Table:
         raise BaselineError(
             f"checkpoints={options.checkpoints}, and the run has {len(run.checkpoints)}"
         )
-    project, similarity, weight = Projection(options.projection, options.seed), 0.0, 0.0
+    project = Projection(options.projection, options.seed)
+    similarity = torch.zeros(len(run.sample_ids), dtype=torch.float64)
+    weight = torch.zeros_like(similarity)
     for k in range(-options.checkpoints, 0):
         model = run.model(k)
         features, q = [], []
-        for part in batches(run.sample_ids):
-            features.append(
-                project(
-                    sample_gradients(
-                        model, len(part), lambda model=model, part=part: outputs(run, model, part)
-                    )
-                )
-            )
+        for part in batches(run.sample_ids, GRADIENTS):
+            gradients = sample_gradients(model, len(part), partial(outputs, run, model, part))
+            features.append(project(gradients))
             q.append(shares(run, model, part))
         towards = project(target_feature(run, model, target)[None])[0]
-        similarity = similarity + kernel(
-            torch.cat(features).double(), towards.double(), options.ridge
-        )
-        weight = weight + torch.cat(q).double()
+        similarity += kernel(torch.cat(features).double(), towards.double(), options.ridge).cpu()
+        weight += torch.cat(q).double().cpu()
     return value_table(run, similarity * weight / options.checkpoints**2)
 
 
@@ -87,7 +78,7 @@ def kernel(features: Tensor, towards: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(small, features @ towards)
 
 
-def outputs(run: TrainedRun, model: nn.Module, ids) -> Tensor:
+def outputs(run: Classified | Regressed, model: nn.Module, ids: Ids) -> Tensor:
     """[n]: f of training samples."""
     if isinstance(run, Classified):
         return margins(run.logits(model, ids), run.labels(ids))
@@ -103,14 +94,14 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shares(run: TrainedRun, model: nn.Module, ids) -> Tensor:
+def shares(run: Classified | Regressed, model: nn.Module, ids: Ids) -> Tensor:
     """[n]: q of training samples."""
     if isinstance(run, Classified):
         return 1 - torch.sigmoid(margins(run.logits(model, ids), run.labels(ids)))
     return run.numbers(ids) - run.predictions(model, ids)
 
 
-def target_feature(run: TrainedRun, model: nn.Module, target: str) -> Tensor:
+def target_feature(run: Classified | Regressed, model: nn.Module, target: str) -> Tensor:
     """[p]: gradient of what the target wants more of."""
     if isinstance(run, Classified):
         return flat_gradient(

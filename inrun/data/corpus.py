@@ -162,10 +162,10 @@ class Corpus:
         Raises DataError for a domain or kind that no chunk of the split has.
         """
         chosen = np.ones(self._count, dtype=bool)
-        for column, wanted in (("domain", domain), ("kind", kind)):
-            if wanted is None:
+        for column, given in (("domain", domain), ("kind", kind)):
+            if given is None:
                 continue
-            wanted = {wanted} if isinstance(wanted, str) else set(wanted)
+            wanted = {given} if isinstance(given, str) else set(given)
             present = set(pc.unique(self.chunks[column]).to_pylist())
             if wanted - present:
                 raise DataError(

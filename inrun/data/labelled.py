@@ -78,7 +78,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class LabelledProblem:
     """A corrupted training part, and two clean parts to judge it by.
 
     Attributes:
@@ -106,7 +106,7 @@ class Problem:
         return seen.hexdigest()
 
 
-def sample_problem(config: ProblemConfig, seed: int, root: str | Path = "data") -> Problem:
+def sample_problem(config: ProblemConfig, seed: int, root: str | Path = "data") -> LabelledProblem:
     """The problem of a seed. `root`: where archives are cached (`packages.cache_root`).
 
     Raises:
@@ -136,7 +136,7 @@ def sample_problem(config: ProblemConfig, seed: int, root: str | Path = "data") 
     wrong[rng.permutation(config.train)[: round(config.flipped * config.train)]] = True
     labels = y[train].copy()
     labels[wrong] = _exchanged(labels[wrong], classes, rng)
-    return Problem(
+    return LabelledProblem(
         config.source,
         classes,
         Part(train, x[train], labels),

@@ -199,7 +199,7 @@ class SplitWriter:
         name, rows = f"shard-{shard:05d}", len(self._table["row"])
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(self._table, schema=CHUNK_SCHEMA), sink, compression="zstd")
-        tokens = memoryview(self._tokens[:rows]).cast("B")
+        tokens = self._tokens[:rows].data.cast("B")
         entry: dict[str, Any] = {"rows": rows}
         for role, ending, content in (
             ("tokens", "bin", tokens),

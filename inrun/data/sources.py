@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -232,9 +232,9 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _open(file: Path) -> Iterable[bytes]:
+def _open(file: Path) -> IO[bytes]:
     if file.name.endswith(".gz"):
-        return gzip.open(file, "rb")
+        return cast(IO[bytes], gzip.open(file, "rb"))
     if file.name.endswith(".zst"):
         return io.BufferedReader(zstandard.open(file, "rb"))
     return open(file, "rb")

@@ -39,13 +39,11 @@ class ResNet18(nn.Module):
         if pretrained:
             self.body = ResNetModel.from_pretrained(pretrained)
         else:
-            basic = {
-                "layer_type": "basic",
-                "depths": [2, 2, 2, 2],
-                "hidden_sizes": [64, 128, 256, 512],
-            }
-            self.body = ResNetModel(config or ResNetConfig(**basic))
-        self.head = nn.Linear(self.body.config.hidden_sizes[-1], outputs)
+            eighteen = ResNetConfig(
+                layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512]
+            )
+            self.body = ResNetModel(config or eighteen)
+        self.head = nn.Linear(list(self.body.config.hidden_sizes or ())[-1], outputs)
         self.train()
 
     def train(self, mode: bool = True) -> "ResNet18":
@@ -57,6 +55,7 @@ class ResNet18(nn.Module):
         return self
 
     def features(self, x: Tensor) -> Tensor:
+        """[n, d]: what enters the last layer."""
         return self.body(x).pooler_output.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ hand.
 import numpy as np
 import pytest
 
-from inrun.baselines.pool import random_subsets
+from inrun.baselines.subsets import random_subsets
 from inrun.evaluate import (
     agreement,
     leave_one_out_correlation,

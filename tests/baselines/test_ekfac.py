@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from inrun.baselines import BaselineError, Checkpoint, measure
+from inrun.baselines import BaselineError, Checkpoint, score
 from inrun.baselines.ekfac import EKFAC, EKFACOptions
 
 
@@ -96,7 +96,7 @@ def exact_influence(run: Classifier, target: str, damping: float) -> np.ndarray:
 def test_influence_in_a_softmax_model_is_exact_where_the_fisher_matrix_is_a_kronecker_product():
     run = softmax_regression("all")
     for target in run.targets:
-        found = measure(
+        found = score(
             run, target, "influence_ekfac", fisher="empirical", damping=0.2, batch=7
         ).values
         assert found == pytest.approx(exact_influence(run, target, 0.2), rel=1e-10)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import functional_call, jacrev
 
-from inrun.baselines import BaselineError, measure
+from inrun.baselines import BaselineError, score
 from inrun.baselines.gradients import Projection, loss_dots, sample_gradients
 from inrun.baselines.influence import (
     InfluenceOptions,
@@ -50,9 +50,9 @@ def test_tracin_is_the_explicit_sum_over_checkpoints(run):
         expected = expected + lr * loop_gradients(
             model, run.losses(model, run.sample_ids)
         ) @ towards(run, model)
-    assert np.allclose(measure(run, "val", "tracin", checkpoints=3).values, expected, rtol=1e-10)
+    assert np.allclose(score(run, "val", "tracin", checkpoints=3).values, expected, rtol=1e-10)
     last = 0.01 * loop_gradients(model, run.losses(model, run.sample_ids)) @ towards(run, model)
-    assert np.allclose(measure(run, "val", "tracin", checkpoints=1).values, last, rtol=1e-10)
+    assert np.allclose(score(run, "val", "tracin", checkpoints=1).values, last, rtol=1e-10)
 
 
 def test_checkpoints_are_spread_evenly_and_end_with_the_last():
@@ -78,7 +78,7 @@ def test_less_without_projection_is_its_definition(run):
             gamma = mm / (np.sqrt(vv) + 1e-8)
             expected[i] += lr * gamma @ target / np.linalg.norm(gamma) / np.linalg.norm(target)
     assert np.allclose(
-        measure(run, "val", "less", checkpoints=3, projection=0).values, expected, rtol=1e-9
+        score(run, "val", "less", checkpoints=3, projection=0).values, expected, rtol=1e-9
     )
 
 
@@ -96,7 +96,7 @@ def test_trak_with_the_identity_projection_is_its_definition(run, checkpoints):
         kernels.append(phi_t @ inverse @ phi.T)
         q.append((1 - p).detach().numpy())
     expected = np.mean(kernels, 0) * np.mean(q, 0)
-    found = measure(run, "val", "trak", checkpoints=checkpoints, projection=0, ridge=ridge).values
+    found = score(run, "val", "trak", checkpoints=checkpoints, projection=0, ridge=ridge).values
     assert np.allclose(found, expected, rtol=1e-8)
 
 
@@ -106,7 +106,7 @@ def test_trak_of_a_linear_regression_is_the_influence_of_its_residuals(line):
     gram = x.T @ x
     inverse = np.linalg.inv(gram + 0.1 * np.trace(gram) / 4 * np.eye(4))
     expected = (rt[:, None] * line.target_x.numpy()).mean(0) @ inverse @ x.T * r
-    assert np.allclose(measure(line, "val", "trak", checkpoints=1).values, expected, rtol=1e-10)
+    assert np.allclose(score(line, "val", "trak", checkpoints=1).values, expected, rtol=1e-10)
 
 
 def test_both_sides_of_the_kernel_solve_agree():
@@ -175,7 +175,7 @@ def test_curvature_products_are_those_of_explicit_matrices(run):
 
 @pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
 def test_influence_of_a_linear_model_is_exact_retraining_without_the_sample(line, curvature):
-    found = measure(
+    found = score(
         line, "val", "influence", damping=line.damping, curvature=curvature, tolerance=1e-10
     ).values
     towards_target = 2 * (line.target_x @ line.w - line.target_y) @ line.target_x / 7

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from inrun.baselines import Adaptive, Featured, Textual, TrainedRun, Valued, measure
+from inrun.baselines import Adaptive, Featured, Textual, TrainedRun, Valued, score
 from inrun.baselines.ekfac import Sampled
 from inrun.baselines.language import LanguageRun
 from inrun.baselines.text import BM25Index, BM25Options, words
@@ -138,7 +138,7 @@ def test_resumed_run_refuses_other_documents_behind_its_target(tmp_path):
 
 
 def test_bm25_is_its_formula(trained):
-    scored = measure(trained, "law", "bm25")
+    scored = score(trained, "law", "bm25")
     documents = [words(text) for text in trained.texts(trained.sample_ids)]
     average, n = np.mean([len(d) for d in documents]), len(documents)
     expected = np.zeros(n)
@@ -157,7 +157,7 @@ def test_bm25_is_its_formula(trained):
 
 
 def test_embedding_is_the_cosine_of_centred_mean_hidden_states(trained):
-    scored = measure(trained, "law", "embedding")
+    scored = score(trained, "law", "embedding")
     model = trained.model().double()
     with torch.no_grad():
         rows = model.features(trained.corpus[trained.sample_ids][:, :-1]).mean(1).numpy()
@@ -184,5 +184,5 @@ def test_a_chunk_is_its_own_nearest_neighbour(trained, tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text(json.dumps({"text": trained.corpus.text(chosen), "domain": "x"}))
     run = LanguageRun(trained.folder, targets=(TargetConfig("one", path=str(path)),))
-    values = measure(run, "one", "embedding").values
+    values = score(run, "one", "embedding").values
     assert run.sample_ids[np.argmax(values)] == chosen

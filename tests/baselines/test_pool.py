@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from inrun.baselines import measure
-from inrun.baselines.pool import SAMPLES, Pool, PoolError, margins_and_correct, random_subsets
+from inrun.baselines import score
+from inrun.baselines.outcomes import SAMPLES, PoolError
+from inrun.baselines.pool import Pool
+from inrun.baselines.retrain import margins_and_correct
+from inrun.baselines.subsets import random_subsets
 from tests.support.retrain_example import digits_run, ridge_run
 
 ROOT = Path(__file__).parents[2]
@@ -81,10 +84,10 @@ def test_another_pool_on_the_folder_trains_only_what_is_missing(tmp_path):
 def test_methods_share_trainings_and_each_is_charged_in_full(tmp_path):
     run = digits_run(n=12, m=10)
     folder = str(tmp_path)
-    first = measure(run, "val", "empirical_influence", pool=folder, trainings=20)
+    first = score(run, "val", "empirical_influence", pool=folder, trainings=20)
     assert len(run.trainings) == 20
     for name in ("datamodels", "memorization", "empirical_influence"):
-        scored = measure(run, "val", name, pool=folder, trainings=20)
+        scored = score(run, "val", name, pool=folder, trainings=20)
         assert len(run.trainings) == 20, "nothing is trained again"
         assert scored.cost.trainings == 20
         assert scored.cost.cpu_seconds > 0.3 * first.cost.cpu_seconds

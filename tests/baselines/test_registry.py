@@ -19,8 +19,8 @@ from inrun.baselines import (
     baseline,
     baseline_names,
     get_baseline,
-    measure,
     record_training,
+    score,
     value_table,
 )
 from inrun.baselines.registry import BASELINES
@@ -60,7 +60,7 @@ def registry():
 
 
 def test_loss_baseline_is_minus_the_loss_in_the_order_of_the_run():
-    scored = measure(Line(), "val", "loss")
+    scored = score(Line(), "val", "loss")
     assert scored.table["sample_id"].to_pylist() == [7, 3, 9]
     assert scored.values == pytest.approx(
         [-((0.8 - 1) ** 2), -((1.6 - 2.5) ** 2), -((2.4 - 2) ** 2)], rel=1e-6
@@ -68,7 +68,7 @@ def test_loss_baseline_is_minus_the_loss_in_the_order_of_the_run():
 
 
 def test_random_baseline_depends_on_its_seed_only():
-    one, same, other = (measure(Line(), "val", "random", seed=s).values for s in (1, 1, 2))
+    one, same, other = (score(Line(), "val", "random", seed=s).values for s in (1, 1, 2))
     assert (one == same).all()
     assert (one != other).any()
 
@@ -81,16 +81,16 @@ def test_missing_capability_is_named_with_its_methods(registry):
     with pytest.raises(
         MissingCapabilityError, match=r"needy.*Line.*Featured \(features.*Classified \(labels"
     ):
-        measure(Line(), "val", "needy")
+        score(Line(), "val", "needy")
 
 
 def test_unknown_baseline_target_and_option_are_refused():
     with pytest.raises(BaselineError, match=r"no baseline 'lss'; known are .*loss"):
-        measure(Line(), "val", "lss")
+        score(Line(), "val", "lss")
     with pytest.raises(BaselineError, match="no target 'test'; this run has val"):
-        measure(Line(), "test", "loss")
+        score(Line(), "test", "loss")
     with pytest.raises(ConfigError, match="unknown key 'sead'; known are seed"):
-        measure(Line(), "val", "random", sead=1)
+        score(Line(), "val", "random", sead=1)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_unknown_baseline_target_and_option_are_refused():
 def test_tables_that_break_the_contract_are_refused(registry, table, message):
     baseline("broken")(lambda run, target, options: table)
     with pytest.raises(BaselineError, match=message):
-        measure(Line(), "val", "broken")
+        score(Line(), "val", "broken")
 
 
 def test_cost_counts_trainings_here_and_elsewhere_and_the_memory_that_was_touched(registry):
@@ -119,12 +119,12 @@ def test_cost_counts_trainings_here_and_elsewhere_and_the_memory_that_was_touche
         record_training(cpu_seconds=100.0, wall_seconds=50.0, count=3)
         return value_table(run, held[:3])
 
-    cost = measure(Line(), "val", "costly").cost
+    cost = score(Line(), "val", "costly").cost
     assert cost.trainings == 4
     assert 100 < cost.cpu_seconds < 105
     assert 50 < cost.wall_seconds < 55
     assert cost.peak_bytes is None or 60e6 < cost.peak_bytes < 200e6
-    assert measure(Line(), "val", "loss").cost.trainings == 0
+    assert score(Line(), "val", "loss").cost.trainings == 0
 
 
 def test_two_baselines_of_one_name_are_refused(registry):

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from inrun.baselines import BaselineError, measure
+from inrun.baselines import BaselineError, score
 from inrun.baselines.data_shapley import DataShapleyOptions, estimate
 from inrun.baselines.datamodels import fit
 from inrun.baselines.empirical_influence import difference
-from inrun.baselines.pool import Pool, coin_subsets, random_subsets
+from inrun.baselines.pool import Pool
+from inrun.baselines.subsets import coin_subsets, random_subsets
 from inrun.evaluate import auroc
 from inrun.shapley import exact
 from inrun.shapley.exact import members
@@ -53,7 +54,7 @@ def test_leave_one_out_of_a_ridge_regression_is_the_closed_form():
     without = w - (inverse @ x.T * ((y - x @ w) / (1 - hat))).T  # [n, d]: Sherman and Morrison
     errors = lambda w: np.mean((run.target_x.numpy() @ w - run.target_y.numpy()) ** 2)  # noqa: E731
     truth = np.array([errors(v) for v in without]) - errors(w)
-    scored = measure(run, "val", "leave_one_out", seeds=2)
+    scored = score(run, "val", "leave_one_out", seeds=2)
     largest = float(run.target_losses(run.retrain(run.sample_ids, 0).model(), "val").detach().max())
     np.testing.assert_allclose(scored.values, truth, rtol=0, atol=2 * FLOAT32 * 2 * largest)
     assert scored.cost.trainings == 2 * 31
@@ -90,7 +91,7 @@ def test_banzhaf_values_over_all_subsets_are_the_enumerated_ones():
     )
     # drawn by a coin: the estimate's error is that of a mean over `count` draws
     count = 2000
-    sampled = measure(run, "val", "data_banzhaf", trainings=count).values
+    sampled = score(run, "val", "data_banzhaf", trainings=count).values
     assert np.abs(sampled - truth).max() < 4 * 2 * table.std() / np.sqrt(count)
 
 
@@ -124,7 +125,7 @@ def test_a_lasso_that_finds_nothing_gives_zeros_and_a_constant_utility_is_refuse
 @pytest.mark.parametrize("utility", ["accuracy", "loss", "margin"])
 def test_memorization_is_its_definition(utility):
     run = digits_run(n=12, m=10)
-    scored = measure(run, "val", "memorization", trainings=20, utility=utility)
+    scored = score(run, "val", "memorization", trainings=20, utility=utility)
     subsets, seeds = random_subsets(12, 20, 0.5)
     outputs = []
     for row, seed in zip(subsets, seeds):
@@ -159,7 +160,7 @@ def test_memorization_is_its_definition(utility):
 )
 def test_flipped_labels_come_last(name, options):
     run = digits_run(n=20, m=60, flipped=4, classes=2)
-    values = measure(run, "val", name, **options).values
+    values = score(run, "val", name, **options).values
     assert auroc(-values, np.arange(20) < 4) > 0.8
 
 

@@ -8,7 +8,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from inrun.baselines import measure
+from inrun.baselines import score
 from inrun.baselines.knn_shapley import closed_form
 from inrun.baselines.representer import RepresenterOptions, fit
 from tests.support.baseline_case import Classifier
@@ -45,7 +45,7 @@ def test_knn_shapley_is_the_enumerated_shapley_value_of_the_classifier(n, k):
 
 
 def test_knn_shapley_uses_features_and_labels_of_the_run(run):
-    scored = measure(run, "val", "knn_shapley", k=3)
+    scored = score(run, "val", "knn_shapley", k=3)
     model = run.model()
     x, t = (
         run.features(model, run.sample_ids).detach().numpy(),
@@ -74,7 +74,7 @@ def test_representer_points_add_up_to_the_layer_that_they_explain(classes):
 
 
 def test_representer_values_are_contributions_to_the_right_logit(run):
-    values = measure(run, "val", "representer").values
+    values = score(run, "val", "representer").values
     model = run.model()
     x, t = (
         np.c_[f.detach().numpy(), np.ones(len(f))]
@@ -87,23 +87,23 @@ def test_representer_values_are_contributions_to_the_right_logit(run):
 def test_forgetting_counts_falls_from_right_to_wrong_after_training_began(run):
     # correct at epoch e for sample k: e (k + 1) is no multiple of 3: epochs 1, 2 right and 3 wrong,
     # unless 3 divides k + 1: never right
-    values = by_id(measure(run, "val", "forgetting"))
+    values = by_id(score(run, "val", "forgetting"))
     for k, i in enumerate(run.sample_ids):
         assert values[i] == (3 if (k + 1) % 3 == 0 else 1)
-    easy = by_id(measure(run, "val", "forgetting", prefer="easy"))
+    easy = by_id(score(run, "val", "forgetting", prefer="easy"))
     assert all(easy[i] == -v for i, v in values.items())
 
 
 def test_el2n_is_the_error_at_its_epoch_in_the_order_of_the_run(run):
-    assert measure(run, "val", "el2n", epoch=2).values == pytest.approx(
+    assert score(run, "val", "el2n", epoch=2).values == pytest.approx(
         [2 + k / 10 for k in range(14)]
     )
     with pytest.raises(ValueError, match="epoch 9 is not in the run's history, which has 0 to 3"):
-        measure(run, "val", "el2n", epoch=9)
+        score(run, "val", "el2n", epoch=9)
 
 
 def test_prototypes_are_cosine_distances_to_the_mean_of_the_own_class(run):
-    values = measure(run, "val", "prototypes").values
+    values = score(run, "val", "prototypes").values
     x = run.features(run.model(), run.sample_ids).detach().numpy()
     for k in range(14):
         centre = x[run.y.numpy() == int(run.y[k])].mean(0)
@@ -113,4 +113,4 @@ def test_prototypes_are_cosine_distances_to_the_mean_of_the_own_class(run):
 
 
 def test_in_run_values_come_in_the_order_of_the_run(run):
-    assert measure(run, "val", "in_run", method="any").values == pytest.approx(run.sample_ids / 2)
+    assert score(run, "val", "in_run", method="any").values == pytest.approx(run.sample_ids / 2)

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from inrun.baselines import measure
-from inrun.baselines.pool import SAMPLES, Pool, random_subsets, train_one_by_one
+from inrun.baselines import score
+from inrun.baselines.outcomes import SAMPLES
+from inrun.baselines.pool import Pool
+from inrun.baselines.retrain import train_one_by_one
+from inrun.baselines.subsets import random_subsets
 from inrun.baselines.supervised import Data, NetworkConfig, Recipe, train_run, untrained
 from inrun.baselines.supervised.stacked import train_subsets
 from inrun.data.labelled import ProblemConfig, sample_problem
@@ -77,11 +80,11 @@ def test_a_run_is_trained_in_stacks_kept_in_a_pool_and_scored_from_it(tmp_path):
     recipe = Recipe(network=NetworkConfig("mlp", width=8), epochs=5, batch=16, moments_every=5)
     run = train_run(problem, recipe, 0, tmp_path / "run")
     folder = str(tmp_path / "pool")
-    scored = measure(run, "val", "data_shapley", pool=folder, trainings=60, tolerance=0.1)
+    scored = score(run, "val", "data_shapley", pool=folder, trainings=60, tolerance=0.1)
     assert scored.cost.trainings >= 60
-    again = measure(run, "val", "data_shapley", pool=folder, trainings=60, tolerance=0.1)
+    again = score(run, "val", "data_shapley", pool=folder, trainings=60, tolerance=0.1)
     assert again.values.tolist() == scored.values.tolist()
     assert again.cost.trainings == scored.cost.trainings
-    assert measure(run, "val", "memorization", pool=folder, trainings=30).cost.trainings == 30
+    assert score(run, "val", "memorization", pool=folder, trainings=30).cost.trainings == 30
     pool = Pool(untrained(problem, recipe), folder)  # the recipe is enough to open the same pool
     assert not pool.missing(*random_subsets(60, 30, 0.5)).any()

@@ -18,7 +18,7 @@ from inrun.baselines import (
     TrainedRun,
     Valued,
     Watched,
-    measure,
+    score,
 )
 from inrun.baselines.supervised import Data, NetworkConfig, Recipe, fit, network, train_run
 from inrun.data.labelled import ProblemConfig, sample_problem
@@ -197,4 +197,4 @@ def test_a_regression_is_trained_on_squared_errors_and_has_no_classes(tmp_path):
     y = problem.test.y.astype(np.float64)
     rest = float(run.target_losses(model, "test").detach().double().mean())
     assert run.quality("test") == pytest.approx(1 - rest / y.var(), rel=1e-5)
-    assert np.isfinite(measure(run, "val", "loss").values).all()
+    assert np.isfinite(score(run, "val", "loss").values).all()

@@ -20,7 +20,7 @@ from experiments.classification import study as classification
 from experiments.classification.report import NAMES, PAPER_AUROC, PAPER_SELECTION, report
 from experiments.classification.study import ClassificationConfig, by_data
 from experiments.frame import command
-from inrun.baselines import get_baseline, measure
+from inrun.baselines import get_baseline, score
 from inrun.config import build
 from inrun.data.labelled import ProblemConfig, sample_problem
 from inrun.store import ValueStore
@@ -197,7 +197,7 @@ def test_a_second_call_trains_and_scores_nothing(study, typed, monkeypatch, rows
     for name in (
         "inrun.baselines.supervised.run.fit",
         "inrun.baselines.supervised.run.train_subsets",
-        "experiments.classification.study.measure",
+        "experiments.classification.study.score",
     ):
         monkeypatch.setattr(name, never)
     typed("name=study", "data=digits")
@@ -206,11 +206,11 @@ def test_a_second_call_trains_and_scores_nothing(study, typed, monkeypatch, rows
 
 def test_values_that_are_all_equal_correlate_with_nothing(root, typed, monkeypatch):
     def constant(run, target, name, **options):
-        scored = measure(run, target, "random", seed=options.get("seed", 0))
+        scored = score(run, target, "random", seed=options.get("seed", 0))
         flat = scored.table.set_column(1, "value", [np.zeros(len(scored.table))])
         return dataclasses.replace(scored, table=flat if name == "trak" else scored.table)
 
-    monkeypatch.setattr("experiments.classification.study.measure", constant)
+    monkeypatch.setattr("experiments.classification.study.score", constant)
     only = [
         "methods=[trak_1,leave_one_out,random]",
         "recipe.epochs=1",

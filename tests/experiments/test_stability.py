@@ -11,7 +11,7 @@ import pytest
 from experiments.frame import command
 from experiments.stability import study as stability
 from experiments.stability.study import StabilityConfig, Valuation, judged
-from inrun.baselines.pool import random_subsets
+from inrun.baselines.subsets import random_subsets
 from inrun.config import build
 from inrun.data.labelled import ProblemConfig, sample_problem
 from inrun.train import ConfigError

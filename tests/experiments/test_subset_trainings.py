@@ -9,7 +9,7 @@ import pytest
 from experiments import subset_trainings as pool
 from experiments.frame import command
 from experiments.subset_trainings import Design, PoolConfig
-from inrun.baselines import measure
+from inrun.baselines import score
 from inrun.baselines.supervised import NetworkConfig, Recipe, untrained
 from inrun.config import build
 from inrun.data.labelled import ProblemConfig, sample_problem
@@ -52,7 +52,7 @@ def test_shards_share_the_plan_out_and_a_baseline_finds_it_trained(typed, tmp_pa
         ("data_banzhaf", {"trainings": 14}),
         ("leave_one_out", {}),
     ):
-        assert measure(run, "val", name, pool=str(folder), **options).cost.trainings == options.get(
+        assert score(run, "val", name, pool=str(folder), **options).cost.trainings == options.get(
             "trainings", 61
         )
     assert sorted(folder.iterdir()) == before, "nothing had to be trained"

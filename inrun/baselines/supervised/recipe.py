@@ -2,7 +2,7 @@
 samples. One function, whatever is done with the epochs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inrun.data.labelled import Part, Problem
+from inrun.baselines.runs import Ids
+from inrun.data.labelled import LabelledProblem, Part
 from inrun.models.small import MLP, ConvNet
 from inrun.train.precision import Precision
 
@@ -85,7 +86,7 @@ class Recipe:
 class Data:
     """The parts of a problem as tensors on the device."""
 
-    def __init__(self, problem: Problem, device: str):
+    def __init__(self, problem: LabelledProblem, device: str):
         self.problem, self.device = problem, Precision.choose(device, "fp32").device
         self.train = self._tensors(problem.train)
         self.targets = {
@@ -96,18 +97,18 @@ class Data:
     def _tensors(self, part: Part) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(part.x).to(self.device), torch.from_numpy(part.y).to(self.device)
 
-    def rows(self, ids: Sequence[int]) -> np.ndarray:
+    def rows(self, ids: Ids) -> np.ndarray:
         """Positions of sample ids in the training part. Raises KeyError for an id that is not
         there.
         """
-        known, ids = self.problem.train.ids, np.asarray(ids, np.int64)
-        rows = np.searchsorted(known, ids).clip(max=len(known) - 1)
-        if (strange := ids[known[rows] != ids]).size:
+        known, wanted = self.problem.train.ids, np.asarray(ids, np.int64)
+        rows = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+        if (strange := wanted[known[rows] != wanted]).size:
             raise KeyError(f"{strange.size} ids are no training samples, first {strange[0]}")
         return rows
 
 
-def network(config: NetworkConfig, problem: Problem) -> nn.Module:
+def network(config: NetworkConfig, problem: LabelledProblem) -> nn.Module:
     """A new network for the problem's shapes, with weights from torch's random state, in eval
     mode.
     """

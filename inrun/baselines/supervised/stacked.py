@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from inrun.baselines.pool import SAMPLES, Outcomes, margins_and_correct
-from inrun.baselines.registry import record_training
+from inrun.baselines.batches import FORWARD
+from inrun.baselines.cost import record_training
+from inrun.baselines.outcomes import SAMPLES, Outcomes
+from inrun.baselines.retrain import margins_and_correct
 from inrun.baselines.supervised.recipe import Data, Recipe, network, sample_losses
 
 STACK = 50  # trainings at once: more is not faster, and takes memory
-BATCH = 256  # samples per forward of the whole stack where nothing is kept
 
 
 def train_subsets(data: Data, recipe: Recipe, members: np.ndarray, seeds: np.ndarray) -> Outcomes:
@@ -60,16 +61,14 @@ def _train_stack(data: Data, recipe: Recipe, members: np.ndarray, seeds: np.ndar
     (x, y), classes = data.train, data.problem.classes
     for epoch, batches in enumerate(_orders(members, seeds, recipe)):
         optimizer.param_groups[0]["lr"] = recipe.lr_of(epoch)
-        for at, share in batches:
-            at, share = (
-                torch.from_numpy(at).to(data.device),
-                torch.from_numpy(share).to(data.device, x.dtype),
-            )
+        for rows, weight in batches:
+            at = torch.from_numpy(rows).to(data.device)
+            share = torch.from_numpy(weight).to(data.device, x.dtype)
             found = each(weights, buffers, x[at])  # [k, batch, classes]
-            losses = sample_losses(
+            each_loss = sample_losses(
                 found.flatten(0, 1), y[at].flatten(), classes, recipe.label_smoothing
             )
-            (losses * share.flatten()).sum().backward()
+            (each_loss * share.flatten()).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
     with torch.no_grad():
@@ -80,12 +79,12 @@ def _train_stack(data: Data, recipe: Recipe, members: np.ndarray, seeds: np.ndar
         }
         for target, part in data.targets.items():
             judged[target] = _judge(data, 0.0, part, lambda x: shared(weights, buffers, x))
-    kinds = (
-        {key: found[kind] for key, found in judged.items() if len(found) > kind}
+    losses, margins, correct = (
+        {key: kinds[kind] for key, kinds in judged.items() if len(kinds) > kind}
         for kind in range(3)
     )
-    seconds = (time.process_time() - began) / len(seeds)
-    return Outcomes(members, seeds, *kinds, np.full(len(seeds), seconds))
+    seconds = np.full(len(seeds), (time.process_time() - began) / len(seeds))
+    return Outcomes(members, seeds, losses, margins, correct, seconds)
 
 
 def _orders(members: np.ndarray, seeds: np.ndarray, recipe: Recipe):
@@ -114,7 +113,7 @@ def _judge(
     """
     (x, y), classes = part, data.problem.classes
     found = torch.cat(
-        [outputs(x[start : start + BATCH]) for start in range(0, len(x), BATCH)], dim=1
+        [outputs(x[start : start + FORWARD]) for start in range(0, len(x), FORWARD)], dim=1
     )  # [k, m, classes]
     labels = y.expand(found.shape[:2])
     losses = sample_losses(found.flatten(0, 1), labels.flatten(), classes, label_smoothing).view(

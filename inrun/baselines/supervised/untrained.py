@@ -3,29 +3,35 @@ begin at the beginning.
 """
 
 import numpy as np
+from torch import Tensor
 
+from inrun.baselines.supervised.fits import ClassificationFit, Fit, RegressionFit
 from inrun.baselines.supervised.recipe import Data, Recipe
-from inrun.baselines.supervised.run import Classes, Fit, Numbers, SupervisedRun
-from inrun.data.labelled import Problem
+from inrun.baselines.supervised.run import SupervisedRun
+from inrun.data.labelled import LabelledProblem
 
 
 class _Untrained(SupervisedRun):
     def __init__(self, data: Data, recipe: Recipe):
-        Fit.__init__(self, data, recipe, np.arange(len(data.problem.train)), (), None)
+        Fit.__init__(self, data, recipe, np.arange(len(data.problem.train)), (), _no_weights)
         self.cache = None
 
 
-class _UntrainedClassification(Classes, _Untrained):
+class _UntrainedClassification(ClassificationFit, _Untrained):
     pass
 
 
-class _UntrainedRegression(Numbers, _Untrained):
+class _UntrainedRegression(RegressionFit, _Untrained):
     pass
 
 
-def untrained(problem: Problem, recipe: Recipe, data: Data | None = None) -> SupervisedRun:
+def untrained(problem: LabelledProblem, recipe: Recipe, data: Data | None = None) -> SupervisedRun:
     """Can `retrain` and `train_subsets`, and has the digest of a finished run of the recipe; has no
     checkpoints, values or history.
     """
     cls = _UntrainedClassification if problem.classes else _UntrainedRegression
     return cls(data or Data(problem, recipe.device), recipe)
+
+
+def _no_weights(checkpoint: int) -> dict[str, Tensor]:
+    raise ValueError("this recipe was not run: it has no weights")
