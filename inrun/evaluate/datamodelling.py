@@ -1,8 +1,8 @@
-"""Values against trainings on other samples: linear datamodelling score, leave-one-out correlation,
-agreement between repeats.
+"""Values against trainings on other samples.
 
-n samples that were valued, k held-out trainings on subsets of them, m outputs of each training, s
-repeats of a valuation.
+Linear datamodelling score, leave-one-out correlation, agreement between repeats. Axes: n samples
+that were valued, k held-out trainings on subsets of them, m outputs of each training, s repeats of
+a valuation.
 """
 
 from itertools import combinations
@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from inrun.evaluate.metrics import Interval, _pair, bootstrap, pearson, spearman
+from inrun.evaluate.metrics import Interval, bootstrap, paired, pearson, spearman
 
 
 def linear_datamodelling_score(values: ArrayLike, members: ArrayLike, outputs: ArrayLike) -> float:
@@ -55,8 +55,9 @@ def linear_datamodelling_interval(
 
 
 def leave_one_out_correlation(values: ArrayLike, differences: ArrayLike) -> dict[str, float]:
-    """Pearson and Spearman correlation of values [n] with U(all) - U(all without i), averaged over
-    seeds if [s, n].
+    """Pearson and Spearman correlation of values [n] with U(all) - U(all without i).
+
+    The differences are averaged over seeds if they are [s, n].
     """
     truth = np.asarray(differences, dtype=np.float64)
     truth = truth.mean(0) if truth.ndim == 2 else truth
@@ -64,8 +65,9 @@ def leave_one_out_correlation(values: ArrayLike, differences: ArrayLike) -> dict
 
 
 def agreement(repeats: ArrayLike) -> np.ndarray:
-    """Spearman correlation of every two repeats of a valuation, [s (s - 1) / 2] for values [s, n]:
-    1 if the seed does not matter, 0 if only it does.
+    """Spearman correlation of every two repeats of a valuation.
+
+    [s (s - 1) / 2] for values [s, n]: 1 if the seed does not matter, 0 if only it does.
     """
     repeats = np.asarray(repeats, dtype=np.float64)
     if repeats.ndim != 2 or len(repeats) < 2:
@@ -95,5 +97,5 @@ def _designed(
             f"subsets have {sizes.min()} to {sizes.max()} members; the score compares "
             "subsets of one size"
         )
-    _pair(outputs.ravel(), outputs.ravel())  # finite, and at least two
+    paired(outputs.ravel(), outputs.ravel())  # finite, and at least two
     return values, members.astype(np.float64), outputs

@@ -42,7 +42,7 @@ def relative_rmse(values: ArrayLike, truth: ArrayLike) -> float:
     1 is what predicting the mean of the truth for every sample scores. An RMSE alone says nothing:
     values scale with the learning rate.
     """
-    values, truth = _pair(values, truth)
+    values, truth = paired(values, truth)
     spread = truth.std()
     if spread == 0:
         raise ValueError("the truth is constant, so an error relative to its spread is not defined")
@@ -56,7 +56,7 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     To detect harmful samples (flipped labels) with values, pass `-values`: positive value =
     helpful.
     """
-    scores, positive = _pair(scores, positive)
+    scores, positive = paired(scores, positive)
     return float(roc_auc_score(_mixed(positive), scores))
 
 
@@ -68,7 +68,7 @@ def recall_at_k(scores: ArrayLike, relevant: ArrayLike, k: int) -> float:
     chance; the most that can be reached is 1 / max(share of relevant, k / n). Ties at the k-th
     score count with the expectation over their order.
     """
-    scores, relevant = _pair(scores, relevant)
+    scores, relevant = paired(scores, relevant)
     relevant = _mixed(relevant)
     if not 1 <= k <= len(scores):
         raise ValueError(f"k is {k}; expected 1 to {len(scores)}, the number of samples")
@@ -123,7 +123,8 @@ def bootstrap(
     return Interval(float(statistic(*arrays)), float(low), float(high), level)
 
 
-def _pair(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def paired(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Two float64 [n], n at least 2, finite; ValueError otherwise."""
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or len(first) < 2:
         raise ValueError(
@@ -136,7 +137,7 @@ def _pair(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _varying(values: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    values, truth = _pair(values, truth)
+    values, truth = paired(values, truth)
     for array, name in ((values, "values"), (truth, "truth")):
         if np.ptp(array) == 0:
             raise ValueError(

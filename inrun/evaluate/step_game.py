@@ -1,6 +1,6 @@
 """The utility of one real step of a real optimizer: the truth that values are held against.
 
-    U(S) = L(w - u(0)) - L(w - u(c sum_{i in S} g_i))                           positive = the coalition lowered the loss
+    U(S) = L(w - u(0)) - L(w - u(c sum_{i in S} g_i))      positive = the coalition lowered the loss
 
 `u` is not a formula here: the optimizer's own `step()` runs on a copy of the model, once for each
 coalition. Per-sample gradients come from a plain loop of backward passes. So nothing is shared with
@@ -35,8 +35,8 @@ class StepGame:
             factor of the full batch is applied to every coalition. None: no clipping.
 
     A parameter that no sample reaches has no gradient, and the optimizer passes over it, as in the
-    real step. One that samples of the batch reach, but none of
-    the coalition, has a zero gradient: momentum and decay act.
+    real step. One that samples of the batch reach, but none of the coalition, has a zero gradient:
+    momentum and decay act.
 
     Attributes:
         n: number of samples. factor: the c of the formula. gradients: name -> c g_i, [n, *shape],
@@ -113,8 +113,9 @@ class StepGame:
 
     @contextmanager
     def _step(self, mask: np.ndarray):
-        """Inside: the copy after its step. After: weights, buffers and optimizer state are the bits
-        they were.
+        """Inside: the copy after its step.
+
+        After: weights, buffers and optimizer state are the bits they were.
         """
         mask = np.asarray(mask)
         if mask.dtype != bool or mask.shape != (self.n,):
@@ -168,8 +169,9 @@ class StepGame:
 
     @contextmanager
     def _same_randomness(self):
-        """Dropout draws the same in every evaluation, and nobody else's random numbers are used
-        up.
+        """Dropout is the same in every evaluation.
+
+        Nobody else's random numbers are used up.
         """
         with torch.random.fork_rng(devices=self._devices):
             torch.set_rng_state(self._random_state[0])
@@ -203,6 +205,5 @@ def _rebuilt(
 
 def _clip_factor(gradients: dict[str, Tensor], max_norm: float) -> float:
     total = torch.stack([gradient.sum(0).norm() for gradient in gradients.values()]).norm()
-    return min(
-        1.0, max_norm / (float(total) + 1e-6)
-    )  # the 1e-6 is torch.nn.utils.clip_grad_norm_'s
+    # the 1e-6 is torch.nn.utils.clip_grad_norm_'s
+    return min(1.0, max_norm / (float(total) + 1e-6))

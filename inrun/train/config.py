@@ -1,6 +1,4 @@
-"""The whole configuration of a run. Each part stands beside what it builds; this one puts them
-together.
-"""
+"""The whole configuration of a run, put together from the parts' own."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inrun import models
-from inrun.config import ConfigError, build, require
+from inrun.config import ConfigError, build, one_of, require
 from inrun.data.prepare import DataConfig
 from inrun.train.attribution import AttributionConfig
 from inrun.train.log import LogConfig
@@ -20,36 +18,47 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, on what, and how often something else happens.
-
-    steps: optimizer steps of the whole run. batch_size: chunks of one step. micro_batch: chunks
-    that go through the model at once, 0 for all of the batch; it bounds memory and changes the
-    result by rounding only. device: auto (CUDA where there is one), cpu, cuda. precision: auto
-    (bf16 on a GPU that has it), fp32, bf16 (autocast; weights stay fp32). compile: torch.compile
-    the model; values then need attribution.route=compiled. separate_documents: attention and loss
-    do not cross the borders between packed documents. eval_every: steps between evaluations on
-    eval_chunks chunks of each domain of the val split; 0: at the end only. checkpoint_every: steps
-    between checkpoints, of which the last `keep` are kept; 0: at the end only. verify: size or hash
-    of every corpus file, before the first step. eval_split, eval_domains (empty: all): what is
-    evaluated on, val or test. chunks: a file that says which chunks may be drawn
-    (`inrun.train.selection`); "": all of the train split.
-    """
+    """How long, on what, and how often something else happens."""
 
     steps: int = 1000
+    """Optimizer steps of the whole run."""
     batch_size: int = 16
+    """Chunks of one step."""
     micro_batch: int = 0
+    """Chunks that go through the model at once, 0 for all of the batch.
+
+    It bounds memory and changes the result by rounding only.
+    """
     device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda."""
     precision: str = "auto"
+    """auto (bf16 on a GPU that has it), fp32, bf16 (autocast; weights stay fp32)."""
     compile: bool = False
+    """torch.compile the model; values then need attribution.route=compiled."""
     separate_documents: bool = False
+    """Attention and loss do not cross the borders between packed documents.
+
+    In training, in targets and in evaluation.
+    """
     eval_every: int = 200
+    """Steps between evaluations; 0: at the end only."""
     eval_chunks: int = 16
+    """Chunks of each domain that are evaluated on."""
     checkpoint_every: int = 500
+    """Steps between checkpoints; 0: at the end only."""
     keep: int = 2
+    """How many of the last checkpoints are kept."""
     verify: str = "size"
+    """What is checked of every corpus file before the first step: size or hash."""
     eval_split: str = "val"
+    """What is evaluated on: val or test."""
     eval_domains: tuple[str, ...] = ()
+    """Domains of it; empty: all."""
     chunks: str = ""
+    """A file that says which chunks are sampled from (`inrun.train.selection`).
+
+    "": all of the train split.
+    """
 
     def __post_init__(self):
         require(
@@ -62,42 +71,39 @@ class TrainConfig:
                 min(self.micro_batch, self.eval_every, self.checkpoint_every) >= 0,
                 "a number of steps or chunks is negative",
             ),
-            (
-                self.precision in PRECISIONS,
-                f"precision={self.precision!r}: choose one of {', '.join(PRECISIONS)}",
-            ),
-            (
-                self.device in ("auto", "cpu", "cuda"),
-                f"device={self.device!r}: choose auto, cpu or cuda",
-            ),
-            (self.verify in ("size", "hash"), f"verify={self.verify!r}: choose size or hash"),
-            (
-                self.eval_split in ("val", "test"),
-                f"eval_split={self.eval_split!r}: choose val or test",
-            ),
+            one_of("precision", self.precision, PRECISIONS),
+            one_of("device", self.device, ("auto", "cpu", "cuda")),
+            one_of("verify", self.verify, ("size", "hash")),
+            one_of("eval_split", self.eval_split, ("val", "test")),
         )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run: everything that its result depends on.
-
-    name: its folder under `runs`. data_root: where corpora and the cache of archives lie. model:
-    name, preset, and fields of the model's config that replace the preset's. online: draw by the
-    values measured so far.
-    """
+    """A run: everything that its result depends on."""
 
     name: str
+    """Its folder under `runs`."""
     model: dict[str, Any]
+    """name, preset, and fields of the model's config that replace the preset's."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The corpus."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """Length, batches, evaluation, checkpoints."""
     attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    """What is valued."""
     online: OnlineConfig = field(default_factory=OnlineConfig)
+    """Sample by the values measured so far."""
     log: LogConfig = field(default_factory=LogConfig)
+    """What is told."""
     runs: str = "runs"
+    """Where runs lie."""
     data_root: str = "data"
+    """Where corpora and the cache of archives lie."""
     seed: int = 0
+    """Of weights, batches, targets and evaluation."""
 
     def __post_init__(self):
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -121,8 +127,9 @@ class RunConfig:
 
     def _check_online(self) -> None:
         """The values that are to decide must be measured in this run."""
-        asked = (("target", self.online.target, [target.name for target in self.attribution.targets]),
-                 ("method", self.online.method, [method.name for method in self.attribution.method]))  # fmt: skip
+        targets = [target.name for target in self.attribution.targets]
+        methods = [method.name for method in self.attribution.method]
+        asked = [("target", self.online.target, targets), ("method", self.online.method, methods)]
         for what, name, known in asked:
             if (name and name not in known) or (not name and len(known) != 1):
                 raise ConfigError(

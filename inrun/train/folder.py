@@ -1,7 +1,7 @@
 """What a run folder is: the files that a run leaves, and what is in them.
 
     run.json          RunRecord: resolved config, digests of what the run reads
-    chunks.parquet    which chunks may be drawn, if not all (`inrun.train.selection`)
+    chunks.parquet    which chunks are sampled from, if not all (`inrun.train.selection`)
     log.jsonl         lines of the log (`inrun.train.log`)
     chunks.jsonl      losses of the chunks that each step trained on, if wanted
     checkpoints/      `inrun.train.checkpoint`
@@ -50,7 +50,7 @@ class RunRecord:
     own_targets: dict[str, str]
     """Target -> digest, for targets on documents of one's own."""
     chunks: dict[str, Any]
-    """count and digest of the chunks that may be drawn."""
+    """count and digest of the chunks that are sampled from."""
     parameters: int
     """Numbers that are trained."""
     precision: dict[str, str]
@@ -166,7 +166,7 @@ class RunFolder:
         return Corpus.open(self.record().corpus, split)
 
     def chunks(self, count: int) -> ChunkSelection:
-        """What the run may draw of a train split of `count` chunks.
+        """What the run samples of a train split of `count` chunks.
 
         Raises RunFolderError if the copy in the folder is not what the run began with.
         """

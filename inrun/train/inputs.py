@@ -31,7 +31,7 @@ class RunInputs:
     own_targets: dict[str, str]
     """Target -> digest, for targets on documents of one's own."""
     chunks: ChunkSelection
-    """What may be drawn of the corpus."""
+    """What is sampled of the corpus."""
 
     @classmethod
     def open(

@@ -3,13 +3,17 @@
 `log.jsonl` has one object per line. `iter` counts the optimizer steps done. Keys are nanoGPT's, and
 ours for values:
 
-    train/loss  lr  grad_norm                   of the last step; grad_norm before clipping
-    tokens_per_second  mfu                      since the last line; mfu only where the device's peak is known (`numbers.PEAK_FLOPS`)
-    val/loss  val/loss/<domain>                 nats per token on the evaluation chunks (lines of evaluations); test/... with eval_split=test
-    value/sum/<target>                          sum of the last step's values, by the first method
-    value/pos_frac/<target>                     share of its samples with a positive value
-    value/entropy/<target>                      entropy of |value| over the samples / log n: 1 = evenly spread, 0 = all in one sample
-    value/residual/<target>                     residual of the last step whose books are complete: drop - drift - sum of values
+    train/loss  lr  grad_norm          of the last step; grad_norm before clipping
+    tokens_per_second  mfu             since the last line; mfu only where the device's peak is
+                                       known (`metrics.PEAK_FLOPS`)
+    val/loss  val/loss/<domain>        nats per token on the evaluation chunks, in lines of
+                                       evaluations; test/... with eval_split=test
+    value/sum/<target>                 sum of the last step's values, by the first method
+    value/pos_frac/<target>            share of its samples with a positive value
+    value/entropy/<target>             entropy of |value| over the samples / log n: 1 = evenly
+                                       spread, 0 = all in one sample
+    value/residual/<target>            residual of the last step whose ledger row is complete:
+                                       drop - drift - sum of values
 
 `chunks.jsonl`, if wanted, has for every step (counted from 0) the ids of its chunks and their mean
 token losses before the step.
@@ -20,7 +24,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -32,7 +36,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from inrun.config import ConfigError
+from inrun.config import one_of, require
 from inrun.files import write_text
 
 WANDB_MODES = ("off", "offline", "online")
@@ -40,21 +44,23 @@ WANDB_MODES = ("off", "offline", "online")
 
 @dataclass(frozen=True)
 class LogConfig:
-    """every: steps between lines. wandb: off, offline (written beside the run, uploaded by `wandb
-    sync`), online. project: its name there. chunk_losses: also write the loss of every chunk at the
-    step it was trained on, to chunks.jsonl.
-    """
+    """What a run tells, and where."""
 
     every: int = 10
+    """Steps between lines."""
     wandb: str = "off"
+    """off, offline (written beside the run, uploaded by `wandb sync`), online."""
     project: str = "inrun"
+    """Its name at wandb."""
     chunk_losses: bool = False
+    """Also write the loss of every chunk at the step it was trained on, to chunks.jsonl."""
 
     def __post_init__(self):
-        if self.every < 1:
-            raise ConfigError(f"log.every={self.every} must be 1 or more")
-        if self.wandb not in WANDB_MODES:
-            raise ConfigError(f"log.wandb={self.wandb!r}: choose one of {', '.join(WANDB_MODES)}")
+        require(
+            "log",
+            (self.every >= 1, f"every={self.every} must be 1 or more"),
+            one_of("wandb", self.wandb, WANDB_MODES),
+        )
 
 
 class Sink(Protocol):
@@ -66,8 +72,9 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """Appends rows to a file; on resume, rows whose `key` is past `last` are dropped first, so that
-    the file tells one run.
+    """Appends rows to a file.
+
+    On resume, rows whose `key` is past `last` are dropped first, so that the file tells one run.
     """
 
     def __init__(self, path: Path, key: str, last: int | None = None):
@@ -96,9 +103,14 @@ class Terminal:
         self._bar = None
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[row]}"),
-                TimeElapsedColumn(), TimeRemainingColumn(), console=console,
-            )  # fmt: skip
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[row]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=console,
+            )
             self._task = self._bar.add_task("training", total=steps, completed=done, row="")
             self._bar.start()
         self._steps = steps
@@ -118,8 +130,9 @@ class Terminal:
 
 
 class Wandb:
-    """Weights & Biases. Offline unless asked; online, a server that does not answer is given up
-    after some seconds.
+    """Weights & Biases, offline unless asked.
+
+    Online, a server that does not answer is given up after some seconds.
     """
 
     def __init__(self, config: LogConfig, folder: Path, name: str, about: Mapping[str, Any]):
@@ -129,7 +142,7 @@ class Wandb:
             project=config.project,
             name=name,
             dir=folder,
-            mode=config.wandb,
+            mode=cast(Any, config.wandb),
             config=dict(about),
             settings=wandb.Settings(init_timeout=20, silent=True, console="off"),
         )

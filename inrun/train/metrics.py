@@ -1,5 +1,6 @@
-"""The numbers of a log line: speed, and what the last step's values look like. The keys are
-explained in `log.py`.
+"""The numbers of a log line: speed, and what the last step's values look like.
+
+The keys are explained in `log.py`.
 """
 
 import math
@@ -63,15 +64,16 @@ def value_row(attributor: Attributor | None, step: int) -> dict[str, float]:
         row[f"value/sum/{target}"] = attributor.last_step.sums[method, target]
         row[f"value/pos_frac/{target}"] = float((values > 0).double().mean())
         row[f"value/entropy/{target}"] = _spread(values)
-        booked = attributor.ledger.last.get((method, target))
-        if booked is not None and booked["residual"] is not None:
-            row[f"value/residual/{target}"] = booked["residual"]
+        ledger = attributor.ledger.last.get((method, target))
+        if ledger is not None and ledger["residual"] is not None:
+            row[f"value/residual/{target}"] = ledger["residual"]
     return row
 
 
 def _spread(values: Tensor) -> float:
-    """Entropy of |values| / sum |values| over log n; 0 where that is not defined (one sample, or
-    all zero).
+    """Entropy of |values| / sum |values| over log n.
+
+    0 where that is not defined: one sample, or all zero.
     """
     sizes = values.abs().double()
     if len(sizes) < 2 or float(sizes.sum()) == 0:

@@ -1,10 +1,9 @@
-"""Curation while the run goes on: from some step on, chunks that have so far lowered no validation
-loss are no longer drawn.
+"""Curation while the run goes on: chunks that lowered no validation loss are left out.
 
-At every decision step (`start`, then each `every` steps) the values measured so far decide what is
-drawn until the next decision: a chunk whose mean value is negative is left out, one that was never
-drawn stays. A chunk that is left out is not measured again and so stays out; what noise in few
-measurements drops by mistake is lost, which is why `start` should give each chunk a few of them.
+At every decision step (`start`, then each `every` steps) the values measured so far decide which
+chunks are sampled until the next decision: a chunk whose mean value is negative is left out, one
+that was never used stays. A chunk that is left out is not measured again and so stays out. What
+noise in few measurements drops by mistake is lost, so `start` should give each chunk a few of them.
 Decisions are functions of the store up to that step, so a killed and resumed run takes the same
 ones.
 """
@@ -20,18 +19,20 @@ from inrun.train.selection import ChunkSelection
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """start: the first step whose batch is drawn by values; 0: never. every: steps between
-    decisions, 0: decide once. since: values before this step do not count (every loss falls early,
-    whatever is read). target, method: whose values, "" where the run has only one. unit: of
-    `ValueStore.means`.
-    """
+    """When values decide, and whose."""
 
     start: int = 0
+    """The first step whose batch is sampled by values; 0: never."""
     every: int = 0
+    """Steps between decisions, 0: decide once."""
     since: int = 0
+    """Values before this step do not count: every loss falls early, whatever is read."""
     target: str = ""
+    """Whose values; "" where the run has only one target."""
     method: str = ""
+    """By which method; "" where the run has only one."""
     unit: str = "step"
+    """Of `ValueStore.means`."""
 
     def __post_init__(self):
         if min(self.start, self.every, self.since) < 0 or (self.start and self.since >= self.start):
@@ -43,9 +44,7 @@ class OnlineConfig:
             raise ConfigError(f"online.unit={self.unit!r}: choose loss or step")
 
     def decision(self, step: int) -> int | None:
-        """The step whose decision rules the batch of `step`; None: the batch is drawn from
-        everything.
-        """
+        """The step whose decision rules the batch of `step`; None: nothing is left out."""
         if not self.start or step < self.start:
             return None
         return self.start + ((step - self.start) // self.every * self.every if self.every else 0)
@@ -54,10 +53,9 @@ class OnlineConfig:
 def decide(
     config: OnlineConfig, step: int, store: ValueStore, everything: ChunkSelection
 ) -> ChunkSelection:
-    """The chunks to draw from after the decision at `step`, by the values of steps `since` to `step
-    - 1`.
+    """The chunks to sample from after the decision at `step`.
 
-    Raises ConfigError if nothing would be left.
+    The values of steps `since` to `step - 1` decide. Raises ConfigError if nothing would be left.
     """
     values = store.means(
         config.target or None,

@@ -23,21 +23,26 @@ OPTIMIZERS: Registry[str, Callable] = Registry("optimizer", error=ConfigError)
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """name: adamw, sgd, lion. lr rises over `warmup` steps, falls to min_lr along a cosine until
-    `decay_steps` (0: the end of the run) and stays there. betas: of adamw and lion. momentum: of
-    sgd. weight_decay: of matrices and tables, not of vectors; decoupled from the gradient in adamw
-    and lion. clip: largest global norm of the gradient, 0 for none.
-    """
+    """Optimizer, learning rate and clipping."""
 
     name: str = "adamw"
+    """adamw, sgd, lion, or one registered from outside."""
     lr: float = 6e-4
+    """Largest learning rate."""
     min_lr: float = 6e-5
+    """Where a cosine takes it until `decay_steps`; it stays there."""
     warmup: int = 100
+    """Steps over which it rises."""
     decay_steps: int = 0
+    """0: the end of the run."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Of adamw and lion."""
     momentum: float = 0.0
+    """Of sgd."""
     weight_decay: float = 0.1
+    """Of matrices and tables, not of vectors; decoupled from the gradient in adamw and lion."""
     clip: float = 1.0
+    """Largest global norm of the gradient, 0 for none."""
 
     def __post_init__(self):
         if self.name not in OPTIMIZERS:
@@ -103,8 +108,9 @@ def state_bytes(make_model: Callable[[], nn.Module], config: OptimConfig) -> int
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:
-    """Learning rate of step `step` (counted from 0) of a run of `steps`; never 0, so that the first
-    step moves the weights too.
+    """Learning rate of step `step` (counted from 0) of a run of `steps`.
+
+    Never 0, so that the first step moves the weights too.
     """
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
@@ -116,8 +122,9 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def clip_gradients(model: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients by one factor so that their global norm is at most `largest` (0: leave
-    them). Returns the norm before, 0-dim.
+    """Scale all gradients by one factor so that their global norm is at most `largest`.
+
+    0 leaves them. Returns the norm before, 0-dim.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)

@@ -1,5 +1,6 @@
-"""Which chunks a step trains on, and their tokens, read while the device is busy with the step
-before.
+"""Which chunks a step trains on, and their tokens, read one step ahead.
+
+They are read while the device is busy with the step before.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,7 @@ class BatchStream:
 
     Args:
         corpus: the train split.
-        chunks: what may be drawn of it.
+        chunks: what is sampled of it.
         config: of the run.
         processes: that the logical batches are dealt to.
         pin: whether batches wait in memory that a GPU can copy from.
@@ -77,7 +78,7 @@ class BatchStream:
     def at(self, step: int) -> tuple[np.ndarray, Batch]:
         """Ids and batch of this process's chunks in `step` (counted from 0).
 
-        At a decision of `config.online`, or after a resume past one, what may be drawn is looked up
+        At a decision of `config.online`, or after a resume past one, what is left out is looked up
         in the values.
         """
         decision = self._config.online.decision(step)

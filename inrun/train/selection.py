@@ -1,9 +1,11 @@
-"""Which chunks a run may draw, and how often: a parquet file with a column `sample_id` and, if
-wanted, `weight`.
+"""Which chunks a run samples from, and how often each.
 
-    write_chunks("kept.parquet", ids)                   # then: python -m experiments.pretrain ... train.chunks=kept.parquet
+A parquet file with a column `sample_id` and, if wanted, `weight`:
 
-Weights follow `inrun.data.Sampler`: an epoch has as many draws as there are ids, id k appears
+    write_chunks("kept.parquet", ids)
+    # then: python -m experiments pretrain ... train.chunks=kept.parquet
+
+Weights follow `inrun.data.Sampler`: an epoch has as many samples as there are ids, id k appears
 weight_k / mean(weight) times on average. A run copies the file into its folder and goes on from the
 copy when it is resumed; run.json has its digest.
 """
@@ -22,12 +24,12 @@ from inrun.files import write_file
 
 @dataclass(frozen=True)
 class ChunkSelection:
-    """ids: int64 [n], different, in ascending order. weights: float64 [n], or None for equal
-    ones.
-    """
+    """The chunks that a run samples from."""
 
     ids: np.ndarray
+    """int64 [n], different, in ascending order."""
     weights: np.ndarray | None = None
+    """float64 [n]; None: equal ones."""
 
     @property
     def digest(self) -> str:
@@ -41,8 +43,9 @@ class ChunkSelection:
 def write_chunks(
     path: str | Path, ids: np.ndarray, weights: np.ndarray | None = None
 ) -> ChunkSelection:
-    """Write the file, whole or not at all; ids are sorted. ConfigError for what `read_chunks` would
-    refuse.
+    """Write the file, whole or not at all; ids are sorted.
+
+    Raises ConfigError for what `read_chunks` would refuse.
     """
     ids = np.asarray(ids, dtype=np.int64)
     order = np.argsort(ids, kind="stable")
@@ -61,7 +64,7 @@ def read_chunks(path: str | Path, count: int) -> ChunkSelection:
     """The chunks of a file, for a corpus of `count` chunks.
 
     Raises ConfigError: no such file, no such column, an id twice or outside the corpus, weights
-    that cannot be drawn by.
+    that cannot be sampled by.
     """
     path = Path(path)
     if not path.is_file():
@@ -98,7 +101,8 @@ def _check(chunks: ChunkSelection, what: str) -> None:
         raise ConfigError(f"{what}: no chunk is left to train on")
     if (twice := chunks.ids[1:][np.diff(chunks.ids) == 0]).size:
         raise ConfigError(
-            f"{what}: chunk {twice[0]} is listed more than once; use weights to draw it more often"
+            f"{what}: chunk {twice[0]} is listed more than once; use weights to sample it more "
+            "often"
         )
     w = chunks.weights
     if w is not None and (

@@ -21,15 +21,17 @@ class Interrupted(RuntimeError):
 
 @dataclass
 class Stop:
-    """signum: the signal that came, None as long as none did."""
+    """Whether the run was told to stop."""
 
     signum: int | None = None
+    """The signal that came, None as long as none did."""
 
 
 @contextmanager
 def stop_signal() -> Iterator[Stop]:
-    """Inside, a first SIGINT or SIGTERM is noted, and a second one acts at once. Signals arrive in
-    the main thread only, elsewhere nothing is done.
+    """Inside, a first SIGINT or SIGTERM is noted, and a second one acts at once.
+
+    Signals arrive in the main thread only, elsewhere nothing is done.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
