@@ -13,7 +13,8 @@ from inrun.data.prepare import prepare
 from inrun.progress import live_line
 from inrun.train.config import RunConfig
 from inrun.train.evaluation import EvaluationSet
-from inrun.train.folder import RunFolder, RunFolderError, RunRecord
+from inrun.train.folder import RunFolder, RunFolderError, RunRecord, git_revision
+from inrun.train.precision import Precision
 from inrun.train.selection import ChunkSelection, read_chunks
 from inrun.train.targets import target_batch, target_digest
 
@@ -61,6 +62,19 @@ class RunInputs:
             )
         chunks = folder.chunks(len(corpus)) if record else _chunks(config, len(corpus))
         return cls(corpus, evaluation, targets, own, chunks)
+
+    def record(self, config: RunConfig, parameters: int, precision: Precision) -> RunRecord:
+        """What run.json says of a new run on these inputs."""
+        return RunRecord(
+            config=config,
+            corpus=str(self.corpus.folder),
+            corpus_digest=self.corpus.digest,
+            own_targets=self.own_targets,
+            chunks={"count": len(self.chunks.ids), "digest": self.chunks.digest},
+            parameters=parameters,
+            precision=precision.about,
+            git_revision=git_revision(),
+        )
 
 
 def prepared(config: RunConfig, processes: Processes, console: Console) -> Path:

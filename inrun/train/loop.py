@@ -25,7 +25,7 @@ from inrun.train import checkpoint
 from inrun.train.attribution import build_attributor
 from inrun.train.config import RunConfig
 from inrun.train.distributed import joined, refuse_processes
-from inrun.train.folder import RunFolder, RunFolderError, RunRecord, git_revision
+from inrun.train.folder import RunFolder, RunFolderError, RunRecord
 from inrun.train.gradient import GradientPass
 from inrun.train.inputs import RunInputs, prepared
 from inrun.train.metrics import Speed, value_row
@@ -103,7 +103,8 @@ class Run:
         state = self._load_checkpoint() if record else None
         self.step = state["step"] if state else 0
         if record is None:
-            processes.first(lambda: self._create_folder(inputs))
+            new = inputs.record(config, self.model.num_parameters(), self.precision)
+            processes.first(lambda: files.create(new, inputs.chunks))
         self._open = ExitStack()
         self.attributor = self._attributor(inputs, state)
         self.gradient = GradientPass(self.model, config, self.precision, processes, self.attributor)
@@ -264,19 +265,6 @@ class Run:
         state = checkpoint.load(found[-1], self.model, self.optimizer)
         self.console.print(f"going on from {found[-1]}", highlight=False, soft_wrap=True)
         return state
-
-    def _create_folder(self, inputs: RunInputs) -> None:
-        record = RunRecord(
-            config=self.config,
-            corpus=str(self.corpus.folder),
-            corpus_digest=self.corpus.digest,
-            own_targets=inputs.own_targets,
-            chunks={"count": len(inputs.chunks.ids), "digest": inputs.chunks.digest},
-            parameters=self.model.num_parameters(),
-            precision=self.precision.about,
-            git_revision=git_revision(),
-        )
-        self.files.create(record, inputs.chunks)
 
     def _attributor(self, inputs: RunInputs, state: dict[str, Any] | None) -> Attributor | None:
         """The open attributor, None without values. state: of the checkpoint."""
