@@ -1,12 +1,12 @@
 """What an experiment leaves: tables (parquet and markdown), figures (SVG and PNG), rows in the
 committed `experiments/results/NAME.csv`.
 
-    out = Outputs.open("runs/curation", config)         # runs/curation/<digest of config>, or name=...; the same config opens the same folder again
-    if not out.finished:
-        out.table("curation", rows)                      # curation.parquet, curation.md
-        out.figure("curation", figure)                   # curation.svg, curation.png; equal figures give equal bytes
-        out.finish()                                     # from now on `finished`: a repeated command has nothing to do
-    out.record("curation", rows)                         # the committed CSV: rows of the same config are replaced, others stay
+    out = Outputs.open("runs/curation", config)   # runs/curation/<digest of config>, or name=...
+    if not out.finished:                           # the same config opens the same folder again
+        out.table("curation", rows)                # curation.parquet, curation.md
+        out.figure("curation", figure)             # curation.svg and .png
+        out.finish()                               # a repeated command has nothing to do
+    out.record("curation", rows)                   # the committed CSV: replaces this config's rows
 
 Every file is written beside its place and renamed, so a kill leaves the former one. Where a resumed
 experiment keeps what it has so far is its own affair: `out.folder`.
@@ -16,9 +16,8 @@ import csv
 import functools
 import hashlib
 import json
-import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from inrun.train import ConfigError
+from experiments.tables import aligned, markdown, short
+from inrun.config import ConfigError
+from inrun.files import read_json, write_file, write_json, write_text
 
 matplotlib.use("Agg")
 matplotlib.rcParams["svg.hashsalt"] = "inrun"
@@ -66,48 +67,50 @@ class Outputs:
         )
         out = cls(Path(runs) / (name or digest(config)), config)
         about = out.folder / "config.json"
-        if about.is_file() and json.loads(about.read_text(encoding="utf-8")) != config:
+        if about.is_file() and read_json(about) != config:
             raise ConfigError(
                 f"{out.folder} holds results of other settings; choose another name=..., or "
                 "delete it"
             )
         out.folder.mkdir(parents=True, exist_ok=True)
-        whole(
-            about,
-            lambda path: path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"),
-        )
+        write_json(about, config, indent=1)
         revision()  # of the code that is running, whatever is committed meanwhile
         return out
 
     @property
     def finished(self) -> bool:
+        """Whether everything was measured."""
         return (self.folder / "finished").is_file()
 
     def finish(self) -> None:
-        whole(
-            self.folder / "finished",
-            lambda path: path.write_text(revision() + "\n", encoding="utf-8"),
-        )
+        """A repeated command has nothing more to measure."""
+        write_text(self.folder / "finished", revision() + "\n")
 
     def table(self, name: str, rows: Sequence[Mapping] | pa.Table, text: str | None = None) -> None:
         """NAME.parquet, and NAME.md: all rows, or `text` where a reader wants something shorter."""
         found = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(aligned(rows))
-        whole(self.folder / f"{name}.parquet", lambda path: pq.write_table(found, path))
-        shown = text if text is not None else markdown(found.to_pylist())
-        whole(
-            self.folder / f"{name}.md",
-            lambda path: path.write_text(shown.rstrip("\n") + "\n", encoding="utf-8"),
-        )
+        write_file(self.folder / f"{name}.parquet", functools.partial(pq.write_table, found))
+        self.text(name, text if text is not None else markdown(found.to_pylist()))
+
+    def text(self, name: str, text: str) -> None:
+        """NAME.md, in words."""
+        write_text(self.folder / f"{name}.md", text.rstrip("\n") + "\n")
 
     def rows(self, name: str) -> list[dict]:
-        """The rows of a table that was written."""
-        return pq.read_table(self.folder / f"{name}.parquet").to_pylist()
+        """The rows of a table that was written. Raises ConfigError: there is none."""
+        path = self.folder / f"{name}.parquet"
+        if not path.is_file():
+            raise ConfigError(
+                f"{self.folder} has no table {name}: it was measured by an earlier version. Next: "
+                "delete its file `finished` and measure again; trained runs are found again"
+            )
+        return pq.read_table(path).to_pylist()
 
     def figure(self, name: str, figure: Figure) -> None:
         """NAME.svg and NAME.png; the figure is closed."""
         for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
             save = functools.partial(figure.savefig, format=kind, dpi=150, metadata=metadata)
-            whole(self.folder / f"{name}.{kind}", save)
+            write_file(self.folder / f"{name}.{kind}", save)
         plt.close(figure)
 
     def record(self, name: str, rows: Sequence[Mapping], results: Path | None = None) -> Path:
@@ -134,26 +137,22 @@ class Outputs:
                     if row["config_digest"] != own["config_digest"]
                 ]
         both = aligned([*kept, *({**own, **row} for row in rows)], last=PROVENANCE)
-        configs = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+        configs = read_json(about) if about.is_file() else {}
         configs = {**configs, own["config_digest"]: dict(self.config)}
         used = {row["config_digest"] for row in both}
         configs = {key: config for key, config in sorted(configs.items()) if key in used}
         results.mkdir(parents=True, exist_ok=True)
-        whole(
-            about,
-            lambda path: path.write_text(json.dumps(configs, indent=1) + "\n", encoding="utf-8"),
-        )
+        write_json(about, configs, indent=1)
 
         def write(path: Path) -> None:
             with path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(both[0]), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(
-                    {key: _short(value, 8) for key, value in row.items()} for row in both
+                    {key: short(value, 8) for key, value in row.items()} for row in both
                 )
 
-        whole(path, write)
-        return path
+        return write_file(path, write)
 
 
 def digest(config: Mapping[str, Any]) -> str:
@@ -179,39 +178,3 @@ def revision() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head.stdout.strip() + ("-dirty" if changed else "")
-
-
-def markdown(rows: Sequence[Mapping]) -> str:
-    """A table with four significant digits."""
-    if not rows:
-        return ""
-    rows = aligned(rows)
-    columns = list(rows[0])
-    body = [
-        [_short(row[key], 4).replace("|", r"\|").replace("\n", " ") for key in columns]
-        for row in rows
-    ]
-    return "\n".join(
-        "| " + " | ".join(cells) + " |" for cells in [columns, ["---"] * len(columns), *body]
-    )
-
-
-def aligned(rows: Sequence[Mapping], last: Sequence[str] = ()) -> list[dict]:
-    """Every row with every column, None where it had none; columns in the order of first
-    appearance, `last` at the end.
-    """
-    columns = dict.fromkeys(key for row in rows for key in row if key not in last)
-    return [{key: row.get(key) for key in (*columns, *last)} for row in rows]
-
-
-def whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """The file that `write(path)` writes, put into its place in one piece."""
-    beside = path.with_name(path.name + ".partial")
-    write(beside)
-    os.replace(beside, path)
-
-
-def _short(value: Any, digits: int) -> str:
-    if value is None:
-        return ""
-    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

@@ -1,5 +1,4 @@
-"""What every experiment that finds training chunks compares: values of the run, influence
-functions, search, chance.
+"""Scores of training chunks: values of the run, influence functions, search, chance.
 
 A chunk's value is summed over the steps that it took part in, and the steps are not alike: early
 ones move the loss more, whatever they read. So values are also compared with the order of training
@@ -63,8 +62,16 @@ def in_step(store: ValueStore, target: str, method: str) -> np.ndarray:
     """Values standardised in each step, summed: float64 [n], by sample_id."""
     rows = store.sql(
         f"""
-        WITH v AS (SELECT step, sample_id, CAST("{method}" AS DOUBLE) AS value FROM terms WHERE target = '{target}'),
-        z AS (SELECT sample_id, (value - avg(value) OVER same) / nullif(stddev_pop(value) OVER same, 0) AS z FROM v WINDOW same AS (PARTITION BY step))
+        WITH v AS (
+            SELECT step, sample_id, CAST("{method}" AS DOUBLE) AS value
+            FROM terms WHERE target = '{target}'
+        ),
+        z AS (
+            SELECT
+                sample_id,
+                (value - avg(value) OVER same) / nullif(stddev_pop(value) OVER same, 0) AS z
+            FROM v WINDOW same AS (PARTITION BY step)
+        )
         SELECT sample_id, sum(coalesce(z, 0)) AS score FROM z GROUP BY sample_id ORDER BY sample_id
         """
     )

@@ -1,85 +1,245 @@
-"""What the experiments' command lines share: strict configs from Hydra's, and how a failure ends
-the process.
+"""What all commands of `python -m experiments` share: a registry, and the life of a study.
+
+    @study("dynamics", DynamicsConfig, report, shown="ledger", recorded={"dynamics": "phases"})
+    def measure(settings, out, console):      # leaves its rows: out.table("phases", rows)
+        ...
+
+    @command("pretrain", RunConfig)           # anything that is not measured once and shown
+    def main(given, console):
+        ...
+
+A study is measured once for each config, in the folder of that config. `report(out, settings)`
+makes tables, text and figures from the rows alone, so that `--recompute-report` measures nothing.
 """
 
+import importlib
+import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+import experiments
+from experiments.arguments import with_config
+from experiments.artifacts import Outputs
 from inrun.attributor import BalanceError, NonFiniteError, ProcessError
+from inrun.config import ConfigError, build
 from inrun.data.errors import DataError
+from inrun.data.prepare import DataConfig
+from inrun.registry import Registry
 from inrun.store import StoreError
 from inrun.train import (
+    AttributionConfig,
     CheckpointError,
-    ConfigError,
     Interrupted,
     NonFiniteLossError,
+    OptimConfig,
+    RunConfig,
     RunFolderError,
+    TrainConfig,
 )
 from inrun.train.precision import PrecisionError
 
 #: what a user can act on from the message alone; anything else keeps its traceback
 EXPECTED = (
-    ConfigError, PrecisionError, RunFolderError, CheckpointError, NonFiniteLossError, DataError, StoreError, BalanceError, NonFiniteError, ProcessError
-)  # fmt: skip
+    ConfigError,
+    PrecisionError,
+    RunFolderError,
+    CheckpointError,
+    NonFiniteLossError,
+    DataError,
+    StoreError,
+    BalanceError,
+    NonFiniteError,
+    ProcessError,
+)
+RECOMPUTE = "--recompute-report"
 
-CONFIGS = str(Path(__file__).parents[1] / "configs")
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Where a study lies, and whether it goes into the committed results."""
+
+    runs: str
+    """its folder is runs/NAME"""
+    name: str | None = None
+    """null: a digest of the settings, so that the same settings go on in the same folder"""
+    data_root: str = "data"
+    """where corpora and archives are kept"""
+    record: bool = False
+    """also put the rows into experiments/results"""
+    scale: str = ""
+    """cpu or paper, as it stands in the rows"""
+
+    def identity(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings that tell one folder of the study from another; `given`: as composed."""
+        return given
 
 
-def command(config_name: str, main: Callable[[DictConfig], None]) -> None:
-    """Run `main` with the config composed from the command line; the process ends with 0 only if it
-    succeeded.
+@dataclass(frozen=True, kw_only=True)
+class LanguageStudy(StudyConfig):
+    """A study that trains language models, with the parts of `inrun.train.RunConfig`."""
 
-    `scale=cpu` and `scale=paper` choose configs/<config_name>/cpu.yaml and paper.yaml, in every
-    experiment that has them.
+    model: dict[str, Any]
+    """name, preset, and what differs from the preset"""
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    attribution: AttributionConfig
+
+    def run_config(self, folder: Path, name: str, **changes: Any) -> RunConfig:
+        """A run of the study in `folder`; changes: other or further fields of `RunConfig`."""
+        own = {
+            key: getattr(self, key)
+            for key in ("model", "data", "optim", "train", "attribution", "data_root")
+        }
+        return RunConfig(name=name, runs=str(folder), **{**own, **changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One word after `python -m experiments`; its config is configs/NAME.yaml."""
+
+    name: str
+    settings: type
+    function: Callable[..., None]
+    spelling: Callable[[Sequence[str]], list[str]] = list
+    doc: str = ""
+
+    @property
+    def about(self) -> str:
+        """Its own text, or the docstring of its module."""
+        return (self.doc or sys.modules[self.function.__module__].__doc__ or "").strip()
+
+    def act(self, given: dict[str, Any], recompute: bool = False) -> None:
+        """Do what the config says."""
+        if recompute:
+            raise ConfigError(f"{self.name} keeps no rows; {RECOMPUTE} is for studies")
+        self.function(given, Console(stderr=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Command):
+    """A command that measures once, and reports from the rows it has left."""
+
+    report: Callable[[Outputs, Any], None]
+    shown: str
+    recorded: Mapping[str, str] = field(default_factory=dict)
+
+    def act(self, given: dict[str, Any], recompute: bool = False) -> None:
+        """Measure what is not measured yet, report, record if asked to, print a table."""
+        console = Console(stderr=True)
+        settings = settings_of(self.settings, given)
+        out = Outputs.open(settings.runs, settings.identity(given), settings.name)
+        if recompute and not out.finished:
+            raise ConfigError(f"{out.folder} is not measured to its end; leave {RECOMPUTE} out")
+        if out.finished and not recompute:
+            console.print("finished before", highlight=False)
+        else:
+            if not recompute:
+                self.function(settings, out, console)
+            self.report(out, settings)
+        if not out.finished:
+            out.finish()
+        for name, table in self.recorded.items() if settings.record else ():
+            out.record(name, out.rows(table))
+        print((out.folder / f"{self.shown}.md").read_text(encoding="utf-8"))
+        console.print(f"done: {out.folder}", highlight=False, soft_wrap=True)
+
+
+#: what `python -m experiments` knows
+COMMANDS: Registry[str, Command] = Registry("experiment", ConfigError)
+
+
+def command(name: str, settings: type, **options: Any) -> Callable:
+    """Decorator: `function(given, console)` is what `python -m experiments NAME` does.
+
+    Args:
+        name: of the command and of its config.
+        settings: the dataclass that says what the config's keys mean.
+        options: further fields of `Command`.
     """
-    sys.argv[1:] = permissive(scaled(sys.argv[1:], config_name))
-    hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)(_ending(main))()
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        entry = Command(name=name, settings=settings, function=function, **options)
+        COMMANDS.add(name, entry, made_by=function)
+        return function
+
+    return add
 
 
-def scaled(arguments: Sequence[str], config_name: str) -> list[str]:
-    """`scale=X` is the option X of the config group that has the experiment's name."""
-    prefixes = ("scale=", "+scale=")
-    return [
-        f"{config_name}={a.partition('=')[2]}" if a.startswith(prefixes) else a for a in arguments
-    ]
+def study(
+    name: str,
+    settings: type[StudyConfig],
+    report: Callable[[Outputs, Any], None],
+    shown: str = "",
+    recorded: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Callable:
+    """Decorator: `measure(settings, out, console)` leaves the rows of the study in `out`.
 
-
-def permissive(arguments: Sequence[str]) -> list[str]:
-    """`a.b=c` becomes `++a.b=c`: Hydra then takes keys that no YAML file lists, and the strict
-    dataclasses, whose errors name the known keys, judge them.
+    Args:
+        name: of the command, of its config, and of the table where nothing else is said.
+        settings: a subclass of `StudyConfig`.
+        report: makes text, derived tables and figures from the rows in `out`.
+        shown: the table whose markdown is printed at the end.
+        recorded: name of a committed CSV -> table whose rows it gets.
+        options: further fields of `Command`.
     """
-    plain = [
-        not a.startswith(("+", "~", "-", "hydra.")) and "." in a.partition("=")[0] and "=" in a
-        for a in arguments
-    ]
-    return [f"++{a}" if dotted else a for a, dotted in zip(arguments, plain)]
+    shown = shown or name
+
+    def add(measure: Callable[..., None]) -> Callable[..., None]:
+        entry = Study(
+            name=name,
+            settings=settings,
+            function=measure,
+            report=report,
+            shown=shown,
+            recorded=recorded or {name: shown},
+            **options,
+        )
+        COMMANDS.add(name, entry, made_by=measure)
+        return measure
+
+    return add
 
 
-def plain(config: DictConfig, without: Sequence[str] = ()) -> dict[str, Any]:
-    """The resolved config as plain values, without some top-level keys."""
-    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return {key: value for key, value in values.items() if key not in without}
+def commands() -> dict[str, Command]:
+    """All commands: those of any module of this package, and those registered elsewhere."""
+    for found in pkgutil.walk_packages(experiments.__path__, "experiments."):
+        if found.name != "experiments.__main__":
+            importlib.import_module(found.name)
+    return dict(sorted(COMMANDS.items()))
 
 
-def _ending(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    def ended(config: DictConfig) -> None:
+def run(name: str, arguments: Sequence[str]) -> None:
+    """The command `name` with the rest of the command line; status 0 only if it succeeded."""
+    found = COMMANDS[name]
+    recompute = RECOMPUTE in arguments
+    rest = found.spelling([argument for argument in arguments if argument != RECOMPUTE])
+
+    def task(given: dict[str, Any]) -> None:
         with reported():
-            main(config)
+            found.act(given, recompute)
 
-    return ended
+    with_config(name, rest, task)
+
+
+def settings_of(cls: type, given: Mapping[str, Any]) -> Any:
+    """`cls` from a config, strictly; by its own `from_mapping` if it has one."""
+    own = getattr(cls, "from_mapping", None)
+    return own(given) if own else build(cls, given)
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Expected errors become one message on stderr and exit status 1; a signal that stopped the run
-    128 + its number, as a shell has it.
+    """Expected errors become one message on stderr and exit status 1.
+
+    A signal that stopped the run is 128 + its number, as a shell has it.
     """
     console = Console(stderr=True)
     try:
@@ -88,11 +248,6 @@ def reported() -> Iterator[None]:
         console.print(str(stop), style="yellow", markup=False, highlight=False, soft_wrap=True)
         sys.exit(128 + stop.signum)
     except EXPECTED as error:
-        console.print(
-            f"{type(error).__name__}: {error}",
-            style="red",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = f"{type(error).__name__}: {error}"
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

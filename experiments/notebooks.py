@@ -1,10 +1,13 @@
-"""A small run with values, and the notebooks executed on it: `python -m experiments.notebooks`.
-Under a minute on one core.
+"""A small run with values, and the notebooks executed on it.
 
-The executed notebooks are left in runs/notebooks/executed; those of the repository keep no outputs.
+Under a minute on one core. The executed notebooks are left in runs/notebooks/executed; those of the repository keep no outputs.
+
+  python -m experiments notebooks
+  INRUN_RUN=runs/NAME jupyter lab notebooks      on a run of your own
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,19 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from rich.console import Console
 
 import inrun
-from experiments.artifacts import whole
-from experiments.copyright.texts import Texts, TextsConfig, write_texts
-from experiments.frame import command, plain
-from inrun.config import build
+from experiments.copyright.originals import TextsConfig
+from experiments.copyright.texts import Texts, write_texts
+from experiments.frame import command
+from inrun.config import ConfigError, build
 from inrun.data.prepare import DataConfig
+from inrun.files import write_file
 from inrun.methods import FirstOrder
 from inrun.train import (
     AttributionConfig,
-    ConfigError,
     OptimConfig,
     RunConfig,
     TargetConfig,
@@ -38,26 +40,31 @@ SECONDS_PER_CELL = 120
 
 @dataclass(frozen=True)
 class NotebooksConfig:
-    """level: the rewritten texts that are targets. domains: domains of the corpus that are targets
-    as well, with a few chunks of the val split.
-    """
+    """The run, and what its targets are."""
 
     name: str
+    """its folder is runs/NAME"""
     texts: TextsConfig
+    """originals, and what they are hidden among"""
     level: str
+    """the rewritten texts that are targets"""
     domains: tuple[str, ...]
+    """domains of the corpus that are targets as well, with a few chunks of the val split"""
     model: dict[str, Any]
+    """name, preset, and what differs from the preset"""
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig
     runs: str
     data_root: str
     seed: int = 0
+    """of weights and order"""
 
 
-def main(config: DictConfig) -> None:
-    console = Console(stderr=True)
-    settings = build(NotebooksConfig, plain(config))
+@command("notebooks", NotebooksConfig)
+def notebooks(given: dict[str, Any], console: Console) -> None:
+    """Train the run, execute the notebooks."""
+    settings = build(NotebooksConfig, given)
     folder = Path(settings.runs).resolve() / settings.name
     texts = write_texts(settings.texts, settings.data, settings.data_root, folder / "texts")
     run = train_or_reuse(run_config(settings, texts, folder), console)
@@ -90,8 +97,9 @@ def run_config(settings: NotebooksConfig, texts: Texts, folder: Path) -> RunConf
 
 
 def executed(run: Path, folder: Path) -> Iterator[Path]:
-    """Every notebook with its outputs for this run, in `folder`. Raises nbclient's
-    CellExecutionError, which shows the cell that failed.
+    """Every notebook with its outputs for this run, in `folder`.
+
+    Raises nbclient's CellExecutionError, which shows the cell that failed.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -104,7 +112,7 @@ def executed(run: Path, folder: Path) -> Iterator[Path]:
                 notebook, timeout=SECONDS_PER_CELL, resources={"metadata": {"path": str(NOTEBOOKS)}}
             ).execute()
         path = folder / source.name
-        whole(path, lambda beside, notebook=notebook: nbformat.write(notebook, beside))
+        write_file(path, functools.partial(nbformat.write, notebook))
         yield path
 
 
@@ -121,7 +129,3 @@ def _environment(**variables: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-if __name__ == "__main__":
-    command("notebooks", main)

@@ -1,29 +1,42 @@
-"""Pretrain a language model with values: `python -m experiments.pretrain --help`. Outputs go to
-runs/<name>/.
+"""Train a language model and value every chunk it is trained on.
+
+Outputs go to runs/NAME.
+
+  python -m experiments pretrain                                   a tiny GPT-2 on offline text
+  python -m experiments pretrain data=files data.path=my.jsonl     on your own documents
+  python -m experiments pretrain experiment=gpt2 dry_run=true      the paper's GPT-2 124M: config
+                                                                   and estimates only
+  python -m experiments pretrain resume=runs/NAME                  go on with an interrupted run
+  python -m experiments pretrain -m optim.lr=1e-4,3e-4 name='lr-${optim.lr}'    a sweep
+  torchrun --nproc-per-node 2 -m experiments pretrain ...          in several processes
 """
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from typing import Any
+
+import yaml
 from rich.console import Console
 
-from experiments.frame import command, plain
+from experiments.arguments import given_settings
+from experiments.frame import command
+from inrun.config import ConfigError
 from inrun.data.errors import SourceUnreachable
 from inrun.store import ValueStore
-from inrun.train import ConfigError, Run, RunConfig
+from inrun.train import Run, RunConfig
 from inrun.train.dry_run import estimate
 
 ONLY_HERE = ("resume", "dry_run", "experiment")
 
 
-def main(config: DictConfig) -> None:
-    console = Console(stderr=True)
-    if config.resume is not None:
+@command("pretrain", RunConfig)
+def pretrain(given: dict[str, Any], console: Console) -> None:
+    """Train, or go on; or say what it would take."""
+    if given["resume"] is not None:
         _refuse_other_settings()
-        run = Run.resume(config.resume, console)
+        run = Run.resume(given["resume"], console)
     else:
-        settings = RunConfig.from_mapping(plain(config, without=ONLY_HERE))
-        if config.dry_run:
-            print(OmegaConf.to_yaml(OmegaConf.create(settings.to_mapping())))
+        settings = settings_of(given)
+        if given["dry_run"]:
+            print(yaml.safe_dump(settings.to_mapping(), sort_keys=False))
             print(estimate(settings))
             return
         run = _start(settings, console)
@@ -34,6 +47,11 @@ def main(config: DictConfig) -> None:
     if store:
         with store:
             print(summary(store))
+
+
+def settings_of(given: dict[str, Any]) -> RunConfig:
+    """The run that a config of pretrain.yaml asks for."""
+    return RunConfig.from_mapping({k: v for k, v in given.items() if k not in ONLY_HERE})
 
 
 def _start(settings: RunConfig, console: Console) -> Run:
@@ -49,9 +67,7 @@ def _start(settings: RunConfig, console: Console) -> Run:
 
 
 def _refuse_other_settings() -> None:
-    others = [
-        o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith("resume=")
-    ]
+    others = [setting for setting in given_settings() if not setting.startswith("resume=")]
     if others:
         raise ConfigError(
             f"resume goes on by the run's own config; {', '.join(others)} would have no "
@@ -60,19 +76,15 @@ def _refuse_other_settings() -> None:
 
 
 def summary(store: ValueStore) -> str:
-    """The books of the run, one line per target and method."""
+    """The ledger of the run, one line per target and method."""
     lines = ["values (positive = lowered the validation loss):"]
     for target in store.targets:
         for method in store.methods:
-            books, share = store.ledger(target, method), store.negative_share(target, method)
-            gap = "not measured at every step" if books.gap is None else f"{books.gap:+.1%}"
+            ledger, share = store.ledger(target, method), store.negative_share(target, method)
+            gap = "not measured at every step" if ledger.gap is None else f"{ledger.gap:+.1%}"
             lines.append(
-                f"  {target}, {method}: loss fell by {books.drop:.4f} nats over "
-                f"{books.steps} steps, values add up to {books.values:.4f}, "
+                f"  {target}, {method}: loss fell by {ledger.drop:.4f} nats over "
+                f"{ledger.steps} steps, values add up to {ledger.values:.4f}, "
                 f"efficiency gap {gap}, {share:.1%} of the chunks negative"
             )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    command("pretrain", main)

@@ -1,44 +1,55 @@
-"""Trainings for a pool, before anybody asks for them: `python -m experiments.subset_trainings`.
-Several processes, or machines with one file system, take a shard each.
+"""Train small networks on subsets of data, for retraining-based baselines.
 
-    python -m experiments.subset_trainings                                               the whole plan, here
-    python -m experiments.subset_trainings -m shard=0,1,2,3 shards=4 launcher=joblib     four processes (extra `sweep`)
-    python -m experiments.subset_trainings -m 'shard=range(32)' shards=32 launcher=slurm thirty-two Slurm jobs
+Several processes, or machines with one file system, take a shard each. The plan names designs of
+subsets. Methods that then ask the pool for one of them (`pool=FOLDER`) find it trained.
 
-The plan names designs of subsets. Methods that then ask the pool for one of them (`pool=FOLDER`)
-find it trained. A killed process goes on where it was.
+  python -m experiments pool                                                  the whole plan, here
+  python -m experiments pool -m shard=0,1,2,3 shards=4 launcher=joblib        four processes
+  python -m experiments pool -m 'shard=range(32)' shards=32 launcher=slurm    32 Slurm jobs;
+                                                    hydra.launcher.partition=... and others
+  python -m experiments pool 'plan=[{kind: leave_one_out, count: 3}]'         another plan
+  python -m experiments pool scale=paper                                      CIFAR-10: needs a GPU
+
+A killed process goes on where it was; finished trainings are found in the pool. Launchers come with
+the extra `sweep`.
 """
 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.frame import command, plain
+from experiments.frame import command
 from inrun.baselines.leave_one_out import requests as leave_one_out
-from inrun.baselines.pool import Pool
+from inrun.baselines.pool import Pool, Recognizable
 from inrun.baselines.subsets import coin_subsets, random_subsets
 from inrun.baselines.supervised import Recipe, untrained
-from inrun.config import build
+from inrun.config import ConfigError, build, require
 from inrun.data.labelled import ProblemConfig, sample_problem
-from inrun.train import ConfigError
+from inrun.progress import live_line
+
+SECONDS_BETWEEN_LINES = 20.0
 
 
 @dataclass(frozen=True)
 class Design:
-    """Subsets to train on. kind: random (of a fixed share: datamodels, empirical influence,
-    memorization) | coin (Banzhaf) | leave_one_out. count: trainings; for leave_one_out, seeds of n
-    + 1 trainings each. share: of random. seed: of subsets and trainings."""
+    """Subsets to train on."""
 
     kind: str = "random"
+    """random (of a fixed share: datamodels, empirical influence, memorization), coin (Banzhaf),
+    leave_one_out"""
     count: int = 1000
+    """trainings; for leave_one_out, seeds of n + 1 trainings each"""
     share: float = 0.5
+    """of the samples, where kind is random"""
     seed: int = 0
+    """of subsets and trainings"""
 
     def requests(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Members bool [trainings, n] and seeds [trainings]."""
         if self.kind == "random":
             return random_subsets(n, self.count, self.share, self.seed)
         if self.kind == "coin":
@@ -50,28 +61,39 @@ class Design:
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """problem_seed: which samples are drawn and whose labels are wrong. plan: what to train. shard,
-    shards: this process's share, 0 to shards - 1. runs: the pool lies in a folder of its recipe's
-    digest below."""
+    """What is trained, and which part of it here."""
 
     problem: ProblemConfig = field(default_factory=ProblemConfig)
+    """the data, and how many labels are wrong"""
     problem_seed: int = 0
+    """which samples are chosen and whose labels are wrong"""
     recipe: Recipe = field(default_factory=Recipe)
+    """network and training"""
     plan: tuple[Design, ...] = (Design(),)
+    """what to train"""
     shard: int = 0
+    """this process's share, 0 to shards - 1"""
     shards: int = 1
+    """how many shares there are"""
     runs: str = "runs/pool"
+    """the pool lies in a folder of its recipe's digest below"""
     data_root: str = "data"
+    """where corpora and archives are kept"""
     scale: str = "cpu"
+    """cpu or paper"""
 
     def __post_init__(self):
-        if not 0 <= self.shard < self.shards:
-            raise ConfigError(f"shard={self.shard} must be 0 to shards - 1 = {self.shards - 1}")
+        last = self.shards - 1
+        require(
+            "pool",
+            (0 <= self.shard <= last, f"shard={self.shard} must be 0 to shards - 1 = {last}"),
+        )
 
 
-def main(config: DictConfig) -> None:
-    settings = build(PoolConfig, plain(config))
-    console = Console(stderr=True)
+@command("pool", PoolConfig)
+def fill(given: dict[str, Any], console: Console) -> None:
+    """Train what is missing of this process's share."""
+    settings = build(PoolConfig, given)
     run = untrained(
         sample_problem(settings.problem, settings.problem_seed, settings.data_root), settings.recipe
     )
@@ -88,18 +110,14 @@ def main(config: DictConfig) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    began, last = time.monotonic(), time.monotonic()
+    began = time.monotonic()
+    with live_line(console, where, SECONDS_BETWEEN_LINES) as shown:
 
-    def progress(done: int, todo: int) -> None:
-        nonlocal last
-        if done == todo or time.monotonic() - last > 20:
-            last = time.monotonic()
-            left = (last - began) / done * (todo - done)
-            console.print(
-                f"{where}{done}/{todo}, {left:.0f} s left", highlight=False, soft_wrap=True
-            )
+        def progress(done: int, todo: int) -> None:
+            left = (time.monotonic() - began) / done * (todo - done)
+            shown(f"{where}{done}/{todo}, {left:.0f} s left")
 
-    outcomes = pool.outcomes(members, seeds, progress)
+        outcomes = pool.outcomes(members, seeds, progress)
     print(
         f"{pool.folder}: {len(pool)} trainings, {len(outcomes)} of them in this shard; "
         f"{outcomes.cpu_seconds.mean():.3g} CPU seconds each; "
@@ -109,10 +127,6 @@ def main(config: DictConfig) -> None:
     )
 
 
-def folder(runs: str | Path, run) -> Path:
+def folder(runs: str | Path, run: Recognizable) -> Path:
     """Where the pool of a recipe lies."""
     return Path(runs) / run.digest[:12]
-
-
-if __name__ == "__main__":
-    command("pool", main)

@@ -6,162 +6,120 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.artifacts import Outputs
+from experiments.classification.published import NAMES, PAPER_AUROC, PAPER_SELECTION
+from experiments.classification.settings import ClassificationConfig
+from experiments.tables import grid, spread, unique, where
+
 #: shares of the samples that are inspected, lowest values first
 INSPECTED = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-
-#: method -> how it is called in tables
-NAMES = {
-    "in_run_first_sgd": "In-Run 1st (the paper's formula)",
-    "in_run_second_sgd": "In-Run 2nd (the paper's formula)",
-    "in_run_first": "In-Run 1st, Adam's step",
-    "in_run_path": "In-Run path, Adam's step",
-    "knn_shapley": "KNN-Shapley",
-    "influence_cg": "influence function, CG",
-    "influence_lissa": "influence function, LiSSA",
-    "influence_ekfac": "influence function, EK-FAC",
-    "trak_25": "TRAK, 25 checkpoints",
-    "trak_15": "TRAK, 15 checkpoints",
-    "trak_5": "TRAK, 5 checkpoints",
-    "trak_1": "TRAK, 1 checkpoint",
-    "data_shapley": "Data Shapley (retraining)",
-    "data_banzhaf": "Data Banzhaf (retraining)",
-    "leave_one_out": "leave-one-out (retraining)",
-    "empirical_influence": "empirical influence (retraining)",
-    "datamodels": "datamodels (retraining)",
-    "memorization": "memorization (retraining)",
-    "less": "LESS",
-    "tracin": "TracIn-CP",
-    "representer": "representer points",
-    "forgetting": "forgetting events, keep hard",
-    "forgetting_easy": "forgetting events, keep easy",
-    "el2n": "EL2N, keep hard",
-    "el2n_easy": "EL2N, keep easy",
-    "prototypes": "supervised prototypes, keep hard",
-    "prototypes_easy": "supervised prototypes, keep easy",
-    "loss": "own loss, keep low",
-    "random": "random",
-}
-
-#: table 4 of the paper: CIFAR-10, ResNet18
-PAPER_AUROC = {
-    "in_run_first_sgd": "0.678 (0.045)",
-    "in_run_second_sgd": "0.680 (0.048)",
-    "knn_shapley": "0.76 (0.018)",
-    "influence_cg": "0.654 (0.054)",
-    "trak_25": "0.617 (0.021)",
-    "trak_15": "0.609 (0.028)",
-    "trak_5": "0.542 (0.025)",
-    "trak_1": "0.511 (0.012)",
-    "data_shapley": "0.582 (0.029)",
-    "empirical_influence": "0.552 (0.017)",
-    "less": "0.55 (0.032)",
-    "datamodels": "0.52 (0.008)",
-}
-
-#: table 5, and for prototypes the public discussion: accuracy with the best 20, 40, 60, 80 %
-PAPER_SELECTION = {
-    "random": (0.350, 0.461, 0.525, 0.559),
-    "influence_cg": (0.320, 0.450, 0.530, 0.580),
-    "trak_1": (0.329, 0.443, 0.517, 0.572),
-    "trak_5": (0.325, 0.445, 0.519, 0.572),
-    "trak_15": (0.327, 0.446, 0.523, 0.573),
-    "trak_25": (0.332, 0.443, 0.520, 0.578),
-    "less": (0.314, 0.460, 0.541, 0.582),
-    "data_shapley": (0.317, 0.468, 0.527, 0.570),
-    "datamodels": (0.342, 0.465, 0.534, 0.559),
-    "empirical_influence": (0.342, 0.466, 0.530, 0.568),
-    "knn_shapley": (0.354, 0.478, 0.525, 0.563),
-    "in_run_first_sgd": (0.344, 0.472, 0.541, 0.580),
-    "in_run_second_sgd": (0.342, 0.473, 0.544, 0.580),
-    "prototypes": (0.280, 0.390, 0.466, 0.516),
-}
 
 Rows = Sequence[dict]
 
 
-def report(rows: Rows, about: str, regression: bool = False) -> str:
-    """Markdown: a table per task, mean (standard deviation) over seeds; the paper's numbers are
-    CIFAR-10's and stand beside for the order only.
-    """
-    lines = ["# Every method beside every other", "", f"{about}.", ""]
-    lines += ["## Wrong labels found: area under the ROC curve", ""]
-    lines += [
-        "| method | paper (CIFAR-10) | here | ranked within labels | among the lowest 10 % | "
-        "20 % |",
-        "|---|---|---|---|---|---|",
-    ]
-    for method in ranked(rows, "detection", "auroc"):
-        ours = (
-            _cell(rows, task, method, "auroc") for task in ("detection", "detection within labels")
-        )
-        found = (_cell(rows, "detection", method, "found", share) for share in (0.1, 0.2))
-        lines.append(_line([name(method), PAPER_AUROC.get(method, ""), *ours, *found]))
-    what = "R^2 on the test part" if regression else "test accuracy"
-    shares = sorted(
-        {row["share"] for row in rows if row["task"] == "selection" and row["method"] in NAMES}
+def report(out: Outputs, settings: ClassificationConfig) -> None:
+    """The text on all rows, summary (over seeds), and the figure."""
+    rows, about = out.rows("classification"), described(settings)
+    regression = settings.problem.source == "diabetes"
+    about_rows = {
+        "data": settings.problem.source,
+        "normalisation": settings.recipe.network.normalisation,
+    }
+    out.text("classification", report_text(rows, about, regression))
+    out.table("summary", [{**about_rows, **row} for row in summarised(rows)])
+    out.figure("classification", plot_methods(rows, about, regression))
+
+
+def described(settings: ClassificationConfig) -> str:
+    """What was trained on what."""
+    problem, recipe = settings.problem, settings.recipe
+    return (
+        f"{problem.source}: {problem.train} training samples, {problem.flipped:.0%} wrong, "
+        f"{len(settings.seeds)} seeds; {recipe.network.name}, normalisation: "
+        f"{recipe.network.normalisation}; {recipe.epochs} epochs"
     )
+
+
+def report_text(rows: Rows, about: str, regression: bool = False) -> str:
+    """Markdown: a table per task, mean (standard deviation) over seeds.
+
+    The paper's numbers are CIFAR-10's and stand beside for the order only.
+    """
+    lines = ["# Every method beside every other", "", f"{about}.", "", *_detection(rows)]
     for task in ("selection", "selection within labels"):
-        methods = [m for m in NAMES if _values(rows, task, m, "quality")]
-        if not methods:
-            continue
-        best = "best values" if task == "selection" else "best values of each label"
-        lines += ["", f"## Training on the {best}: {what}, one training a cell and seed", ""]
-        lines += [
-            _line(
-                ["method", "paper: 20 / 40 / 60 / 80 %", *(f"best {share:.0%}" for share in shares)]
-            )
-        ]
-        lines += ["|---" * (len(shares) + 2) + "|"]
-        for method in methods:
-            paper = " / ".join(f"{x:.3f}" for x in PAPER_SELECTION.get(method, ()))
-            lines.append(
-                _line(
-                    [
-                        name(method),
-                        paper,
-                        *(_cell(rows, task, method, "quality", s) for s in shares),
-                    ]
-                )
-            )
+        lines += _selection(rows, task, "R^2 on the test part" if regression else "test accuracy")
     everything, right = (
         _cell(rows, "selection", m, "quality") for m in ("everything", "only right labels")
     )
     lines += ["", f"On everything: {everything}. On all samples with right labels: {right}.", ""]
     if any(row["task"] in ("lds", "stability", "loo") for row in rows):
-        lines += ["## Agreement with trainings and between trainings (Spearman)", ""]
-        lines += [
-            "| method | linear datamodelling score | leave-one-out | two trainings of the "
-            "same data |",
-            "|---|---|---|---|",
+        lines += [*_agreement(rows), ""]
+    return "\n".join([*lines, *_costs(rows), ""])
+
+
+def _detection(rows: Rows) -> list[str]:
+    body = []
+    for method in ranked(rows, "detection", "auroc"):
+        ours = (
+            _cell(rows, task, method, "auroc") for task in ("detection", "detection within labels")
+        )
+        found = (_cell(rows, "detection", method, "found", share) for share in (0.1, 0.2))
+        body.append([title(method), PAPER_AUROC.get(method, ""), *ours, *found])
+    head = ["method", "paper (CIFAR-10)", "here", "ranked within labels"]
+    head += ["among the lowest 10 %", "20 %"]
+    return ["## Wrong labels found: area under the ROC curve", "", *grid(head, body)]
+
+
+def _selection(rows: Rows, task: str, what: str) -> list[str]:
+    methods = [m for m in NAMES if _values(rows, task, m, "quality")]
+    if not methods:
+        return []
+    shares = _shares(rows)
+    best = "best values" if task == "selection" else "best values of each label"
+    body = [
+        [
+            title(method),
+            " / ".join(f"{x:.3f}" for x in PAPER_SELECTION.get(method, ())),
+            *(_cell(rows, task, method, "quality", share) for share in shares),
         ]
-        for method in (m for m in NAMES if _values(rows, "cost", m, "cpu_seconds")):
-            lines.append(
-                _line(
-                    [
-                        name(method),
-                        *(
-                            _cell(rows, task, method, "spearman")
-                            for task in ("lds", "loo", "stability")
-                        ),
-                    ]
-                )
-            )
-        lines.append("")
-    lines += [
-        "## Cost beside the run itself (mean over seeds; shared CPU)",
-        "",
-        "| method | CPU seconds | trainings | peak memory, MB |",
-        "|---|---|---|---|",
+        for method in methods
     ]
-    for method in (m for m in NAMES if _values(rows, "cost", m, "cpu_seconds")):
+    head = ["method", "paper: 20 / 40 / 60 / 80 %", *(f"best {share:.0%}" for share in shares)]
+    about = f"## Training on the {best}: {what}, one training a cell and seed"
+    return ["", about, "", *grid(head, body)]
+
+
+def _agreement(rows: Rows) -> list[str]:
+    body = [
+        [title(m), *(_cell(rows, task, m, "spearman") for task in ("lds", "loo", "stability"))]
+        for m in _with_costs(rows)
+    ]
+    head = ["method", "linear datamodelling score", "leave-one-out"]
+    head += ["two trainings of the same data"]
+    about = "## Agreement with trainings and between trainings (Spearman)"
+    return [about, "", *grid(head, body)]
+
+
+def _costs(rows: Rows) -> list[str]:
+    body = []
+    for method in _with_costs(rows):
         seconds, trainings, peak = (
             _values(rows, "cost", method, q) for q in ("cpu_seconds", "trainings", "peak_bytes")
         )
         memory = f"{np.mean(peak) / 1e6:.0f}" if peak else ""
-        lines.append(
-            _line([name(method), f"{np.mean(seconds):.2g}", f"{np.mean(trainings):.0f}", memory])
-        )
-    return "\n".join([*lines, ""])
+        means = f"{np.mean(seconds):.2g}", f"{np.mean(trainings):.0f}"
+        body.append([title(method), *means, memory])
+    about = "## Cost beside the run itself (mean over seeds; shared CPU)"
+    return [about, "", *grid(["method", "CPU seconds", "trainings", "peak memory, MB"], body)]
+
+
+def _with_costs(rows: Rows) -> list[str]:
+    return [m for m in NAMES if _values(rows, "cost", m, "cpu_seconds")]
+
+
+def _shares(rows: Rows) -> list[float]:
+    """Shares of the samples that methods were asked to keep."""
+    return sorted({r["share"] for r in where(rows, task="selection") if r["method"] in NAMES})
 
 
 def plot_methods(rows: Rows, about: str, regression: bool = False) -> Figure:
@@ -172,21 +130,19 @@ def plot_methods(rows: Rows, about: str, regression: bool = False) -> Figure:
     methods = ranked(rows, "detection", "auroc")[::-1]
     for place, method in enumerate(methods):
         values = _values(rows, "detection", method, "auroc")
-        left.barh(place, np.mean(values), xerr=_std(values), color=_colour(method), capsize=2)
+        left.barh(place, np.mean(values), xerr=spread(values), color=_colour(method), capsize=2)
     left.set(
         yticks=range(len(methods)),
-        yticklabels=[name(m) for m in methods],
+        yticklabels=[title(m) for m in methods],
         xlabel="AUROC of wrong labels by -value",
         xlim=(0, 1),
     )
     left.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     shown = [m for m in SHOWN if m in methods]
-    shares = sorted(
-        {row["share"] for row in rows if row["task"] == "selection" and row["method"] in NAMES}
-    )
+    shares = _shares(rows)
     for method in shown:
         style = {
-            "label": name(method),
+            "label": title(method),
             "color": _line_colour(method),
             "capsize": 2,
             "linewidth": 1.3,
@@ -196,7 +152,9 @@ def plot_methods(rows: Rows, about: str, regression: bool = False) -> Figure:
             (right, "selection", "quality", shares),
         ):
             values = [_values(rows, task, method, quantity, share) for share in places]
-            axis.errorbar(places, [np.mean(v) for v in values], [_std(v) for v in values], **style)
+            axis.errorbar(
+                places, [np.mean(v) for v in values], [spread(v) for v in values], **style
+            )
     middle.plot(INSPECTED, INSPECTED, ":", color="black", linewidth=0.8)
     middle.set(xlabel="share inspected, lowest values first", ylabel="share of wrong labels found")
     right.axhline(
@@ -215,7 +173,7 @@ def plot_methods(rows: Rows, about: str, regression: bool = False) -> Figure:
     return figure
 
 
-#: methods whose curves are drawn
+#: methods whose curves are shown
 SHOWN = (
     "in_run_second_sgd",
     "in_run_path",
@@ -244,22 +202,20 @@ def summarised(rows: Rows) -> list[dict]:
         {
             **dict(zip(("task", "method", "quantity", "share"), key)),
             "mean": float(np.mean(values)),
-            "std": _std(values) if len(values) > 1 else None,
+            "std": spread(values) if len(values) > 1 else None,
             "seeds": len(values),
         }
         for key, values in groups.items()
     ]
 
 
-def name(method: str) -> str:
+def title(method: str) -> str:
     return NAMES.get(method, method)
 
 
 def ranked(rows: Rows, task: str, quantity: str) -> list[str]:
     """Methods, best mean first."""
-    methods = dict.fromkeys(
-        row["method"] for row in rows if row["task"] == task and row["quantity"] == quantity
-    )
+    methods = unique(where(rows, task=task, quantity=quantity), "method")
     return sorted(methods, key=lambda m: -np.mean(_values(rows, task, m, quantity)))
 
 
@@ -278,22 +234,13 @@ def _cell(rows: Rows, task: str, method: str, quantity: str, share: float | None
     values = _values(rows, task, method, quantity, share)
     if len(values) < 2:
         return f"{values[0]:.3f}" if values else ""
-    return f"{np.mean(values):.3f} ({_std(values):.3f})"
-
-
-def _std(values: Sequence[float]) -> float:
-    """Over seeds, divisor n - 1; 0 for one seed."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return f"{np.mean(values):.3f} ({spread(values):.3f})"
 
 
 def _colour(method: str) -> str:
     if method.startswith("in_run"):
         return "tab:blue"
-    return "tab:orange" if "retraining" in name(method) else "tab:gray"
+    return "tab:orange" if "retraining" in title(method) else "tab:gray"
 
 
 def _line_colour(method: str):

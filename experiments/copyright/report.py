@@ -2,15 +2,16 @@
 bootstrap intervals over originals.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.artifacts import Outputs, markdown
+from experiments.artifacts import Outputs
 from experiments.chunk_scores import TITLES
+from experiments.tables import markdown, unique, where
 from inrun.evaluate import bootstrap
 
 #: Wang et al. 2025, table 2: mean rank of 3 originals among about 320,000 chunks; influence
@@ -28,10 +29,10 @@ def summary(rows: Sequence[dict]) -> list[dict[str, Any]]:
     first, the latter with 95 % bootstrap intervals over originals.
     """
     found = []
-    families = unique(row["family"] for row in rows)
-    for level in unique(row["level"] for row in rows):
+    families = unique(rows, "family")
+    for level in unique(rows, "level"):
         for family in ("all", *(families if len(families) > 1 else ())):
-            for method in unique(row["method"] for row in rows):
+            for method in unique(rows, "method"):
                 chosen = [
                     row
                     for row in rows
@@ -65,22 +66,20 @@ def figures(rows: Sequence[dict]) -> dict[str, Any]:
     return about
 
 
-def write_report(out: Outputs, rows: list[dict]) -> None:
-    """copyright-ranks (every original), copyright (what is committed, in words as markdown), a
-    figure.
-    """
+def report(out: Outputs, settings: object) -> None:
+    """From the rank of every original: the table copyright, which is committed, and the figure."""
+    rows = out.rows("copyright-ranks")
     found = summary(rows)
-    scale = rows[0]["scale"]
-    out.table("copyright-ranks", rows)
-    out.table("copyright", [{"scale": scale, **row} for row in found], text=report(found))
+    scaled = [{"scale": rows[0]["scale"], **row} for row in found]
+    out.table("copyright", scaled, text=report_text(found))
     out.figure("copyright", plot_ranks(rows))
 
 
-def report(found: Sequence[dict]) -> str:
+def report_text(found: Sequence[dict]) -> str:
     """One table of all originals, one of each family, and the verdict on the claim."""
     lines = ["# Rank of the original among all training chunks", ""]
-    for family in unique(row["family"] for row in found):
-        of_family = [row for row in found if row["family"] == family]
+    for family in unique(found, "family"):
+        of_family = where(found, family=family)
         lines += [
             f"## {family}: {of_family[0]['originals']} originals, {of_family[0]['chunks']} chunks",
             "",
@@ -91,9 +90,7 @@ def report(found: Sequence[dict]) -> str:
             "",
         ]
         lines += [
-            markdown(
-                [cells(of_family, method) for method in unique(row["method"] for row in of_family)]
-            ),
+            markdown([cells(of_family, method) for method in unique(of_family, "method")]),
             "",
         ]
     return "\n".join([*lines, *verdicts(found)])
@@ -102,8 +99,8 @@ def report(found: Sequence[dict]) -> str:
 def cells(rows: Sequence[dict], method: str) -> dict[str, str]:
     """A row of the table: a method, its figures level by level."""
     row = {"method": TITLES.get(method, method)}
-    for level in unique(r["level"] for r in rows):
-        found = [r for r in rows if (r["level"], r["method"]) == (level, method)]
+    for level in unique(rows, "level"):
+        found = where(rows, level=level, method=method)
         if not found:
             continue
         (r,) = found
@@ -146,7 +143,7 @@ def verdicts(found: Sequence[dict]) -> list[str]:
 
 def plot_ranks(rows: Sequence[dict]) -> Figure:
     """Every original's rank (log), one panel for each level."""
-    levels, methods = unique(row["level"] for row in rows), unique(row["method"] for row in rows)
+    levels, methods = unique(rows, "level"), unique(rows, "method")
     figure, axes = plt.subplots(
         1,
         len(levels),
@@ -155,10 +152,10 @@ def plot_ranks(rows: Sequence[dict]) -> Figure:
         layout="constrained",
         squeeze=False,
     )
-    families = unique(row["family"] for row in rows)
+    families = unique(rows, "family")
     for place, level in zip(axes[0], levels):
         for at, method in enumerate(methods):
-            chosen = [row for row in rows if (row["level"], row["method"]) == (level, method)]
+            chosen = where(rows, level=level, method=method)
             spread = np.linspace(-0.28, 0.28, len(chosen))
             for number, family in enumerate(families):
                 own = [
@@ -186,7 +183,3 @@ def plot_ranks(rows: Sequence[dict]) -> Figure:
         loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small"
     )
     return figure
-
-
-def unique(items: Iterable) -> list:
-    return list(dict.fromkeys(items))

@@ -1,11 +1,16 @@
-"""Finding the original of a rewritten text among all training chunks: `python -m
-experiments.copyright.study --help`.
+"""Finding the original of a rewritten text among all training chunks.
 
 Paper: Wang et al. 2025, section 5.3.3 and appendix E.5, table 2. Originals stand in the training
 set, their rewritten texts are validation targets, one each; the rank of the original among all
 chunks that were trained on says how well a method finds it. One run has all of them as targets; the
 values are those measured in the run, summed over it, and the baselines look at its end. Texts:
-`copyright_texts.py`.
+`texts.py`.
+
+  python -m experiments copyright                                    30 originals, 4 rewritings
+  python -m experiments copyright texts.scripture=6 texts.prose=0    a few of them
+  python -m experiments copyright texts.source=files texts.path=my.jsonl texts.variants=new.jsonl
+                        your own documents; a row of new.jsonl: {original: doc_id, level, text}
+  python -m experiments copyright scale=paper texts.source=files ...    GPT-2 124M: needs a GPU
 """
 
 import dataclasses
@@ -14,50 +19,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig
 from rich.console import Console
 
 from experiments.artifacts import Outputs
 from experiments.chunk_scores import all_scores
-from experiments.copyright.report import write_report
-from experiments.copyright.texts import Original, Texts, TextsConfig, write_texts
-from experiments.frame import command, plain
-from experiments.study import LanguageStudy, measured_once
+from experiments.copyright.originals import Original, TextsConfig
+from experiments.copyright.report import report
+from experiments.copyright.texts import Texts, write_texts
+from experiments.frame import LanguageStudy, study
 from inrun.baselines.ekfac import EKFACOptions
 from inrun.baselines.language import LanguageRun
-from inrun.config import build
 from inrun.data.errors import DataError
 from inrun.train import RunConfig, TargetConfig, train_or_reuse
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopyrightConfig(LanguageStudy):
-    """The study. attribution: its targets are the rewritten texts, whatever stands there."""
+    """The study. The targets of `attribution` are the rewritten texts, whatever stands there."""
 
     texts: TextsConfig
+    """originals, and what they are hidden among"""
     influence: EKFACOptions = field(default_factory=EKFACOptions)
+    """the influence function"""
     seed: int = 0
+    """of weights, order and the random scores"""
 
 
-def main(config: DictConfig) -> None:
-    console = Console(stderr=True)
-    given = plain(config)
-    settings = build(CopyrightConfig, given)
-    out = Outputs.open(settings.runs, given, settings.name)
-
-    def measure() -> None:
-        texts = write_texts(settings.texts, settings.data, settings.data_root, out.folder / "texts")
-        console.print(
-            f"{len(texts.originals)} originals; {texts.dropped} documents that share words "
-            f"with one left out, {texts.shared} kept",
-            highlight=False,
-        )
-        folder = train_or_reuse(run_config(settings, texts, out.folder), console)
-        console.print("ranks", highlight=False)
-        rows = [{"scale": settings.scale, **row} for row in ranks(settings, texts, folder)]
-        write_report(out, rows)
-
-    measured_once(out, measure, settings.record, console, "copyright")
+@study("copyright", CopyrightConfig, report)
+def measure(settings: CopyrightConfig, out: Outputs, console: Console) -> None:
+    """The rank of every original, for each level and method."""
+    texts = write_texts(settings.texts, settings.data, settings.data_root, out.folder / "texts")
+    console.print(
+        f"{len(texts.originals)} originals; {texts.dropped} documents that share words "
+        f"with one left out, {texts.shared} kept",
+        highlight=False,
+    )
+    folder = train_or_reuse(run_config(settings, texts, out.folder), console)
+    console.print("ranks", highlight=False)
+    rows = [{"scale": settings.scale, **row} for row in ranks(settings, texts, folder)]
+    out.table("copyright-ranks", rows)
 
 
 def run_config(settings: CopyrightConfig, texts: Texts, folder: Path) -> RunConfig:
@@ -133,7 +133,3 @@ def rank(values: np.ndarray, place: int) -> float:
     """1 + the number of larger values + half the number of other equal ones."""
     own = values[place]
     return float(1 + (values > own).sum() + 0.5 * ((values == own).sum() - 1))
-
-
-if __name__ == "__main__":
-    command("copyright", main)

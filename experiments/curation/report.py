@@ -1,122 +1,52 @@
-"""Rows, figure and text of the curation study."""
+"""Text and figure of the curation study."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from inrun.evaluate import auroc, iterations_to
-from inrun.train.log import read_lines
+from experiments.artifacts import Outputs
+from experiments.curation.settings import CurationConfig
+from experiments.tables import grid, unique, where
 
-USEFUL, FOREIGN = "useful", "foreign"
-COLOURS = {"full": "black", "random": "tab:gray", "high_loss": "tab:orange", "low_loss": "tab:olive", "clean": "tab:green", "online": "tab:purple", "influence": "tab:brown"}  # fmt: skip
+Curves = dict[tuple[int, str], tuple[np.ndarray, np.ndarray]]
+COLOURS = {
+    "full": "black",
+    "random": "tab:gray",
+    "high_loss": "tab:orange",
+    "low_loss": "tab:olive",
+    "clean": "tab:green",
+    "online": "tab:purple",
+    "influence": "tab:brown",
+}
 
 
-def test_curve(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Iterations and test losses (nats per token) of the evaluations of a run."""
-    rows = [row for row in read_lines(folder / "log.jsonl") if "test/loss" in row]
-    return np.array([row["iter"] for row in rows]), np.array([row["test/loss"] for row in rows])
+def report(out: Outputs, settings: CurationConfig) -> None:
+    """What the tables curation, kinds and curves say."""
+    rows, kinds = out.rows("curation"), out.rows("kinds")
+    about = [
+        f"{settings.scale}: {settings.model['name']}-{settings.model['preset']}, "
+        f"{settings.train.steps} steps of {settings.train.batch_size} chunks of "
+        f"{settings.data.block_size} tokens; target {settings.attribution.targets[0].name}; "
+        f"values of the last {1 - settings.since:.0%} of the steps."
+    ]
+    out.text("curation", summary(rows, kinds, about))
+    out.figure("curation", plot_curves(curves_of(out.rows("curves")), kinds))
 
 
-def run_row(
-    seed: int,
-    arm: str,
-    curve: tuple[np.ndarray, np.ndarray],
-    full: tuple[np.ndarray, np.ndarray],
-    dropped: np.ndarray,
-    chunks: int,
-) -> dict:
-    """One training run beside the one on everything.
-
-    iterations: to the test loss at which the full run ends (None: never); fewer: 1 - iterations /
-    those of the full run, negative figures do not occur because a run has no more steps than the
-    full one. loss_difference: of the final test losses, negative is better than full.
-    """
-    steps, losses = curve
-    iterations = iterations_to(full[1][-1], steps, losses)
+def curves_of(rows: Sequence[dict]) -> Curves:
+    """(seed, arm) -> iterations and test losses."""
+    found: dict[tuple[int, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        place = found.setdefault((row["seed"], row["arm"]), [])
+        place.append((row["iteration"], row["test_loss"]))
     return {
-        "seed": seed,
-        "arm": arm,
-        "chunks": chunks - len(dropped),
-        "dropped_share": len(dropped) / chunks,
-        "test_loss": float(losses[-1]),
-        "loss_difference": float(losses[-1] - full[1][-1]),
-        "iterations": iterations,
-        "fewer": None if iterations is None else 1 - iterations / float(full[0][-1]),
+        key: (np.array([step for step, _ in curve]), np.array([loss for _, loss in curve]))
+        for key, curve in found.items()
     }
 
 
-def score_row(score: np.ndarray, dropped: np.ndarray, labels: np.ndarray) -> dict:
-    """How well a score (low is suspect; nan: never drawn) finds the planted noise, and what it
-    threw away.
-
-    auroc_noise: noise against all clean chunks; auroc_foreign: foreign against useful ones;
-    auroc_unwanted: both against useful ones. precision, recall: of unwanted chunks among the
-    dropped ones.
-    """
-    measured = ~np.isnan(score)
-    noise, foreign = ~np.isin(labels, (USEFUL, FOREIGN)), labels == FOREIGN
-    unwanted = noise | foreign
-
-    def area(positive: np.ndarray, among: np.ndarray) -> float | None:
-        chosen = positive[among & measured]
-        return (
-            auroc(-score[among & measured], chosen) if chosen.any() and not chosen.all() else None
-        )
-
-    everything = np.ones(len(labels), dtype=bool)
-    return {
-        "auroc_noise": area(noise, everything),
-        "auroc_foreign": area(foreign, ~noise),
-        "auroc_unwanted": area(unwanted, everything),
-        "precision": float(unwanted[dropped].mean()) if len(dropped) else None,
-        "recall": float(unwanted[dropped].sum() / max(unwanted.sum(), 1)),
-    }
-
-
-def kind_rows(
-    seed: int,
-    arm: str,
-    score: np.ndarray | None,
-    dropped: np.ndarray,
-    labels: np.ndarray,
-    domains: np.ndarray,
-) -> list[dict]:
-    """One row for each kind of noise, the foreign chunks, the useful ones, and these by domain:
-    which share was dropped, and the kind's AUROC against the useful.
-    """
-    gone = np.zeros(len(labels), dtype=bool)
-    gone[dropped] = True
-    groups = {kind: labels == kind for kind in np.unique(labels)}
-    groups |= {
-        f"{USEFUL}: {domain}": (labels == USEFUL) & (domains == domain)
-        for domain in np.unique(domains[labels == USEFUL])
-    }
-    rows = []
-    for kind, members in groups.items():
-        row = {
-            "seed": seed,
-            "arm": arm,
-            "kind": kind,
-            "chunks": int(members.sum()),
-            "dropped": float(gone[members].mean()),
-        }
-        if score is not None:
-            known = ~np.isnan(score)
-            among = known & (members | (labels == USEFUL))
-            row |= {
-                "score": float(score[members & known].mean()) if (members & known).any() else None
-            }
-            if not kind.startswith(USEFUL) and (members & among).any():
-                row |= {"auroc": auroc(-score[among], members[among])}
-        rows.append(row)
-    return rows
-
-
-def plot_curves(
-    curves: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]], kinds: Sequence[dict]
-) -> Figure:
+def plot_curves(curves: Curves, kinds: Sequence[dict]) -> Figure:
     """Left: test losses, mean over seeds, faint lines for each. Right: which share of each kind was
     left out, by score.
     """
@@ -144,14 +74,14 @@ def plot_curves(
     )
     left.legend(fontsize="small")
     names = list(dict.fromkeys(row["kind"] for row in kinds if ":" not in row["kind"]))
-    shown = [arm for arm in dict.fromkeys(row["arm"] for row in kinds) if arm != "clean"]
+    shown = [arm for arm in unique(kinds, "arm") if arm != "clean"]
     for number, arm in enumerate(shown):
         heights = [
-            np.mean([row["dropped"] for row in kinds if row["arm"] == arm and row["kind"] == kind])
-            for kind in names
+            np.mean([row["dropped"] for row in where(kinds, arm=arm, kind=kind)]) for kind in names
         ]
-        right.bar(np.arange(len(names)) + (number - (len(shown) - 1) / 2) * 0.8 / len(shown), heights, 0.8 / len(shown), label=arm,
-                  color=COLOURS.get(arm, f"C{number}"))  # fmt: skip
+        width = 0.8 / len(shown)
+        places = np.arange(len(names)) + (number - (len(shown) - 1) / 2) * width
+        right.bar(places, heights, width, label=arm, color=COLOURS.get(arm, f"C{number}"))
     right.set_xticks(np.arange(len(names)), names)
     right.set(ylabel="share left out")
     right.legend(fontsize="small")
@@ -169,35 +99,31 @@ def summary(rows: Sequence[dict], kinds: Sequence[dict], about: Sequence[str]) -
         f"Seeds {', '.join(map(str, seeds))}: mean (lowest to highest).",
         "",
     ]
-    lines += [
-        "| arm | left out | final test loss | against full | fewer iterations | AUROC noise "
-        "| AUROC foreign | unwanted among left out |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        mine = [row for row in rows if row["arm"] == arm]
-        cells = [_range(mine, key, form) for key, form in (
-            ("dropped_share", ".0%"), ("test_loss", ".3f"), ("loss_difference", "+.3f"), ("fewer", ".0%"), ("auroc_noise", ".3f"), ("auroc_foreign", ".3f"),
-            ("precision", ".0%"))]  # fmt: skip
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    arms = list(dict.fromkeys(row["arm"] for row in kinds))
-    lines += [
-        "",
-        "Share left out of each kind:",
-        "",
-        f"| kind | chunks | {' | '.join(arms)} |",
-        "|---" * (len(arms) + 2) + "|",
-    ]
-    for kind in dict.fromkeys(row["kind"] for row in kinds):
-        mine = [row for row in kinds if row["kind"] == kind]
-        cells = [
-            _range([row for row in mine if row["arm"] == arm], "dropped", ".0%") for arm in arms
+    shown = {
+        "left out": ("dropped_share", ".0%"),
+        "final test loss": ("test_loss", ".3f"),
+        "against full": ("loss_difference", "+.3f"),
+        "fewer iterations": ("fewer", ".0%"),
+        "AUROC noise": ("auroc_noise", ".3f"),
+        "AUROC foreign": ("auroc_foreign", ".3f"),
+        "unwanted among left out": ("precision", ".0%"),
+    }
+    body = (
+        [arm, *(_range(where(rows, arm=arm), key, form) for key, form in shown.values())]
+        for arm in unique(rows, "arm")
+    )
+    lines += grid(["arm", *shown], body)
+    arms = unique(kinds, "arm")
+    lines += ["", "Share left out of each kind:", ""]
+    body = (
+        [
+            kind,
+            _range(where(kinds, kind=kind, arm=arms[0]), "chunks", ".0f"),
+            *(_range(where(kinds, kind=kind, arm=arm), "dropped", ".0%") for arm in arms),
         ]
-        lines.append(
-            f"| {kind} | {_range([r for r in mine if r['arm'] == arms[0]], 'chunks', '.0f')} "
-            f"| {' | '.join(cells)} |"
-        )
-    return "\n".join(lines) + "\n"
+        for kind in unique(kinds, "kind")
+    )
+    return "\n".join([*lines, *grid(["kind", "chunks", *arms], body)]) + "\n"
 
 
 def _range(rows: Sequence[dict], key: str, form: str) -> str:

@@ -26,41 +26,44 @@ SNIPPET = 60
 
 @dataclass(frozen=True)
 class NoiseFound:
-    """Area under the ROC curve of finding the noise among the used chunks; 0.5 is chance. None: not
-    measured, or there is no noise.
+    """Area under the ROC curve of finding the noise among the used chunks; 0.5 is chance.
 
-    Attributes:
-        chunks, noise: how many were used, how many of them noise.
-        value, value_within_step: by -value, and by its rank among the chunks of its step.
-        loss, loss_within_step: by the chunk's training loss, high is suspect.
-        chance_spread: standard deviation of the area under random scores (Mann and Whitney 1947):
-            sqrt((a + b + 1) / (12 a b)).
+    None: not measured, or there is no noise.
     """
 
     chunks: int
+    """how many were used"""
     noise: int
+    """how many of them are noise"""
     value: float | None
+    """by -value"""
     value_within_step: float | None
+    """by the rank of -value among the chunks of its step"""
     loss: float | None
+    """by the chunk's training loss, high is suspect"""
     loss_within_step: float | None
+    """by the rank of that loss among the chunks of its step"""
     chance_spread: float | None
+    """standard deviation of the area under random scores, sqrt((a + b + 1) / (12 a b))
+    (Mann and Whitney 1947)"""
 
 
 @dataclass(frozen=True)
 class TargetReport:
-    """Findings for one target and method. top, bottom: rows of the store, best and worst first;
-    negative: share of the used chunks.
-    """
+    """Findings for one target and method."""
 
     target: str
     method: str
     top: pa.Table
+    """rows of the store, best first"""
     bottom: pa.Table
+    """rows of the store, worst first"""
     by_domain: pa.Table
     by_kind: pa.Table
     negative: float
+    """share of the used chunks"""
     noise: NoiseFound
-    books: LedgerTotals
+    ledger: LedgerTotals
 
 
 def reports(folder: Path, store: ValueStore, k: int = 5) -> list[TargetReport]:
@@ -75,7 +78,7 @@ def reports(folder: Path, store: ValueStore, k: int = 5) -> list[TargetReport]:
             by_kind=store.by("kind", target, method),
             negative=store.negative_share(target, method),
             noise=find_noise(folder, store, target, method),
-            books=store.ledger(target, method),
+            ledger=store.ledger(target, method),
         )
         for target in store.targets
         for method in store.methods
@@ -105,11 +108,12 @@ def find_noise(folder: Path, store: ValueStore, target: str, method: str) -> Noi
         value_within_step=found(within_step(-value, step)),
         loss=found(losses),
         loss_within_step=found(None if losses is None else within_step(losses, step)),
-        chance_spread=_chance_spread(int(noise.sum()), int((~noise).sum())),
+        chance_spread=chance_spread(int(noise.sum()), int((~noise).sum())),
     )
 
 
-def _chance_spread(positives: int, negatives: int) -> float | None:
+def chance_spread(positives: int, negatives: int) -> float | None:
+    """Standard deviation of the area under random scores; None without one of the kinds."""
     if not positives or not negatives:
         return None
     return math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
@@ -217,12 +221,12 @@ def summary(found: list[TargetReport], corpus: Corpus, about: list[str]) -> str:
 
 
 def _findings(report: TargetReport) -> list[str]:
-    books, noise = report.books, report.noise
-    gap = "not measured at every step" if books.gap is None else f"{books.gap:+.1%}"
-    drift = "not measured" if books.drift is None else f"{books.drift:.4f}"
+    ledger, noise = report.ledger, report.noise
+    gap = "not measured at every step" if ledger.gap is None else f"{ledger.gap:+.1%}"
+    drift = "not measured" if ledger.drift is None else f"{ledger.drift:.4f}"
     lines = [
-        f"- The target's loss fell by {books.drop:.4f} nats over {books.steps} steps: values "
-        f"{books.values:.4f}, drift {drift}, efficiency gap {gap}.",
+        f"- The target's loss fell by {ledger.drop:.4f} nats over {ledger.steps} steps: values "
+        f"{ledger.values:.4f}, drift {drift}, efficiency gap {gap}.",
         f"- {report.negative:.1%} of the {noise.chunks} chunks used have a negative value.",
     ]
     if noise.value is not None:

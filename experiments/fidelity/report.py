@@ -1,12 +1,12 @@
 """Tables and figures of the fidelity study."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.artifacts import Outputs
+from experiments.tables import grid, markdown, median, unique, where
 from inrun.evaluate import spearman
 
 COLOURS = {
@@ -26,25 +26,17 @@ FIRST_ORDER = {"sgd": "first_order", "adamw": "first_order_current"}
 USABLE, TRUE_ORDER = 0.8, 0.99
 
 
-def write_report(
-    out: Outputs,
-    about: dict[str, Any],
-    rows: Sequence[dict],
-    points: Sequence[dict],
-    coalitions: Sequence[dict],
-) -> None:
-    """fidelity (one row per step, method and quantity; its markdown is the report), samples,
-    coalitions; figures fidelity and utility.
-    """
-    rows = [{**row, **about} for row in rows]
-    out.table("fidelity", rows, report(rows))
-    out.table("samples", points)
-    out.table("coalitions", coalitions, f"{len(coalitions)} coalitions; see coalitions.parquet\n")
-    out.figure("fidelity", _errors(rows))
-    out.figure("utility", _utility(coalitions))
+def report(out: Outputs, settings: object) -> None:
+    """What the tables fidelity, samples and coalitions say; figures fidelity and utility."""
+    rows, coalitions = out.rows("fidelity"), out.rows("coalitions")
+    out.text("fidelity", report_text(rows))
+    out.text("samples", markdown(out.rows("samples")))
+    out.text("coalitions", f"{len(coalitions)} coalitions; see coalitions.parquet\n")
+    out.figure("fidelity", plot_errors(rows))
+    out.figure("utility", plot_utility(coalitions))
 
 
-def report(rows: Sequence[dict]) -> str:
+def report_text(rows: Sequence[dict]) -> str:
     """Markdown: medians over seeds and steps, by optimizer and learning rate."""
     first = rows[0]
     cases = {(row["seed"], row["train_steps"]) for row in rows}
@@ -52,33 +44,22 @@ def report(rows: Sequence[dict]) -> str:
     lines.append(
         f"{first['model']}, {first['parameters']:,} parameters, {first['players']} samples "
         f"of {first['block']} tokens; medians over {len(cases)} steps: "
-        f"seeds {', '.join(map(str, _unique(rows, 'seed')))}, after "
-        f"{', '.join(map(str, _unique(rows, 'train_steps')))} steps of training."
+        f"seeds {', '.join(map(str, unique(rows, 'seed')))}, after "
+        f"{', '.join(map(str, unique(rows, 'train_steps')))} steps of training."
     )
-    for optimizer in _unique(rows, "optimizer"):
-        chosen = [row for row in rows if row["optimizer"] == optimizer]
-        lines += [
-            "",
-            f"## One step of {optimizer}",
-            "",
-            f"Truth {_certainty(chosen)}.",
-            "",
-            *_values(chosen),
-            "",
-        ]
-        lines += [
-            "Path's order of samples where first order's is still usable:",
-            "",
-            *_claim(chosen, optimizer),
-            "",
-        ]
-        lines += [
-            "Over the run, RMSE / spread; Spearman (medians over seeds):",
-            "",
-            *_over_the_run(chosen),
-            "",
-        ]
-        lines += ["Utility of coalitions, prediction against U(S):", "", *_predictions(chosen)]
+    for optimizer in unique(rows, "optimizer"):
+        chosen = where(rows, optimizer=optimizer)
+        lines += ["", f"## One step of {optimizer}", "", f"Truth {_certainty(chosen)}."]
+        for title, table in (
+            ("", _values(chosen)),
+            (
+                "Path's order of samples where first order's is still usable:",
+                _claim(chosen, optimizer),
+            ),
+            ("Over the run, RMSE / spread; Spearman (medians over seeds):", _over_the_run(chosen)),
+            ("Utility of coalitions, prediction against U(S):", _predictions(chosen)),
+        ):
+            lines += [*(["", title] if title else []), "", *table]
     return "\n".join(lines) + "\n"
 
 
@@ -87,11 +68,9 @@ def claim(rows: Sequence[dict], optimizer: str) -> Iterator[dict]:
     in how many cases path's is TRUE_ORDER.
     """
     methods = (FIRST_ORDER[optimizer], "path_1")
-    chosen = [row for row in rows if row["optimizer"] == optimizer and row["quantity"] == "values"]
-    for lr in sorted(_unique(chosen, "lr")):
-        first, path = (
-            [r["spearman"] for r in chosen if r["lr"] == lr and r["method"] == m] for m in methods
-        )
+    chosen = where(rows, optimizer=optimizer, quantity="values")
+    for lr in sorted(unique(chosen, "lr")):
+        first, path = ([r["spearman"] for r in where(chosen, lr=lr, method=m)] for m in methods)
         yield {
             "lr": lr,
             "first_order": float(np.median(first)),
@@ -103,64 +82,49 @@ def claim(rows: Sequence[dict], optimizer: str) -> Iterator[dict]:
 
 
 def _values(rows: Sequence[dict]) -> list[str]:
-    lines = [
-        "| lr | method | RMSE / spread | RMSE | Pearson | Spearman | worst | sum gap | cost, "
-        "plain step = 1 |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    head = ["lr", "method", "RMSE / spread", "RMSE", "Pearson", "Spearman", "worst", "sum gap"]
+    body = []
     for lr, method, found in _groups(rows, "values"):
         keys = ("relative_rmse", "rmse", "pearson", "spearman", "cost_ratio")
-        middle = {key: _median(found, key) for key in keys}
+        error, rmse, pearson, rank, cost = (median(found, key) for key in keys)
         gap = float(np.median([abs(row["sum_gap"]) for row in found]))
-        lines.append(
-            f"| {lr:g} | {method} | {middle['relative_rmse']:.2g} | {middle['rmse']:.2g} | "
-            f"{middle['pearson']:.5f} | {middle['spearman']:.3f} "
-            f"| {min(row['spearman'] for row in found):.3f} | {gap:.2%} | "
-            f"{middle['cost_ratio']:.2f} |"
-        )
-    return lines
+        worst = min(row["spearman"] for row in found)
+        cells = f"{error:.2g} {rmse:.2g} {pearson:.5f} {rank:.3f} {worst:.3f} {gap:.2%} {cost:.2f}"
+        body.append([f"{lr:g}", method, *cells.split()])
+    return grid([*head, "cost, plain step = 1"], body)
 
 
 def _claim(rows: Sequence[dict], optimizer: str) -> list[str]:
-    lines = [
-        f"| lr | Spearman of {FIRST_ORDER[optimizer]} | of path_1 | worst | cases >= "
-        f"{TRUE_ORDER} | median >= {TRUE_ORDER} where first order > {USABLE} |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["lr", f"Spearman of {FIRST_ORDER[optimizer]}", "of path_1", "worst"]
+    head += [f"cases >= {TRUE_ORDER}", f"median >= {TRUE_ORDER} where first order > {USABLE}"]
+    body = []
     for found in claim(rows, optimizer):
         holds = "yes" if found["path"] >= TRUE_ORDER else "no"
+        orders = (f"{found[key]:.3f}" for key in ("first_order", "path", "worst"))
         verdict = holds if found["first_order"] > USABLE else "not asked"
-        lines.append(
-            f"| {found['lr']:g} | {found['first_order']:.3f} | {found['path']:.3f} | "
-            f"{found['worst']:.3f} | {found['true_order']} of {found['cases']} | {verdict} |"
-        )
-    return lines
+        share = f"{found['true_order']} of {found['cases']}"
+        body.append([f"{found['lr']:g}", *orders, share, verdict])
+    return grid(head, body)
 
 
 def _over_the_run(rows: Sequence[dict]) -> list[str]:
-    steps = _unique(rows, "train_steps")
-    lines = [
-        "| lr | method | " + " | ".join(f"step {step}" for step in steps) + " |",
-        "|---|---" + "|---" * len(steps) + "|",
-    ]
+    steps = unique(rows, "train_steps")
+    body = []
     for lr, method, found in _groups(rows, "values"):
-        cells = []
-        for step in steps:
-            here = [row for row in found if row["train_steps"] == step]
-            cells.append(f"{_median(here, 'relative_rmse'):.2g}; {_median(here, 'spearman'):.3f}")
-        lines.append(f"| {lr:g} | {method} | " + " | ".join(cells) + " |")
-    return lines
+        here = [where(found, train_steps=step) for step in steps]
+        cells = (f"{median(r, 'relative_rmse'):.2g}; {median(r, 'spearman'):.3f}" for r in here)
+        body.append([f"{lr:g}", method, *cells])
+    return grid(["lr", "method", *(f"step {step}" for step in steps)], body)
 
 
 def _predictions(rows: Sequence[dict]) -> list[str]:
-    lines = ["| lr | prediction | RMSE / spread | Pearson | Spearman |", "|---|---|---|---|---|"]
+    body = []
     for lr, method, found in _groups(rows, "utility"):
-        middle = {key: _median(found, key) for key in ("relative_rmse", "pearson", "spearman")}
-        lines.append(
-            f"| {lr:g} | {method} | {middle['relative_rmse']:.2g} | {middle['pearson']:.5f} "
-            f"| {middle['spearman']:.4f} |"
+        error, pearson, rank = (
+            median(found, key) for key in ("relative_rmse", "pearson", "spearman")
         )
-    return lines
+        body.append([f"{lr:g}", method, f"{error:.2g}", f"{pearson:.5f}", f"{rank:.4f}"])
+    return grid(["lr", "prediction", "RMSE / spread", "Pearson", "Spearman"], body)
 
 
 def _certainty(rows: Sequence[dict]) -> str:
@@ -172,24 +136,22 @@ def _certainty(rows: Sequence[dict]) -> str:
     )
 
 
-def _errors(rows: Sequence[dict]) -> plt.Figure:
+def plot_errors(rows: Sequence[dict]) -> plt.Figure:
     """RMSE and Spearman against the learning rate, medians as lines, single steps as dots."""
-    optimizers = _unique(rows, "optimizer")
+    optimizers = unique(rows, "optimizer")
     figure, axes = plt.subplots(
         2, len(optimizers), figsize=(5.2 * len(optimizers), 7), squeeze=False, sharex="col"
     )
     for column, optimizer in enumerate(optimizers):
         curves: dict[str, list[tuple[float, list[dict]]]] = {}
-        for lr, method, found in _groups(
-            [row for row in rows if row["optimizer"] == optimizer], "values"
-        ):
+        for lr, method, found in _groups(where(rows, optimizer=optimizer), "values"):
             curves.setdefault(method, []).append((lr, found))
         for method, curve in curves.items():
             style = {"color": COLOURS[method]}
             for axis, key in zip(axes[:, column], ("relative_rmse", "spearman")):
                 axis.plot(
                     [lr for lr, _ in curve],
-                    [_median(f, key) for _, f in curve],
+                    [median(f, key) for _, f in curve],
                     "o-",
                     label=method,
                     **style,
@@ -212,19 +174,19 @@ def _errors(rows: Sequence[dict]) -> plt.Figure:
     return figure
 
 
-def _utility(coalitions: Sequence[dict]) -> plt.Figure:
+def plot_utility(coalitions: Sequence[dict]) -> plt.Figure:
     """Predicted against real U(S), all coalitions of one step each: the last step of the first
     seed, by optimizer and learning rate.
     """
     seed, step = coalitions[0]["seed"], max(row["train_steps"] for row in coalitions)
-    chosen = [row for row in coalitions if row["seed"] == seed and row["train_steps"] == step]
-    optimizers, rates = _unique(chosen, "optimizer"), sorted(_unique(chosen, "lr"))
+    chosen = where(coalitions, seed=seed, train_steps=step)
+    optimizers, rates = unique(chosen, "optimizer"), sorted(unique(chosen, "lr"))
     shape = (len(optimizers), len(rates))
     figure, axes = plt.subplots(*shape, figsize=(3 * shape[1], 3.1 * shape[0]), squeeze=False)
     for axis, (optimizer, lr) in zip(axes.flat, ((o, r) for o in optimizers for r in rates)):
-        found = [row for row in chosen if row["optimizer"] == optimizer and row["lr"] == lr]
+        found = where(chosen, optimizer=optimizer, lr=lr)
         actual = np.array([row["utility"] for row in found])
-        for method in (name for name in COLOURS if name in found[0]):
+        for method in (name for name in COLOURS if found[0].get(name) is not None):
             predicted = np.array([row[method] for row in found])
             label = f"{method} {spearman(predicted, actual):.3f}"
             axis.plot(
@@ -250,15 +212,7 @@ def _utility(coalitions: Sequence[dict]) -> plt.Figure:
 
 def _groups(rows: Sequence[dict], quantity: str) -> Iterator[tuple[float, str, list[dict]]]:
     """(lr, method, its rows) in the order of learning rate and of first appearance."""
-    chosen = [row for row in rows if row["quantity"] == quantity]
-    for lr in sorted(_unique(chosen, "lr")):
-        for method in _unique(chosen, "method"):
-            yield lr, method, [row for row in chosen if row["lr"] == lr and row["method"] == method]
-
-
-def _median(rows: Sequence[dict], key: str) -> float:
-    return float(np.median([row[key] for row in rows]))
-
-
-def _unique(rows: Sequence[dict], key: str) -> list:
-    return list(dict.fromkeys(row[key] for row in rows))
+    chosen = where(rows, quantity=quantity)
+    for lr in sorted(unique(chosen, "lr")):
+        for method in unique(chosen, "method"):
+            yield lr, method, where(chosen, lr=lr, method=method)

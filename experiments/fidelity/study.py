@@ -1,5 +1,4 @@
-"""How close values come to the exact Shapley values of one real step: `python -m
-experiments.fidelity.study --help`.
+"""How close values come to the exact Shapley values of one real optimizer step.
 
 A small language model is trained with AdamW, and stopped early, in the middle and late. There one
 batch is valued by every method, for a step of plain SGD on the sum of the samples' losses (the step
@@ -7,41 +6,49 @@ of the paper's section 3) and for the step that AdamW would really take, clipped
 moments. The truth is the game of that step, enumerated, or sampled by permutations as in section
 5.2; the utility of every coalition met is held against its prediction (E.2.2).
 
-Everything lands in runs/fidelity/<digest of the settings>: tables, figures, a report. A killed
-study goes on where it was.
+  python -m experiments fidelity                                8 samples, 2^8 coalitions, 3 seeds
+  python -m experiments fidelity seeds=[0] steps=[200]          one of them: two minutes
+  python -m experiments fidelity model=pythia-tiny              the same with Pythia
+  python -m experiments fidelity players=16 permutations=128    16 samples, the truth sampled
+  python -m experiments fidelity -m optim.lr=1e-4,1e-3          a study for each learning rate
+  python -m experiments fidelity scale=paper                    GPT-2 124M on the Pile: needs a GPU
+
+A killed study goes on where it was.
 """
 
 import dataclasses
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.artifacts import Outputs, digest, whole
-from experiments.fidelity.probe import PROBES, Study, compare, costs
-from experiments.fidelity.report import write_report
-from experiments.frame import command, plain
-from experiments.study import measured_once
-from inrun.config import build
+from experiments.artifacts import Outputs, digest
+from experiments.fidelity.probe import PROBES, ValuedStep, compare, costs
+from experiments.fidelity.report import report
+from experiments.frame import StudyConfig, study
+from inrun.config import ConfigError, build
 from inrun.data.prepare import DataConfig
-from inrun.train import ConfigError, OptimConfig, Run, RunConfig, TrainConfig
+from inrun.files import remember
+from inrun.progress import live_line
+from inrun.train import OptimConfig, Run, RunConfig, TrainConfig
 
 SECONDS_BETWEEN_LINES = 30.0
+#: the tables of the study
+TABLES = ("fidelity", "samples", "coalitions")
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """names: sgd, adamw. lr: learning rates of the valued step."""
+    """The step that is valued."""
 
     names: tuple[str, ...] = ("sgd", "adamw")
+    """optimizers that take it"""
     lr: tuple[float, ...] = (3e-4,)
+    """learning rates: one number, or a list"""
 
     def __post_init__(self):
         if not self.names or (unknown := sorted(set(self.names) - set(PROBES))):
@@ -53,33 +60,32 @@ class ProbeConfig:
             raise ConfigError(f"optim.lr={list(self.lr)}: one or more positive learning rates")
 
 
-@dataclass(frozen=True)
-class FidelityConfig:
-    """The study.
+@dataclass(frozen=True, kw_only=True)
+class FidelityConfig(StudyConfig):
+    """The study."""
 
-    seeds: of initialisation, batches and target. steps: training steps done before the valued one,
-    among those that `train` leaves checkpoints of. players: samples of the valued batch.
-    permutations: most orders of the sampled truth, 0 to enumerate. block: tokens of a sample.
-    val_chunks: samples of the target, over all domains. record: put the rows into
-    experiments/results/fidelity.csv as well.
-    """
-
-    scale: str
     model: dict[str, Any]
+    """name, preset, and what differs from the preset"""
     data: DataConfig
+    """what is trained on; the batch and the target come from it too"""
     train: TrainConfig
+    """the training that leads to the valued step"""
     train_optim: OptimConfig
+    """its optimizer"""
     optim: ProbeConfig
+    """the step that is valued"""
     seeds: tuple[int, ...]
+    """of initialisation, batches and target"""
     steps: tuple[int, ...]
+    """training steps done before the valued one, among those that leave a checkpoint"""
     players: int
+    """samples of the valued batch"""
     permutations: int
+    """most orders of the sampled truth; 0: enumerate"""
     block: int
+    """tokens of a sample"""
     val_chunks: int
-    runs: str
-    data_root: str
-    name: str | None = None
-    record: bool = False
+    """samples of the target, over all domains"""
 
     def __post_init__(self):
         if not self.seeds or not self.steps:
@@ -110,16 +116,17 @@ class FidelityConfig:
         listed = [lr] if isinstance(lr, (int, float)) else lr
         return build(cls, {**values, "optim": {**values["optim"], "lr": listed}})
 
+    def identity(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings as they were understood: one learning rate is a list of one."""
+        return dataclasses.asdict(self)
 
-def main(config: DictConfig) -> None:
-    console = Console(stderr=True)
-    settings = FidelityConfig.from_mapping(plain(config))
-    out = Outputs.open(settings.runs, dataclasses.asdict(settings), settings.name)
 
-    def measure() -> None:
-        write_report(out, about(settings), *measured(settings, out.folder, console))
-
-    measured_once(out, measure, settings.record, console, "fidelity")
+@study("fidelity", FidelityConfig, report)
+def measure(settings: FidelityConfig, out: Outputs, console: Console) -> None:
+    """Rows of figures, samples and coalitions of all cases."""
+    for name, rows in zip(TABLES, measured(settings, out.folder, console)):
+        where = about(settings) if name == "fidelity" else {}
+        out.table(name, [{**row, **where} for row in rows])
 
 
 def about(settings: FidelityConfig) -> dict[str, Any]:
@@ -136,23 +143,45 @@ def about(settings: FidelityConfig) -> dict[str, Any]:
 def measured(
     settings: FidelityConfig, folder: Path, console: Console
 ) -> tuple[list[dict], list[dict], list[dict]]:
-    """Rows of figures, samples, coalitions of all cases; a case that is finished lies in
-    `folder`/cases and is read from there.
+    """Rows of figures, samples, coalitions of all cases.
+
+    A case that is finished lies in `folder`/cases and is read from there.
     """
     cases = folder / "cases"
-    cases.mkdir(exist_ok=True)
     everything: tuple[list[dict], list[dict], list[dict]] = ([], [], [])
-    total = (
-        len(settings.seeds)
-        * len(settings.steps)
-        * len(settings.optim.names)
-        * len(settings.optim.lr)
-    )
+    probes = [(o, lr) for o in settings.optim.names for lr in settings.optim.lr]
+    total = len(settings.seeds) * len(settings.steps) * len(probes)
     done = 0
+    for valued in valued_steps(settings, console):
+        for optimizer, lr in probes:
+            began = time.monotonic()
+            label = f"seed {valued.seed}, step {valued.step}, {optimizer}, lr {lr:g}"
+            found = _case(cases, valued, optimizer, lr, console, label)
+            where = {"seed": valued.seed, "train_steps": valued.step, "optimizer": optimizer}
+            for all_rows, rows in zip(everything, found):
+                all_rows += [{**where, "lr": lr, **row} for row in rows]
+            done += 1
+            errors = [
+                f"{r['method']} {r['relative_rmse']:.2g}"
+                for r in found[0]
+                if r["quantity"] == "values"
+            ]
+            console.print(
+                f"[{done}/{total}] {label}, {time.monotonic() - began:.0f} s; RMSE / "
+                f"spread: {', '.join(errors)}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+    return everything
+
+
+def valued_steps(settings: FidelityConfig, console: Console) -> Iterator[ValuedStep]:
+    """The steps that are valued, run after run."""
     for seed in settings.seeds:
         run = trained(settings, seed, console)
         for step in settings.steps:
-            study = Study(
+            yield ValuedStep(
                 run,
                 step,
                 seed,
@@ -161,36 +190,20 @@ def measured(
                 settings.block,
                 settings.val_chunks,
             )
-            for optimizer in settings.optim.names:
-                seconds = _remembered(
-                    cases / f"costs-{optimizer}.json",
-                    lambda study=study, optimizer=optimizer: costs(study, optimizer),
-                )
-                for lr in settings.optim.lr:
-                    began = time.monotonic()
-                    label = f"seed {seed}, step {step}, {optimizer}, lr {lr:g}"
-                    with _progress(console, label) as report:
-                        found = _remembered(
-                            cases / f"seed-{seed}-step-{step}-{optimizer}-lr-{lr:g}.json",
-                            lambda: compare(study, optimizer, lr, seconds, report),  # noqa: B023
-                        )
-                    where = {"seed": seed, "train_steps": step, "optimizer": optimizer, "lr": lr}
-                    for all_rows, rows in zip(everything, found):
-                        all_rows += [{**where, **row} for row in rows]
-                    done += 1
-                    errors = [
-                        f"{r['method']} {r['relative_rmse']:.2g}"
-                        for r in found[0]
-                        if r["quantity"] == "values"
-                    ]
-                    console.print(
-                        f"[{done}/{total}] {label}, {time.monotonic() - began:.0f} s; RMSE / "
-                        f"spread: {', '.join(errors)}",
-                        highlight=False,
-                        markup=False,
-                        soft_wrap=True,
-                    )
-    return everything
+
+
+def _case(
+    cases: Path, valued: ValuedStep, optimizer: str, lr: float, console: Console, label: str
+) -> Any:
+    """The rows of `compare`, computed or remembered."""
+    seconds = remember(cases / f"costs-{optimizer}.json", lambda: costs(valued, optimizer))
+    name = f"seed-{valued.seed}-step-{valued.step}-{optimizer}-lr-{lr:g}.json"
+    with live_line(console, label, SECONDS_BETWEEN_LINES) as shown:
+
+        def count(coalitions: int) -> None:
+            shown(f"{label}: {coalitions} coalitions")
+
+        return remember(cases / name, lambda: compare(valued, optimizer, lr, seconds, count))
 
 
 def trained(settings: FidelityConfig, seed: int, console: Console) -> Run:
@@ -214,34 +227,3 @@ def trained(settings: FidelityConfig, seed: int, console: Console) -> Run:
             console.print(f"seed {seed}: training to step {config.train.steps}", highlight=False)
         run.train()
     return run
-
-
-def _remembered(path: Path, compute: Callable[[], Any]) -> Any:
-    """What `compute` gives, as JSON has it; computed once, then read from `path`."""
-    if not path.is_file():
-        found = compute()
-        whole(path, lambda beside: beside.write_text(json.dumps(found), encoding="utf-8"))
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-@contextmanager
-def _progress(console: Console, label: str) -> Iterator[Callable[[int], None]]:
-    """Shows the number of coalitions: a live line on a terminal, a plain one twice a minute
-    elsewhere.
-    """
-    if console.is_terminal:
-        with console.status(label) as status:
-            yield lambda coalitions: status.update(f"{label}: {coalitions} coalitions")
-        return
-    last = [time.monotonic()]
-
-    def line(coalitions: int) -> None:
-        if time.monotonic() - last[0] >= SECONDS_BETWEEN_LINES:
-            last[0] = time.monotonic()
-            console.print(f"{label}: {coalitions} coalitions", highlight=False, soft_wrap=True)
-
-    yield line
-
-
-if __name__ == "__main__":
-    command("fidelity", main)

@@ -1,8 +1,13 @@
-"""What values lose when they are measured less often: `every=k` (only every k-th step) and
-`refresh=k` (the target's gradient of up to k - 1 steps ago). `make sparing`.
+"""What values lose when they are measured less often.
 
-The same training is valued in every way; the weights do not depend on it, so that each value has
-its counterpart in the run that measures every step with a present gradient.
+`every=k` measures only every k-th step, `refresh=k` takes the target's gradient of up to k - 1
+steps ago. The same training is valued in every way; the weights do not depend on it, so that each
+value has its counterpart in the run that measures every step with a present gradient.
+
+  python -m experiments intervals              a small GPT-2, minutes on 2 cores
+  python -m experiments intervals k=[2,32]
+
+A killed study goes on where it was.
 """
 
 from collections.abc import Mapping
@@ -11,62 +16,50 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from matplotlib.figure import Figure
-from omegaconf import DictConfig
 from rich.console import Console
 from scipy.stats import spearmanr
 
 from experiments.artifacts import Outputs
-from experiments.frame import command, plain
-from experiments.study import LanguageStudy, measured_once
-from inrun.config import build
+from experiments.frame import LanguageStudy, study
+from experiments.intervals.report import report
+from inrun.config import ConfigError
 from inrun.store import ValueStore
-from inrun.train import ConfigError, LogConfig, RunConfig, train_or_reuse
+from inrun.train import LogConfig, RunConfig, train_or_reuse
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparingConfig(LanguageStudy):
-    """The study. intervals: the k of `every=k` and `refresh=k`; 1 is measured anyway, as the
-    reference.
-    """
+class IntervalsConfig(LanguageStudy):
+    """The study."""
 
-    intervals: tuple[int, ...]
+    k: tuple[int, ...]
+    """of `every=k` and `refresh=k`; 1 is measured anyway, as the reference"""
     seed: int = 0
-    runs: str = "runs/sparing"
+    """of weights and order"""
+    runs: str = "runs/intervals"
 
     def __post_init__(self):
-        if not self.attribution.on or any(k < 2 for k in self.intervals):
-            raise ConfigError("sparing: values are needed, and intervals of 2 or more")
+        if not self.attribution.on or any(k < 2 for k in self.k):
+            raise ConfigError("intervals: values are needed, and intervals of 2 or more")
 
-    def run(self, runs: Path, name: str, **option: int) -> RunConfig:
-        attribution = replace(self.attribution, ledger=0, **option)
+    def run(self, runs: Path, name: str, every: int = 1, refresh: int = 1) -> RunConfig:
+        """The same training, valued less often."""
+        how_often = replace(self.attribution.intervals, ledger=0, refresh=refresh)
+        attribution = replace(self.attribution, every=every, intervals=how_often)
         return self.run_config(
             runs, name, attribution=attribution, log=LogConfig(every=100), seed=self.seed
         )
 
 
-def main(config: DictConfig) -> None:
-    console = Console(stderr=True)
-    given = plain(config)
-    settings = build(SparingConfig, given)
-    out = Outputs.open(settings.runs, given, settings.name)
-
-    def measure() -> None:
-        rows = measured(settings, out.folder / "trained", console)
-        out.table("sparing", rows)
-        out.figure("sparing", plot_losses_kept(rows))
-
-    measured_once(out, measure, settings.record, console, "sparing")
-
-
-def measured(settings: SparingConfig, runs: Path, console: Console) -> list[dict]:
+@study("intervals", IntervalsConfig, report)
+def measure(settings: IntervalsConfig, out: Outputs, console: Console) -> None:
     """One row for each option, interval, target and method, beside the run that measures everything
     at every step.
     """
+    runs = out.folder / "trained"
     reference = _values(train_or_reuse(settings.run(runs, "reference"), console))
     rows = []
     for option in ("refresh", "every"):
-        for k in settings.intervals:
+        for k in settings.k:
             found = _values(
                 train_or_reuse(settings.run(runs, f"{option}-{k}", **{option: k}), console)
             )
@@ -79,7 +72,7 @@ def measured(settings: SparingConfig, runs: Path, console: Console) -> list[dict
                     "method": key[1],
                 }
                 rows.append({**where, **compare(found[key], truth)})
-    return rows
+    out.table("intervals", rows)
 
 
 def _values(run: Path) -> dict[tuple[str, str], pa.Table]:
@@ -131,33 +124,3 @@ def _rank_agreement(found: pa.Table, truth: pa.Table, group: str) -> float:
     return float(
         spearmanr(joined["value_mean"].to_numpy(), joined["value_mean_true"].to_numpy()).statistic
     )
-
-
-def plot_losses_kept(rows: list[dict]) -> Figure:
-    """Spearman within a step (refresh) and of the domains' means (both options) against k."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for place, (option, column) in zip(
-        figure.subplots(1, 3, sharey=True),
-        (("refresh", "within_step"), ("refresh", "domains"), ("every", "domains")),
-    ):
-        for target, method in dict.fromkeys((r["target"], r["method"]) for r in rows):
-            mine = [
-                r
-                for r in rows
-                if (r["option"], r["target"], r["method"]) == (option, target, method)
-            ]
-            place.plot(
-                [r["k"] for r in mine],
-                [r[column] for r in mine],
-                marker="o",
-                label=f"{target}, {method}",
-            )
-        place.set(title=f"{option}=k, {column.replace('_', ' ')}", xlabel="k", xscale="log")
-        place.set_xticks([r["k"] for r in mine], [str(r["k"]) for r in mine], minor=False)
-    figure.axes[0].set_ylabel("Spearman with values of every step")
-    figure.axes[0].legend(fontsize="small")
-    return figure
-
-
-if __name__ == "__main__":
-    command("sparing", main)

@@ -1,10 +1,13 @@
-"""Finding the training chunks of a domain by the values of its validation chunks: `python -m
-experiments.retrieval.study --help`.
+"""Finding the training chunks of a domain by the values of its validation chunks.
 
 Paper: Wang et al. 2025, appendix E.5.1, table 3. For every domain a few of its validation chunks
 are the target; the figure is the recall of the domain's training chunks among the k best, over that
 of a random choice (`inrun.evaluate.recall_at_k`: 1 is chance). One run with a target for each
 domain.
+
+  python -m experiments retrieval                      the 13 domains of the offline corpus
+  python -m experiments retrieval chunks=8 k=[100]     larger targets, one k
+  python -m experiments retrieval scale=paper          GPT-2 124M on the Pile: needs a GPU
 """
 
 import dataclasses
@@ -12,79 +15,48 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.figure import Figure
-from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.artifacts import Outputs, markdown
-from experiments.chunk_scores import TITLES, all_scores
-from experiments.frame import command, plain
-from experiments.study import LanguageStudy, measured_once
+from experiments.artifacts import Outputs
+from experiments.chunk_scores import all_scores
+from experiments.frame import LanguageStudy, study
+from experiments.retrieval.report import report
 from inrun.baselines.ekfac import EKFACOptions
 from inrun.baselines.language import LanguageRun
-from inrun.config import build
+from inrun.config import ConfigError
 from inrun.data.corpus import Corpus
 from inrun.data.prepare import prepare
 from inrun.evaluate import recall_at_k
 from inrun.progress import live_line
-from inrun.train import ConfigError, RunConfig, TargetConfig, train_or_reuse
-
-#: Wang et al. 2025, table 3: normalised recall@1000 among about 320,000 chunks of the Pile, by the
-#: domain's name there
-PAPER = {
-    "Github": {"paper": 30.5, "second_order": 29, "influence": 17.9, "bm25": 18.8},
-    "EuroParl": {"paper": 12.7, "second_order": 14.8, "influence": 4.1, "bm25": 6.3},
-    "ArXiv": {"paper": 48.4, "second_order": 50, "influence": 41.7, "bm25": 44.8},
-    "PhilPapers": {"paper": 0.6, "second_order": 0.4, "influence": 0.5, "bm25": 1.1},
-    "FreeLaw": {"paper": 14.6, "second_order": 16.9, "influence": 5.7, "bm25": 72.6},
-    "HackerNews": {"paper": 2.7, "second_order": 3.8, "influence": 2.6, "bm25": 9.9},
-    "StackExchange": {"paper": 16.3, "second_order": 20, "influence": 6.5, "bm25": 37.2},
-    "Wikipedia (en)": {"paper": 14.5, "second_order": 18.9, "influence": 5.5, "bm25": 18.6},
-    "PubMed Abstracts": {"paper": 10.4, "second_order": 16.6, "influence": 10.2, "bm25": 28.6},
-    "USPTO Backgrounds": {"paper": 10.5, "second_order": 11.1, "influence": 7.4, "bm25": 23},
-    "PubMed Central": {"paper": 30, "second_order": 31.1, "influence": 26.9, "bm25": 53.7},
-    "Enron Emails": {"paper": 0.8, "second_order": 1, "influence": 0.2, "bm25": 1},
-    "NIH ExPorter": {"paper": 1.7, "second_order": 1.9, "influence": 1.2, "bm25": 4.1},
-    "DM Mathematics": {"paper": 23.5, "second_order": 24.5, "influence": 10.1, "bm25": 34.6},
-    "Ubuntu IRC": {"paper": 10.2, "second_order": 11.5, "influence": 4.3, "bm25": 12.5},
-    "Gutenberg (PG-19)": {"paper": 8.7, "second_order": 15.3, "influence": 8.8, "bm25": 25.9},
-}  # fmt: skip
+from inrun.train import RunConfig, TargetConfig, train_or_reuse
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig(LanguageStudy):
-    """The study. chunks: validation chunks of a domain's target. k: how many of the best chunks are
-    looked at. attribution: its targets are the domains.
-    """
+    """The study. The targets of `attribution` are the domains, whatever stands there."""
 
     chunks: int
+    """validation chunks of a domain's target"""
     k: tuple[int, ...]
+    """how many of the best chunks are looked at; the last one is shown"""
     influence: EKFACOptions = field(default_factory=EKFACOptions)
+    """the influence function"""
     seed: int = 0
+    """of weights, order and the random scores"""
 
     def __post_init__(self):
         if not self.k or min(self.k) < 1 or self.chunks < 1:
             raise ConfigError("k and chunks must be 1 or more")
 
 
-def main(config: DictConfig) -> None:
-    console = Console(stderr=True)
-    given = plain(config)
-    settings = build(RetrievalConfig, given)
-    out = Outputs.open(settings.runs, given, settings.name)
-
-    def measure() -> None:
-        with live_line(console, "reading") as report:
-            corpus = prepare(settings.data, settings.data_root, report)
-        folder = train_or_reuse(run_config(settings, corpus, out.folder), console)
-        console.print("recall", highlight=False)
-        rows = list(recalls(settings, LanguageRun(folder)))
-        out.table("retrieval", rows, text=report_text(rows, settings.k[-1]))
-        out.figure("retrieval", plot_recall(rows, settings.k[-1]))
-
-    measured_once(out, measure, settings.record, console, "retrieval")
+@study("retrieval", RetrievalConfig, report)
+def measure(settings: RetrievalConfig, out: Outputs, console: Console) -> None:
+    """One row for each domain, method and k."""
+    with live_line(console, "reading") as progress:
+        corpus = prepare(settings.data, settings.data_root, progress)
+    folder = train_or_reuse(run_config(settings, corpus, out.folder), console)
+    console.print("recall", highlight=False)
+    out.table("retrieval", list(recalls(settings, LanguageRun(folder))))
 
 
 def run_config(settings: RetrievalConfig, corpus: Path, folder: Path) -> RunConfig:
@@ -121,84 +93,3 @@ def recalls(settings: RetrievalConfig, run: LanguageRun) -> Iterator[dict]:
                     "relevant": int(relevant.sum()),
                     "chunks": len(relevant),
                 }
-
-
-def report_text(rows: list[dict], k: int) -> str:
-    """Domains down, methods across."""
-    rows = [row for row in rows if row["k"] == k]
-    methods, domains = (
-        list(dict.fromkeys(row[name] for row in rows)) for name in ("method", "domain")
-    )
-    table = []
-    for domain in domains:
-        own = {row["method"]: row for row in rows if row["domain"] == domain}
-        (like,) = {row["pile_like"] for row in own.values()}
-        line = {
-            "domain": domain,
-            "stands in for": like,
-            "chunks": next(iter(own.values()))["relevant"],
-        }
-        for method in methods:
-            published = PAPER.get(like, {}).get(method)
-            line[method] = f"{own[method]['recall']:.1f}" + (
-                "" if published is None else f" ({published:g})"
-            )
-        table.append({**line, "at most": f"{next(iter(own.values()))['largest']:.1f}"})
-    means = {
-        m: f"{np.mean([row['recall'] for row in rows if row['method'] == m]):.2f}" for m in methods
-    }
-    table.append(
-        {"domain": "mean", "stands in for": "", "chunks": rows[0]["chunks"], **means, "at most": ""}
-    )
-    methods_in_words = "; ".join(f"{name}: {TITLES[name]}" for name in methods if name in TITLES)
-    return "\n".join(
-        [
-            f"# Normalised recall@{k} of a domain's chunks",
-            "",
-            "1 is chance. In brackets the paper's figure (recall@1000 among about 320,000 "
-            "chunks) for the domain of the Pile that this one stands in for: other text,",
-            "other shares, so that only the order of the methods can be compared.",
-            "",
-            markdown(table),
-            "",
-            methods_in_words + ".",
-        ]
-    )
-
-
-def plot_recall(rows: list[dict], k: int) -> Figure:
-    """A dot for each domain and method."""
-    rows = [row for row in rows if row["k"] == k]
-    methods, domains = (
-        list(dict.fromkeys(row[name] for row in rows)) for name in ("method", "domain")
-    )
-    figure, place = plt.subplots(figsize=(9, 0.34 * len(domains) + 1.2), layout="constrained")
-    for number, method in enumerate(methods):
-        own = {row["domain"]: row["recall"] for row in rows if row["method"] == method}
-        heights = [at + 0.08 * (number - len(methods) / 2) for at in range(len(domains))]
-        place.scatter(
-            [own[domain] for domain in domains],
-            heights,
-            s=16,
-            label=TITLES.get(method, method),
-            color=f"C{number}",
-        )
-    largest = {row["domain"]: row["largest"] for row in rows}
-    place.scatter(
-        [largest[d] for d in domains],
-        range(len(domains)),
-        marker="|",
-        s=90,
-        color="black",
-        label="most that can be reached",
-    )
-    place.axvline(1, color="grey", linewidth=0.5)
-    place.set_yticks(range(len(domains)), domains)
-    place.invert_yaxis()
-    place.set(xlabel=f"normalised recall@{k} (1 = chance)")
-    place.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
-    return figure
-
-
-if __name__ == "__main__":
-    command("retrieval", main)

@@ -1,44 +1,46 @@
-"""How much values depend on the seed of training, and what it costs to make them depend less: `make
-stability`.
+"""How much values depend on the seed of training, and what it costs to mend.
 
 One data set with wrong labels is valued again and again, every repeat with seeds of its own
 (initial weights, orders, subsets). In-Run values of one run, or the mean over several runs, stand
 beside retraining-based values from budgets of subset trainings, each ten times the former one:
 
-    agreement    Spearman correlation between the values of two repeats: 1 if the seed does not matter
+    agreement    Spearman correlation between the values of two repeats; 1: the seed does not matter
     auroc        wrong labels found by the lowest values
-    lds          Spearman correlation of summed values with the validation loss of held-out trainings on random halves, that no method has seen
-    trainings    what a repeat cost; an In-Run run counts as one training plus its measuring, in units of a training's CPU time
+    lds          Spearman correlation of summed values with the validation loss of held-out
+                 trainings on random halves, that no method has seen
+    trainings    what a repeat cost; an In-Run run counts as one training plus its measuring, in
+                 units of a training's CPU time
 
 Values that are all equal (a lasso that kept no sample) order nothing: their correlations are 0
 here, and the column order_nothing counts them.
+
+  python -m experiments stability                                       200 digits, a small MLP
+  python -m experiments stability methods=[datamodels] budgets=[100]
+  python -m experiments stability scale=paper                           CIFAR-10: needs a GPU
+
+A killed study goes on where it was: runs and subset trainings are found again.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
-from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments import artifacts as outputs
-from experiments.artifacts import Outputs, markdown
-from experiments.frame import command, plain
-from experiments.study import measured_once
+from experiments.artifacts import Outputs
+from experiments.frame import StudyConfig, study
+from experiments.stability.report import report
 from inrun.baselines import score
 from inrun.baselines.pool import Pool
 from inrun.baselines.subsets import random_subsets
 from inrun.baselines.supervised import Recipe, train_run, untrained
-from inrun.config import build
+from inrun.config import ConfigError
 from inrun.data.labelled import LabelledProblem, ProblemConfig, sample_problem
 from inrun.evaluate import agreement, auroc, linear_datamodelling_score
-from inrun.train import ConfigError
+from inrun.files import remember
 
 RETRAINING = (
     "data_shapley",
@@ -51,30 +53,30 @@ RETRAINING = (
 HELD_OUT = 1000  #: seed of the held-out subsets, beyond those of any repeat
 
 
-@dataclass(frozen=True)
-class StabilityConfig:
-    """The study.
-
-    problem_seed: which samples are drawn and whose labels are wrong. in_run: methods of
-    `inrun.baselines.supervised.METHODS`. runs_averaged: numbers of runs whose mean In-Run value is
-    taken. methods: of `RETRAINING`. budgets: trainings a repeat. repeats: with seeds 0, 1, ...
-    held_out: trainings of the linear datamodelling score.
-    """
+@dataclass(frozen=True, kw_only=True)
+class StabilityConfig(StudyConfig):
+    """The study."""
 
     problem: ProblemConfig
+    """the data, and how many labels are wrong"""
     recipe: Recipe
+    """network and training"""
     problem_seed: int = 0
+    """which samples are chosen and whose labels are wrong"""
     in_run: tuple[str, ...] = ("first_order_sgd", "second_order_sgd", "path")
+    """of inrun.baselines.supervised.METHODS"""
     runs_averaged: tuple[int, ...] = (1, 10)
+    """numbers of runs whose mean In-Run value is taken"""
     methods: tuple[str, ...] = RETRAINING
+    """of the retraining-based ones"""
     budgets: tuple[int, ...] = (50, 500, 5000)
+    """trainings of a repeat"""
     repeats: int = 4
+    """with seeds 0, 1, ..."""
     held_out: int = 200
+    """trainings of the linear datamodelling score"""
     scale: str = "cpu"
     runs: str = "runs/stability"
-    data_root: str = "data"
-    name: str | None = None
-    record: bool = False
 
     def __post_init__(self):
         demands = [
@@ -102,24 +104,9 @@ class Valuation:
     cpu_seconds: float
 
 
-def main(config: DictConfig) -> None:
-    console = Console(stderr=True)
-    given = plain(config)
-    settings = build(StabilityConfig, given)
-    out = Outputs.open(settings.runs, given, settings.name)
-
-    def study() -> None:
-        head, rows = measured(settings, console)
-        out.table(
-            "stability", rows, f"# Stability of values over seeds\n\n{head}\n\n{markdown(rows)}\n"
-        )
-        out.figure("stability", figure(rows))
-
-    measured_once(out, study, settings.record, console, "stability")
-
-
-def measured(settings: StabilityConfig, console: Console) -> tuple[str, list[dict]]:
-    """What was measured, and one row for each method and budget."""
+@study("stability", StabilityConfig, report)
+def measure(settings: StabilityConfig, out: Outputs, console: Console) -> None:
+    """One row for each method and budget; what was valued, in the table `problem`."""
     problem = sample_problem(settings.problem, settings.problem_seed, settings.data_root)
     run = untrained(problem, settings.recipe)
     folder = Path(settings.runs) / "trained" / run.digest[:12]
@@ -137,13 +124,11 @@ def measured(settings: StabilityConfig, console: Console) -> tuple[str, list[dic
     quality = (
         full.utility("val", "accuracy").mean() if problem.classes else -full.utility("val").mean()
     )
-    head = (
-        f"{settings.problem.source}: {pool.n} samples, {problem.wrong.sum()} labels wrong, "
-        f"{settings.recipe.network.name}, {settings.repeats} repeats; "
-        f"validation {'accuracy' if problem.classes else 'loss'} {quality:.3f}. Means over "
-        "repeats, standard deviations in columns _sd; agreement over pairs of repeats."
-    )
-    return head, rows
+    told = {"network": settings.recipe.network.name, "repeats": settings.repeats}
+    told |= {"wrong": int(problem.wrong.sum()), "quality": float(quality)}
+    told |= {"measure": "accuracy" if problem.classes else "loss"}
+    out.table("stability", rows)
+    out.table("problem", [{**about, **told}])
 
 
 def in_run(
@@ -159,7 +144,7 @@ def in_run(
         for method in settings.in_run:
             table = run.values(method, "val").sort_by("sample_id")
             if not np.array_equal(table["sample_id"].to_numpy(), run.sample_ids):
-                raise ConfigError("a sample was never drawn; train for an epoch or more")
+                raise ConfigError("a sample was never trained on; train for an epoch or more")
             values[method].append(table["value"].to_numpy())
             measuring[method].append(run.about["seconds"][method]["cpu_seconds"])
     if settings.in_run:
@@ -245,63 +230,17 @@ def judged(
     }
 
 
-def figure(rows: list[dict]) -> Figure:
-    fig, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
-    panels = (
-        ("agreement", "Spearman between repeats"),
-        ("auroc", "AUROC of wrong labels"),
-        ("lds", "LDS, validation loss"),
-    )
-    for axis, (key, label) in zip(axes, panels):
-        for k, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-            mine = [row for row in rows if row["method"] == method]
-            x, y = ([row[name] for row in mine] for name in ("trainings", key))
-            if key == "agreement":
-                spread = [
-                    [row["agreement"] - row["agreement_min"] for row in mine],
-                    [row["agreement_max"] - row["agreement"] for row in mine],
-                ]
-            else:
-                spread = [row[f"{key}_sd"] for row in mine]
-            ours = method.startswith("in_run")
-            axis.errorbar(
-                x,
-                y,
-                spread,
-                label=method,
-                color=f"C{k}",
-                marker="o" if ours else "s",
-                ls="-" if ours else "--",
-                ms=4,
-                capsize=2,
-            )
-        axis.axhline(0.5 if key == "auroc" else 0, color="grey", lw=0.6)
-        axis.set(xscale="log", xlabel="model trainings, or their cost", ylabel=label)
-    fig.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
-    )
-    return fig
-
-
 def _training_seconds(run, folder: Path) -> float:
     """CPU seconds of one training without values, one after the other as In-Run runs are (not in a
     stack); measured once for a folder.
     """
-    path = folder / "training.json"
-    if not path.is_file():
-        spent = []
+
+    def spent() -> dict[str, float]:
+        seconds = []
         for seed in range(3):
             began = time.process_time()
             run.retrain(run.sample_ids, seed)
-            spent.append(time.process_time() - began)
-        outputs.whole(
-            path,
-            lambda p: p.write_text(
-                json.dumps({"cpu_seconds": float(np.median(spent))}), encoding="utf-8"
-            ),
-        )
-    return float(json.loads(path.read_text(encoding="utf-8"))["cpu_seconds"])
+            seconds.append(time.process_time() - began)
+        return {"cpu_seconds": float(np.median(seconds))}
 
-
-if __name__ == "__main__":
-    command("stability", main)
+    return float(remember(folder / "training.json", spent)["cpu_seconds"])

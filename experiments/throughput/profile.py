@@ -1,18 +1,23 @@
-"""Where a step's time goes, with and without values: one table of operations per case (`make
-profile`).
+"""Where a step's time goes, with and without values, by kind of operation.
 
-python -m experiments.throughput.profile                                        first order and path beside regular training, small model, float32
-python -m experiments.throughput.profile sizes=[gpt2-512] precisions=[bf16]
+python -m experiments profile                                      small models in float32
+python -m experiments profile sizes=[gpt2-512] precisions=[bf16]
 """
 
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.frame import command, plain
-from experiments.throughput.cases import Bench
+from experiments.frame import command
+from experiments.tables import grid
+from experiments.throughput.bench import Bench
+from experiments.throughput.cases import CASES
+from inrun.config import build, require
+from inrun.files import write_text
 
 #: operations by what they do; the first whose part of the name is found
 KINDS = {
@@ -28,6 +33,7 @@ KINDS = {
 
 
 def kind_of(name: str) -> str:
+    """The kind of an operation, `other` where none is known."""
     for kind, parts in KINDS.items():
         if any(part in name for part in parts):
             return kind
@@ -46,32 +52,39 @@ def milliseconds(size: str, precision: str, name: str) -> dict[str, float]:
     return totals
 
 
-def main(config: DictConfig) -> None:
-    options = plain(config)
+@dataclass(frozen=True)
+class ProfileConfig:
+    """What is profiled."""
+
+    sizes: tuple[str, ...]
+    """of `experiments.throughput.bench.SIZES`"""
+    precisions: tuple[str, ...]
+    """fp32, bf16"""
+    cases: tuple[str, ...]
+    """names of `experiments.throughput.cases`"""
+    runs: str = "runs/profile"
+    """where profile.md is written"""
+
+    def __post_init__(self):
+        unknown = [case for case in self.cases if case not in CASES]
+        require("profile", (not unknown, f"no cases {unknown}; known are {', '.join(CASES)}"))
+
+
+@command("profile", ProfileConfig)
+def profiled(given: dict[str, Any], console: Console) -> None:
+    """Print the tables, and leave them in `runs`."""
+    settings = build(ProfileConfig, given)
     lines = []
-    for size in options["sizes"]:
-        for precision in options["precisions"]:
-            times = {name: milliseconds(size, precision, name) for name in options["cases"]}
-            lines += [
-                f"\n{size} {precision}, ms of self time\n",
-                "| kind | " + " | ".join(times) + " |",
-                "|---|" + "---|" * len(times),
+    for size in settings.sizes:
+        for precision in settings.precisions:
+            times = {name: milliseconds(size, precision, name) for name in settings.cases}
+            rows = [
+                [kind, *(f"{t.get(kind, 0):.0f}" for t in times.values())]
+                for kind in [*KINDS, "other"]
             ]
-            for kind in [*KINDS, "other"]:
-                lines.append(
-                    f"| {kind} | "
-                    + " | ".join(f"{t.get(kind, 0):.0f}" for t in times.values())
-                    + " |"
-                )
-            lines.append(
-                "| all | " + " | ".join(f"{sum(t.values()):.0f}" for t in times.values()) + " |"
-            )
+            rows.append(["all", *(f"{sum(t.values()):.0f}" for t in times.values())])
+            lines += [f"\n{size} {precision}, ms of self time\n", *grid(["kind", *times], rows)]
     text = "\n".join(lines)
     print(text)
-    folder = Path(options["out"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "profile.md").write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    command("profile", main)
+    Path(settings.runs).mkdir(parents=True, exist_ok=True)
+    write_text(Path(settings.runs, "profile.md"), text + "\n")

@@ -1,55 +1,53 @@
-"""What values cost: steps with and without them, interleaved on the same machine, as ratios of
-throughput. `make bench`, `make throughput`.
-
-    python -m experiments.throughput.study                       the short form: a small model in float32 and GPT-2 124M in bfloat16
-    python -m experiments.throughput.study scale=full            batches, lengths, targets, precisions, memory: about 20 minutes
-    python -m experiments.throughput.study plans='[{size: small, precision: fp32, rounds: 5, cases: [first_order, path]}]'
+"""What values cost: steps with and without them, interleaved, as ratios.
 
 Rounds alternate the order of the cases, and a ratio is taken within a round, against `regular`:
 plain training on the same tokens (training and validation sequences together) with the same head.
 Peak memory is that of a process of its own, which runs one case alone (VmHWM). A killed bench goes
-on with the plans that are not measured yet.
+on with the plans that are not measured yet. Nothing else should run on the machine.
+
+  python -m experiments bench                       small in float32, GPT-2 124M in bfloat16
+  python -m experiments bench scale=full            batches, lengths, targets: about 20 minutes
+  python -m experiments bench 'plans=[{size: small, precision: fp32, rounds: 5, cases: [path]}]'
 """
 
 import datetime
 import functools
-import json
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.artifacts import Outputs, whole
-from experiments.frame import command, plain
-from experiments.study import measured_once
-from experiments.throughput.cases import CASES, SIZES, Bench
-from inrun.config import build
-from inrun.train import ConfigError
+from experiments.artifacts import Outputs
+from experiments.frame import StudyConfig, study
+from experiments.throughput.bench import SIZES, Bench
+from experiments.throughput.cases import CASES
+from experiments.throughput.report import report, table
+from inrun.config import ConfigError
+from inrun.files import remember
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Cases that are timed together, in `rounds` rounds, on one size and precision ("fp32" or
-    "bf16"). memory: those whose peak is taken as well.
-    """
+    """Cases that are timed together."""
 
     size: str
+    """of `experiments.throughput.bench.SIZES`"""
     precision: str
+    """fp32 or bf16"""
     rounds: int
+    """how often every case takes a step"""
     cases: tuple[str, ...]
+    """names of `experiments.throughput.cases`"""
     memory: tuple[str, ...] = ()
+    """those whose peak memory is taken as well"""
 
     def __post_init__(self):
         unknown = [c for c in (*self.cases, *self.memory) if c not in CASES]
@@ -66,21 +64,19 @@ class Plan:
 
     @property
     def key(self) -> str:
+        """What no two plans of a study may share."""
         return f"{self.size} {self.precision}"
 
 
-@dataclass(frozen=True)
-class BenchConfig:
-    """plans: see `Plan`. table: name of the table and of the results' CSV. record: also into
-    experiments/results.
-    """
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(StudyConfig):
+    """The study."""
 
     plans: tuple[Plan, ...]
+    """what is timed together; each with a size and precision of its own"""
     table: str = "bench"
-    scale: str = ""
+    """name of the table and of the committed CSV"""
     runs: str = "runs/bench"
-    name: str | None = None
-    record: bool = False
 
     def __post_init__(self):
         keys = [plan.key for plan in self.plans]
@@ -91,7 +87,7 @@ class BenchConfig:
             )
 
 
-def measure(plan: Plan) -> dict[str, list[float]]:
+def times_of(plan: Plan) -> dict[str, list[float]]:
     """Seconds of each case's step, by round; the order is reversed every second round."""
     bench = Bench(plan.size, plan.precision)
     cases = ["regular", *(c for c in plan.cases if c != "regular")]
@@ -180,119 +176,31 @@ def rows_of(plan: Plan, times: dict[str, list[float]], memory: dict[str, int | N
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown."""
-    lines = [
-        "| model, samples x tokens | precision | case | s / step | of regular, same tokens "
-        "(min / median / max) | of regular, training batch alone | of stock | peak MiB |",
-        "|---|---|---|---:|---|---:|---:|---:|",
-    ]
-    for r in rows:
-        alone, stock = (
-            "" if r[key] is None else f"{r[key]:.2f}"
-            for key in ("ratio_to_train_only", "ratio_to_stock")
-        )
-        lines.append(
-            f"| {r['size']}, {r['samples']} x {r['tokens']} | {r['precision']} | {r['case']} "
-            f"| {r['seconds']:.2f} | "
-            f"{r['ratio_min']:.3f} / **{r['ratio']:.3f}** / {r['ratio_max']:.3f} | {alone} | "
-            f"{stock} | {r['peak_mib'] or ''} |"
-        )
-    return "\n".join(lines)
+@study("bench", BenchConfig, report)
+@study(
+    "throughput",
+    BenchConfig,
+    report,
+    doc="""The paper's table 1 over model widths and lengths, with peak memory.
 
+The plans follow section 5.1; the measuring is that of `python -m experiments bench`. Nothing else
+should run on the machine.
 
-#: what the README shows: label, size, precision, case
-SHOWN = (
-    ("first order", "first_order"),
-    ("path", "path"),
-    ("second order", "second_order"),
-    ("stock PyTorch, no values", "stock"),
+  python -m experiments throughput                  small models, minutes on 2 idle cores
+  python -m experiments throughput scale=paper      GPT-2 124M at length 1024""",
 )
-
-
-def short_table(rows: list[dict]) -> str:
-    """The README's table: medians of throughput against regular training on the same tokens with
-    the same fused head, by size and precision.
-    """
-    settings = list(
-        dict.fromkeys((r["size"], r["precision"], r["samples"], r["tokens"]) for r in rows)
-    )
-    found = {(r["size"], r["precision"], r["case"]): r for r in rows}
-    settings = [
-        s for s in settings if (*s[:2], "first_order") in found and (*s[:2], "stock") in found
-    ]
-    head = [
-        f"{size.split('-')[0]}, {precision}, {samples} x {tokens}"
-        for size, precision, samples, tokens in settings
-    ]
-    lines = ["| | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
-    for label, name in SHOWN:
-        cells = [found.get((*s[:2], name)) for s in settings]
-        shown = ["-" if c is None else f"{float(c['ratio']):.2f}" for c in cells]
-        lines.append(f"| {label} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
-
-
-def figure(rows: list[dict]) -> Figure:
-    """Ratios to regular training, a bar per case and setting, with the range over rounds."""
-    settings = list(dict.fromkeys((r["size"], r["precision"]) for r in rows))
-    names = [c for c in dict.fromkeys(r["case"] for r in rows) if c != "regular"]
-    drawn = Figure(figsize=(2.5 + 0.9 * len(names), 4), layout="constrained")
-    ax = drawn.subplots()
-    width = 0.8 / len(settings)
-    for at, (size, precision) in enumerate(settings):
-        found = {r["case"]: r for r in rows if (r["size"], r["precision"]) == (size, precision)}
-        xs = [x for x, name in enumerate(names) if name in found]
-        values = [found[names[x]] for x in xs]
-        errors = [
-            [v["ratio"] - v["ratio_min"] for v in values],
-            [v["ratio_max"] - v["ratio"] for v in values],
-        ]
-        heights = [v["ratio"] for v in values]
-        places = [x + at * width for x in xs]
-        ax.bar(
-            places, heights, width, yerr=errors, label=f"{size} {precision}", error_kw={"lw": 0.8}
-        )
-    ax.axhline(1.0, color="black", lw=0.8)
-    ax.set_xticks([x + 0.4 - width / 2 for x in range(len(names))], names, rotation=30, ha="right")
-    ax.set_ylabel("throughput / regular training")
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return drawn
-
-
-def once(path: Path, make: Callable[[], Any]) -> Any:
-    """What `make` gives, from the file that an earlier call has left."""
-    if not path.is_file():
-        text = json.dumps(make(), indent=1)
-        whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def main(config: DictConfig) -> None:
-    values = plain(config)
-    settings = build(BenchConfig, values, "bench")
-    out = Outputs.open(settings.runs, values, settings.name)
-    console = Console(stderr=True)
-
-    def measured() -> None:
-        rows = measured_plans(settings, out.folder, console)
-        out.table(settings.table, rows, table(rows))
-        out.figure(settings.table, figure(rows))
-
-    measured_once(out, measured, settings.record, console, settings.table)
-
-
-def measured_plans(settings: BenchConfig, folder: Path, console: Console) -> list[dict]:
+def measure(settings: BenchConfig, out: Outputs, console: Console) -> None:
     """The rows of all plans; what an earlier process has measured is read."""
     rows: list[dict] = []
     for plan in settings.plans:
-        place = folder / f"{plan.size}-{plan.precision}"
-        memory = once(place.with_suffix(".memory.json"), functools.partial(peaks, plan))
-        found = once(place.with_suffix(".json"), lambda: rows_of(plan, measure(plan), memory))  # noqa: B023
+        place = out.folder / f"{plan.size}-{plan.precision}"
+        memory = remember(place.with_suffix(".memory.json"), functools.partial(peaks, plan))
+        timed = functools.partial(_timed_rows, plan, memory)
+        found = remember(place.with_suffix(".json"), timed)
         console.print(table(found), highlight=False, markup=False, soft_wrap=True)
         rows += found
-    return rows
+    out.table(settings.table, rows)
 
 
-if __name__ == "__main__":
-    command("bench", main)
+def _timed_rows(plan: Plan, memory: dict[str, int | None]) -> list[dict]:
+    return rows_of(plan, times_of(plan), memory)

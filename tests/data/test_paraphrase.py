@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from experiments.copyright.texts import LEVELS, SHARED_WORDS, TextsConfig, word_runs, write_texts
+from experiments.copyright.originals import LEVELS, TextsConfig
+from experiments.copyright.texts import SHARED_WORDS, word_runs, write_texts
 from inrun.data import packages
 from inrun.data.build import split_of
 from inrun.data.corpus import Corpus

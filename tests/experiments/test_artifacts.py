@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import artifacts as outputs
-from experiments.artifacts import Outputs, digest, markdown, whole
+from experiments.artifacts import Outputs, digest
+from experiments.tables import markdown
 from inrun.train import ConfigError
 
 CONFIG = {
@@ -105,19 +106,6 @@ def test_results_recorded_later_have_the_revision_that_obtained_them(tmp_path):
     out = Outputs.open(tmp_path, CONFIG)
     (out.folder / "finished").write_text("of old\n")
     assert [row["revision"] for row in read(out.record("r", [{"seed": 0}], tmp_path))] == ["of old"]
-
-
-def test_a_kill_while_writing_leaves_the_former_file(tmp_path):
-    path = tmp_path / "x"
-    whole(path, lambda p: p.write_text("first"))
-
-    def killed(beside):
-        beside.write_text("seco")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        whole(path, killed)
-    assert path.read_text() == "first"
 
 
 def test_the_revision_says_when_code_differs_from_the_commit(tmp_path, monkeypatch):

@@ -11,27 +11,25 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from transformers import ResNetConfig, ResNetModel
 
-from experiments.classification import study as classification
-from experiments.classification.report import NAMES, PAPER_AUROC, PAPER_SELECTION, report
-from experiments.classification.study import ClassificationConfig, by_data
-from experiments.frame import command
-from inrun.baselines import get_baseline, score
+from experiments.classification.settings import ClassificationConfig
+from experiments.classification.tasks import within
+from inrun.baselines import score
 from inrun.config import build
 from inrun.data.labelled import ProblemConfig, sample_problem
 from inrun.store import ValueStore
-from inrun.train import ConfigError
 from tests.support.cifar_example import write_cifar10
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "classification"
 SMALL = [
-    "problem.train=60", "problem.validation=20", "problem.test=30", "recipe.network.width=4", "recipe.epochs=5", "recipe.drop_every=3", "recipe.moments_every=1",
-    "recipe.device=cpu", "trainings=12", "held_out=6", "keep=[0.5]", "seeds=[3,4]", "repeats=2", "options.datamodels.penalty=ridge",
-    "methods=[in_run_path,in_run_first_sgd,knn_shapley,less,datamodels,random]", "record=true",
+    "problem.train=60", "problem.validation=20", "problem.test=30", "recipe.network.width=4",
+    "recipe.epochs=5", "recipe.drop_every=3", "recipe.moments_every=1", "recipe.device=cpu",
+    "trainings=12", "held_out=6", "keep=[0.5]", "seeds=[3,4]", "repeats=2", "record=true",
+    "methods=[in_run_path,in_run_first_sgd,knn_shapley,less,datamodels,random]",
+    "options.datamodels.penalty=ridge",
 ]  # fmt: skip
 
 
@@ -41,22 +39,19 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def typed(root):
-    """Runs the command in this process, with its results beside its runs."""
+def call(root, typed):
+    """The command, with some more settings."""
 
     def run(*arguments: str) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            places = [f"runs={root}/runs", f"pools={root}/pools"]
-            patch.setattr("sys.argv", ["experiments", *by_data([*SMALL, *places, *arguments])])
-            patch.setattr("experiments.artifacts.RESULTS", root / "results")
-            command("classification", classification.main)
+        places = [f"runs={root}/runs", f"pools={root}/pools"]
+        typed("classification", [*SMALL, *places, *arguments], root / "results")
 
     return run
 
 
 @pytest.fixture(scope="module")
-def study(root, typed):
-    typed("name=study", "data=digits")
+def study(root, call):
+    call("name=study", "data=digits")
     return root / "runs" / "study"
 
 
@@ -105,10 +100,8 @@ def test_detection_is_the_auroc_of_minus_the_values_of_the_run(root, rows):
 
 def test_ranks_within_labels_know_nothing_of_what_a_label_has_in_common(root, rows):
     values, labels = np.array([5.0, 7.0, 6.0, 105.0, 106.0, 105.0]), np.array([0, 0, 0, 1, 1, 1])
-    assert classification.within(values, labels) == pytest.approx(
-        [1 / 6, 5 / 6, 3 / 6, 2 / 6, 5 / 6, 2 / 6]
-    )
-    untied = classification.within(np.zeros(4), np.array([0, 1, 0, 1]), "ordinal")
+    assert within(values, labels) == pytest.approx([1 / 6, 5 / 6, 3 / 6, 2 / 6, 5 / 6, 2 / 6])
+    untied = within(np.zeros(4), np.array([0, 1, 0, 1]), "ordinal")
     assert (
         sorted(untied[[0, 2]]) == sorted(untied[[1, 3]]) == [1 / 4, 3 / 4]
     )  # half of them are half of each label
@@ -190,34 +183,34 @@ def test_report_has_a_table_per_task_with_the_papers_numbers_and_results_are_rec
     assert all(row["revision"] and row["config_digest"] for row in recorded)
 
 
-def test_a_second_call_trains_and_scores_nothing(study, typed, monkeypatch, rows):
+def test_a_second_call_trains_and_scores_nothing(study, call, monkeypatch, rows):
     def never(*args, **kwargs):
         raise AssertionError("trained again")
 
     for name in (
         "inrun.baselines.supervised.run.fit",
         "inrun.baselines.supervised.run.train_subsets",
-        "experiments.classification.study.score",
+        "experiments.classification.scores.score",
     ):
         monkeypatch.setattr(name, never)
-    typed("name=study", "data=digits")
+    call("name=study", "data=digits")
     assert pq.read_table(study / "classification.parquet").to_pylist() == rows
 
 
-def test_values_that_are_all_equal_correlate_with_nothing(root, typed, monkeypatch):
+def test_values_that_are_all_equal_correlate_with_nothing(root, call, monkeypatch):
     def constant(run, target, name, **options):
         scored = score(run, target, "random", seed=options.get("seed", 0))
         flat = scored.table.set_column(1, "value", [np.zeros(len(scored.table))])
         return dataclasses.replace(scored, table=flat if name == "trak" else scored.table)
 
-    monkeypatch.setattr("experiments.classification.study.score", constant)
+    monkeypatch.setattr("experiments.classification.scores.score", constant)
     only = [
         "methods=[trak_1,leave_one_out,random]",
         "recipe.epochs=1",
         "seeds=[0]",
         "recipe.network.width=8",
     ]
-    typed("name=flat", "data=diabetes", *only)
+    call("name=flat", "data=diabetes", *only)
     rows = pq.read_table(root / "runs" / "flat" / "classification.parquet").to_pylist()
     for task in ("lds", "loo", "stability"):
         assert of(rows, task, "trak_1", "spearman", 0) == 0
@@ -225,9 +218,9 @@ def test_values_that_are_all_equal_correlate_with_nothing(root, typed, monkeypat
     assert of(rows, "detection", "trak_1", "auroc", 0) == 0.5
 
 
-def test_regressions_are_judged_by_r_squared(root, typed):
+def test_regressions_are_judged_by_r_squared(root, call):
     only = "methods=[in_run_second_sgd,trak_1,random]"
-    typed(
+    call(
         "name=line",
         "data=diabetes",
         only,
@@ -244,7 +237,7 @@ def test_regressions_are_judged_by_r_squared(root, typed):
     assert "R^2 on the test part" in (root / "runs" / "line" / "classification.md").read_text()
 
 
-def test_the_papers_setting_runs_from_local_copies_of_data_and_weights(root, typed, monkeypatch):
+def test_the_papers_setting_runs_from_local_copies_of_data_and_weights(root, call, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
     write_cifar10(root / "cifar10", 60)
     small = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")
@@ -268,66 +261,6 @@ def test_the_papers_setting_runs_from_local_copies_of_data_and_weights(root, typ
         "options.less.checkpoints=1",
         "options.influence_cg.damping=1.0",
     ]
-    typed("name=cifar", "scale=paper", *places, methods, *sizes, *options)
+    call("name=cifar", "scale=paper", *places, methods, *sizes, *options)
     text = (root / "runs" / "cifar" / "classification.md").read_text()
     assert "resnet18, normalisation: BatchNorm, ImageNet statistics frozen" in text
-
-
-def test_every_config_names_baselines_whose_options_exist():
-    for path in CONFIGS.glob("*.yaml"):
-        settings = build(ClassificationConfig, yaml.safe_load(path.read_text()))
-        assert settings.data == path.stem == settings.problem.source
-        assert set(settings.methods) <= set(NAMES)
-        for method in settings.methods:
-            name, options = settings.baseline(method, 7, Path("pool"))
-            built = build(get_baseline(name).options, options)
-            assert getattr(built, "trainings", settings.trainings) == settings.trainings
-            assert getattr(built, "seed", 7) == 7
-    assert set(PAPER_AUROC) | set(PAPER_SELECTION) <= set(NAMES)
-
-
-def test_wrong_settings_are_named():
-    good = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
-    with pytest.raises(ConfigError, match="keep lists shares"):
-        build(ClassificationConfig, {**good, "keep": [1.5]})
-    with pytest.raises(ConfigError, match="options are for methods: bm25"):
-        build(ClassificationConfig, {**good, "options": {"nobody": {}}})
-    with pytest.raises(ConfigError, match=r"no nobody\.yaml"):
-        build(ClassificationConfig, {**good, "methods": ["nobody"]}).baseline(
-            "nobody", 0, Path("pool")
-        )
-    assert by_data(["scale=paper", "data=diabetes", "seeds=[0]"]) == [
-        "classification=cifar10",
-        "classification=diabetes",
-        "seeds=[0]",
-    ]
-
-
-def test_report_of_one_seed_has_no_spread():
-    rows = [
-        {
-            "task": "detection",
-            "method": "loss",
-            "quantity": "auroc",
-            "share": None,
-            "seed": 0,
-            "value": 0.75,
-        },
-        {
-            "task": "cost",
-            "method": "loss",
-            "quantity": "cpu_seconds",
-            "share": None,
-            "seed": 0,
-            "value": 0.5,
-        },
-        {
-            "task": "cost",
-            "method": "loss",
-            "quantity": "trainings",
-            "share": None,
-            "seed": 0,
-            "value": 0,
-        },
-    ]
-    assert "| own loss, keep low |  | 0.750 |" in report(rows, "about")

@@ -7,39 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from experiments.classification.study import ClassificationConfig
-from experiments.copyright.study import CopyrightConfig
-from experiments.curation.study import CurationConfig
-from experiments.dynamics.study import DynamicsConfig
-from experiments.fidelity.study import FidelityConfig
-from experiments.frame import CONFIGS, plain
-from experiments.intervals.study import SparingConfig
-from experiments.pretrain import ONLY_HERE
-from experiments.retrieval.study import RetrievalConfig
-from experiments.stability.study import StabilityConfig
-from experiments.subset_trainings import PoolConfig
-from experiments.throughput.study import BenchConfig
-from inrun.config import build
+from experiments.arguments import CONFIGS, composed
+from experiments.frame import Study, commands, settings_of
+from experiments.pretrain import settings_of as pretrain_settings
 from inrun.models import build as build_model
-from inrun.train import RunConfig
 
-SETTINGS = {
-    "bench": BenchConfig,
-    "throughput": BenchConfig,
-    "classification": ClassificationConfig,
-    "copyright": CopyrightConfig,
-    "curation": CurationConfig,
-    "dynamics": DynamicsConfig,
-    "fidelity": FidelityConfig,
-    "pool": PoolConfig,
-    "retrieval": RetrievalConfig,
-    "sparing": SparingConfig,
-    "stability": StabilityConfig,
-}
+COMMANDS = commands()
+#: studies, and what has scales as they do
+SCALED = sorted(name for name in COMMANDS if Path(CONFIGS, name).is_dir())
 OPTIONS = [
-    (name, file.stem) for name in SETTINGS for file in sorted(Path(CONFIGS, name).glob("*.yaml"))
+    (name, file.stem) for name in SCALED for file in sorted(Path(CONFIGS, name).glob("*.yaml"))
 ]
 # chunks of the large corpora are 1024 tokens long, more than a tiny model takes
 BESIDE = {
@@ -56,26 +34,14 @@ PRETRAIN = [
 ]
 
 
-def composed(name: str, overrides: list[str]) -> dict:
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return plain(compose(name, overrides))
-
-
-def test_every_group_of_an_experiment_has_a_dataclass_here():
-    groups = {
-        folder.name
-        for folder in Path(CONFIGS).iterdir()
-        if Path(CONFIGS, f"{folder.name}.yaml").is_file()
-    }
-    assert groups == set(SETTINGS)
+def test_every_study_has_scales_and_every_command_a_config():
+    assert {name for name in COMMANDS if isinstance(COMMANDS[name], Study)} <= set(SCALED)
+    assert all(Path(CONFIGS, f"{name}.yaml").is_file() for name in COMMANDS)
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS, ids="-".join)
 def test_every_scale_of_every_experiment_is_accepted(name, option):
-    given = composed(name, [f"{name}={option}"])
-    settings = (
-        FidelityConfig.from_mapping(given) if name == "fidelity" else build(SETTINGS[name], given)
-    )
+    settings = settings_of(COMMANDS[name].settings, composed(name, [f"{name}={option}"]))
     assert is_dataclass(settings)
     if "name" in (model := getattr(settings, "model", {})):
         with torch.device("meta"):
@@ -84,8 +50,6 @@ def test_every_scale_of_every_experiment_is_accepted(name, option):
 
 @pytest.mark.parametrize("overrides", PRETRAIN, ids=lambda overrides: overrides[0])
 def test_every_choice_of_pretraining_is_accepted(overrides):
-    given = {
-        key: value for key, value in composed("pretrain", overrides).items() if key not in ONLY_HERE
-    }
+    settings = pretrain_settings(composed("pretrain", overrides))
     with torch.device("meta"):
-        build_model(**RunConfig.from_mapping(given).model)
+        build_model(**settings.model)

@@ -4,37 +4,33 @@ and counted in another way.
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import artifacts as outputs
+from experiments.artifacts import Outputs
 from experiments.chunk_scores import in_step
-from experiments.copyright import study as copyright_experiment
-from experiments.copyright.report import report, summary
+from experiments.copyright.report import report_text, summary
 from experiments.copyright.study import places, rank
-from experiments.frame import command
-from experiments.retrieval import study as retrieval
 from inrun.baselines.language import LanguageRun
 from inrun.data.build import split_of
 from inrun.data.errors import DataError
 from inrun.data.prepare import DataConfig
 from inrun.store import ValueStore
-from tests.support.train_example import write_documents
+from tests.support.experiment_example import CORPUS, MODEL
+from tests.support.experiment_example import places as places_of
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(shared, tmp_path_factory) -> Path:
     """Local documents, and rewritten texts of two of those that are trained on."""
     root = tmp_path_factory.mktemp("copyright")
-    write_documents(root / "raw")
     documents = [
-        json.loads(line) for line in (root / "raw" / "documents.jsonl").read_text().splitlines()
+        json.loads(line) for line in (shared / "raw" / "documents.jsonl").read_text().splitlines()
     ]
     rows = []
-    data = DataConfig(val_share=0.2, test_share=0.0)
+    data = DataConfig(val_share=0.2, test_share=0.2)
     trained_on = [
         k
         for k in range(4, 90, 3)
@@ -57,41 +53,42 @@ def root(tmp_path_factory) -> Path:
 
 
 SMALL = [
-    "data.tokenizer=bytes", "data.block_size=32", "data.val_share=0.2", "data.test_share=0.0", "data.name=small",
-    "model={vocab_size: 320, block_size: 32, n_layer: 1, n_head: 2, d_model: 16}", "train.steps=6", "train.batch_size=64", "train.device=cpu",
-    "train.checkpoint_every=3", "influence.batch=64", "attribution.method=[{kind: path}, {kind: first_order, update: sgd, name: paper}]", "record=true",
+    *CORPUS, *MODEL, "data.noise=0.0", "train.steps=6", "train.batch_size=48", "train.checkpoint_every=3",
+    "influence.batch=64", "record=true",
+    "attribution.method=[{kind: path}, {kind: first_order, update: sgd, name: paper}]",
 ]  # fmt: skip
 
 
-def typed(root: Path, name: str, main, *arguments: str) -> None:
-    """Runs the command in this process, with its results beside its runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            sys,
-            "argv",
-            ["experiments", *SMALL, f"runs={root}/runs", f"data_root={root}/data", *arguments],
-        )
-        patch.setattr(outputs.Outputs.record, "__defaults__", (root / "results",))
-        command(name, main)
+@pytest.fixture(scope="module")
+def call(shared, root, typed):
+    """A study in this process, with its results beside its runs."""
 
+    def run(name: str, *arguments: str) -> None:
+        typed(name, [*SMALL, *places_of(shared, root / "runs"), *arguments], root / "results")
 
-def study_copyright(root: Path) -> None:
-    texts = [
-        "texts.source=files",
-        f"texts.path={root}/raw",
-        f"texts.variants={root}/rewritten.jsonl",
-    ]
-    typed(root, "copyright", copyright_experiment.main, "name=small", *texts)
+    return run
 
 
 @pytest.fixture(scope="module")
-def small(root) -> outputs.Outputs:
+def study_copyright(shared, root, call):
+    texts = [
+        "texts.source=files",
+        f"texts.path={shared}/raw",
+        f"texts.variants={root}/rewritten.jsonl",
+    ]
+    return lambda: call("copyright", "name=small", *texts)
+
+
+@pytest.fixture(scope="module")
+def small(root, study_copyright) -> Outputs:
     """The finished study of copyright."""
-    study_copyright(root)
-    return outputs.Outputs(root / "runs" / "small", {})
+    study_copyright()
+    return Outputs(root / "runs" / "small", {})
 
 
-def test_ranks_are_those_of_the_store_and_a_second_call_trains_nothing(root, small, capsys):
+def test_ranks_are_those_of_the_store_and_a_second_call_trains_nothing(
+    root, small, study_copyright, capsys
+):
     out = small
     rows = out.rows("copyright-ranks")
     methods = {
@@ -129,17 +126,16 @@ def test_ranks_are_those_of_the_store_and_a_second_call_trains_nothing(root, sma
     before = {path: path.stat().st_mtime_ns for path in out.folder.glob("run/log.jsonl")}
     (out.folder / "finished").unlink()
     (out.folder / "copyright-ranks.parquet").unlink()
-    study_copyright(root)
+    study_copyright()
     assert "Claim: the original ranks first" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.folder.glob("run/log.jsonl")} == before
     assert out.rows("copyright-ranks") == rows
 
 
-def test_recall_is_counted_from_the_store(root, capsys):
-    arguments = ["name=domains", "data=files", f"data.path={root}/raw", "chunks=2", "k=[10]"]
-    typed(root, "retrieval", retrieval.main, *arguments)
+def test_recall_is_counted_from_the_store(root, call, capsys):
+    call("retrieval", "name=domains", "chunks=2", "k=[10]")
     assert "# Normalised recall@10" in capsys.readouterr().out
-    out = outputs.Outputs(root / "runs" / "domains", {})
+    out = Outputs(root / "runs" / "domains", {})
     rows = {(row["domain"], row["method"]): row for row in out.rows("retrieval")}
     assert {domain for domain, _ in rows} == {"ArXiv", "Github", "FreeLaw"}
     with ValueStore(out.folder / "run" / "values") as store:
@@ -205,6 +201,6 @@ def test_summary_gives_median_mean_share_and_the_verdict():
     )
     assert every["mean_rank_low"] <= 3.0 <= every["mean_rank_high"]
     assert found["b", "influence"]["median_rank"] == 16.0
-    text = report(summary(rows))
+    text = report_text(summary(rows))
     assert "path, AdamW, exact: holds, 75% ranked first." in text
     assert "influence function (EK-FAC), exact: does not hold, 25% ranked first." in text

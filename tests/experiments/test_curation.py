@@ -9,20 +9,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.curation import study as curation
-from experiments.curation.report import kind_rows, run_row, score_row, summary
-from experiments.curation.study import CurationConfig
-from experiments.frame import command
+from experiments.curation.report import summary
+from experiments.curation.rows import kind_rows, run_row, score_row
+from experiments.curation.settings import CurationConfig
 from inrun.store import ValueStore
 from inrun.train import ConfigError, mean_chunk_losses
-from tests.support.train_example import write_documents
+from tests.support.experiment_example import CORPUS, MODEL, places
 
 SMALL = [
-    "data=files", "data.tokenizer=bytes", "data.block_size=32", "data.domains=[]", "data.val_share=0.2", "data.test_share=0.2", "data.noise=0.3",
-    "data.max_bytes_per_domain=0", "data.name=small", "model.vocab_size=320", "model.block_size=32", "model.n_layer=1", "model.n_head=2",
-    "model.d_model=16", "train.steps=8", "train.batch_size=8", "train.eval_every=2", "train.eval_chunks=4", "train.eval_domains=[FreeLaw]",
-    "train.checkpoint_every=4", "train.device=cpu", "optim.warmup=2", "optim.lr=0.02", "foreign=[Github]", "seeds=[3]", "online={start: 4, since: 0, every: 2, method: path}",
-    "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 4}]", "since=0.0", "attribution.method=[{kind: path}, {kind: first_order, update: sgd, name: paper}]", "shares=[0.5]", "influence={samples: 32, max_side: 128}",
+    *CORPUS, *MODEL, "train.steps=8", "train.batch_size=8", "train.eval_every=2", "train.eval_chunks=4",
+    "train.eval_domains=[FreeLaw]", "train.checkpoint_every=4", "optim.warmup=2", "optim.lr=0.02",
+    "foreign=[Github]", "seeds=[3]", "online={start: 4, since: 0, every: 2, method: path}", "since=0.0",
+    "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 4}]", "shares=[0.5]",
+    "attribution.method=[{kind: path}, {kind: first_order, update: sgd, name: paper}]",
+    "influence={samples: 32, max_side: 128}",
 ]  # fmt: skip
 ARMS = [
     "full",
@@ -41,28 +41,22 @@ ARMS = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("curation")
-    write_documents(root / "raw")
-    return root
+    return tmp_path_factory.mktemp("curation")
 
 
 @pytest.fixture(scope="module")
-def typed(root):
-    """Runs the command in this process; stdout is what it printed."""
+def call(shared, root, typed):
+    """The command, with some more settings."""
 
     def run(*arguments: str) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            places = [f"runs={root}/runs", f"data_root={root}/data", f"data.path={root}/raw"]
-            patch.setattr("sys.argv", ["experiments", *SMALL, *places, *arguments])
-            patch.setattr("experiments.artifacts.RESULTS", root / "results")
-            command("curation", curation.main)
+        typed("curation", [*SMALL, *places(shared, root / "runs"), *arguments], root / "results")
 
     return run
 
 
 @pytest.fixture(scope="module")
-def study(root, typed):
-    typed("name=study")
+def study(root, call):
+    call("name=study")
     return root / "runs" / "study"
 
 
@@ -111,12 +105,12 @@ def test_study_trains_every_arm_on_what_its_values_kept(study, runs):
 
 
 def test_finished_training_runs_are_not_repeated_and_results_can_be_recorded(
-    root, study, runs, typed, capsys
+    root, study, runs, call, capsys
 ):
     trained = sorted(runs.glob("*/checkpoints/*/model.safetensors"))
     before = [path.stat().st_mtime_ns for path in trained]
     table = pq.read_table(study / "curation.parquet")
-    typed("name=study", "record=true")
+    call("name=study", "record=true")
     assert "| random |" in capsys.readouterr().out
     assert [path.stat().st_mtime_ns for path in trained] == before
     assert pq.read_table(study / "curation.parquet") == table

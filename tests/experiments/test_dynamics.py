@@ -1,4 +1,4 @@
-"""Value dynamics: shares, means and books against sums over the rows by hand; the command on a
+"""Value dynamics: shares, means and ledgers against sums over the rows by hand; the command on a
 model of seconds.
 """
 
@@ -7,11 +7,9 @@ from collections import defaultdict
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.dynamics import study as experiment
-from experiments.frame import command
 from inrun.store import ValueStore, ValueWriter, dynamics, ledger_over
+from tests.support.experiment_example import CORPUS, MODEL, places
 from tests.support.store_example import METHODS, RUN, SAMPLES, ledger_row, terms, write_step
-from tests.support.train_example import write_documents
 
 STEPS, BINS = range(4, 17), 3  # 13 steps: bins of 5, 4, 4
 
@@ -62,7 +60,7 @@ def test_shares_means_and_values_per_drop_are_those_of_the_rows(store):
     ]
 
 
-def test_books_of_a_phase_are_the_sums_of_its_steps_and_balance(store):
+def test_the_ledger_of_a_phase_is_the_sum_of_its_steps_and_balances(store):
     for method in METHODS:
         rows = ledger_over(store, BINS, "val", method).to_pylist()
         assert [(row["first_step"], row["last_step"], row["steps"]) for row in rows] == [
@@ -94,24 +92,23 @@ def test_a_drift_that_was_not_measured_at_every_step_is_not_summed(tmp_path):
     assert last["drop"] == pytest.approx(sum(ledger_row(s, "val", "path")["drop"] for s in (2, 3)))
 
 
-def test_the_command_leaves_tables_whose_books_balance_and_a_figure(tmp_path, monkeypatch, capsys):
-    write_documents(tmp_path / "raw")
+def test_the_command_leaves_tables_whose_ledgers_balance_and_a_figure(
+    shared, typed, tmp_path, capsys
+):
+    targets = (
+        "[{name: law, domains: [FreeLaw], chunks: 3}, {name: code, domains: [Github], chunks: 3}]"
+    )
     small = [
-        "data=files", f"data.path={tmp_path}/raw", "data.tokenizer=bytes", "data.block_size=32", "data.domains=[]", "data.name=small",
-        "data.max_bytes_per_domain=0", "data.val_share=0.2", "model.vocab_size=320", "model.block_size=32", "model.n_layer=1", "model.n_head=2",
-        "model.d_model=16", "train.steps=9", "train.batch_size=8", "train.eval_every=0", "train.eval_chunks=2", "train.device=cpu", "optim.warmup=2",
-        "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 3}, {name: code, "
-"domains: [Github], chunks: 3}]", "bins=4",
-        "seeds=[2]", f"runs={tmp_path}/runs", f"data_root={tmp_path}/data", "name=small", "record=true",
+        *places(shared, tmp_path / "runs"), *CORPUS, *MODEL, f"attribution.targets={targets}", "bins=4",
+        "train.steps=9", "train.batch_size=8", "train.eval_every=0", "optim.warmup=2", "seeds=[2]",
+        "name=small", "record=true",
     ]  # fmt: skip
-    monkeypatch.setattr("sys.argv", ["experiments", *small])
-    monkeypatch.setattr("experiments.artifacts.RESULTS", tmp_path / "results")
-    command("dynamics", experiment.main)
+    typed("dynamics", small, tmp_path / "results")
     out = capsys.readouterr().out
     assert "## Target code" in out
     folder = tmp_path / "runs" / "small"
     phases = pq.read_table(folder / "phases.parquet").to_pylist()
-    ledger = pq.read_table(folder / "books.parquet").to_pylist()
+    ledger = pq.read_table(folder / "ledger.parquet").to_pylist()
     assert [(row["target"], row["phase"]) for row in ledger] == [
         (t, p) for t in ("law", "code") for p in ("early", "middle", "late")
     ]
@@ -122,6 +119,15 @@ def test_the_command_leaves_tables_whose_books_balance_and_a_figure(tmp_path, mo
         assert row["values"] == pytest.approx(
             sum(mine), rel=1e-5
         )  # the ledger is float64, rows are float32
-    for name in ("dynamics.png", "dynamics.svg", "dynamics.parquet", "books.md", "finished"):
+    for name in ("dynamics.png", "dynamics.svg", "dynamics.parquet", "ledger.md", "finished"):
         assert (folder / name).is_file()
     assert (tmp_path / "results" / "dynamics.csv").is_file()
+    assert (tmp_path / "results" / "dynamics-ledger.csv").is_file()
+
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for name in ("dynamics.png", "dynamics.svg", "ledger.md"):
+        (folder / name).unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.dynamics.study.train_or_reuse", None)
+        typed("dynamics", [*small, "--recompute-report"], tmp_path / "results")
+    assert {path: path.read_bytes() for path in before} == before

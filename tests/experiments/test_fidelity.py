@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 
+from experiments.arguments import composed as config_of
 from experiments.artifacts import Outputs
 from experiments.fidelity import study as fidelity
 from experiments.fidelity.probe import PROBES, compare
-from experiments.fidelity.report import claim, report
+from experiments.fidelity.report import claim, report_text
 from experiments.fidelity.study import FidelityConfig, measured
-from experiments.frame import CONFIGS, permissive, plain
 from inrun.train import ConfigError
 from tests.support.train_example import write_documents
 
@@ -35,7 +34,7 @@ def overrides(root: Path) -> list[str]:
 def typed(*arguments: str, expect: int = 0) -> tuple[str, str]:
     environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.fidelity.study", *arguments],
+        [sys.executable, "-m", "experiments", "fidelity", *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -156,9 +155,8 @@ VALUES = {
 
 def composed(root: Path, change: dict) -> FidelityConfig:
     """The settings of `overrides`, changed."""
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        found = compose("fidelity", overrides=permissive(overrides(root)))
-    return FidelityConfig.from_mapping({**plain(found), **change})
+    found = config_of("fidelity", overrides(root))
+    return FidelityConfig.from_mapping({**found, **change})
 
 
 def test_one_learning_rate_may_stand_for_a_list():
@@ -179,7 +177,7 @@ def test_one_learning_rate_may_stand_for_a_list():
         ({"seeds": []}, "must not be empty"),
         ({"steps": [2, 3, 9]}, r"steps=\[3\]: checkpoints are left every 2 steps up to 9"),
         ({"steps": [10]}, r"steps=\[10\]: checkpoints"),
-        ({"player": 3}, "unknown key 'player'; known are scale"),
+        ({"player": 3}, "unknown key 'player'; known are runs"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(change, message):
@@ -200,10 +198,10 @@ def test_the_report_gives_medians_over_seeds_and_the_worst_order():
         for method in ("first_order", "path_1")
         for seed, (error, order) in enumerate(((0.1, 1.0), (0.2, 0.8), (0.9, 0.5)))
     ]
-    text = report(rows)
+    text = report_text(rows)
     assert "| 0.1 | path_1 | 0.2 | 1 | 0.90000 | 0.800 | 0.500 | 50.00% | 2.00 |" in text
     assert "Truth enumerated: exact" in text
-    assert "Truth sampled: largest standard error 0.3 of the spread" in report(
+    assert "Truth sampled: largest standard error 0.3 of the spread" in report_text(
         [{**row, "largest_standard_error": 0.3} for row in rows]
     )
 
@@ -227,6 +225,6 @@ def test_the_claim_is_asked_where_first_order_is_usable_and_judged_by_the_median
         (0.80, 1.0, 1.0, 3),
     ]
     verdicts = [
-        line.split("|")[-2].strip() for line in report(rows).splitlines() if "of 3 |" in line
+        line.split("|")[-2].strip() for line in report_text(rows).splitlines() if "of 3 |" in line
     ]
     assert verdicts == ["yes", "no", "not asked"]

@@ -4,12 +4,11 @@ import json
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 
+from experiments.arguments import composed
 from experiments.copyright.study import CopyrightConfig
 from experiments.copyright.texts import write_texts
-from experiments.frame import CONFIGS, permissive, plain
 from experiments.notebooks import NOTEBOOKS, NotebooksConfig, executed, run_config
 from experiments.retrieval.study import RetrievalConfig
 from inrun.config import build
@@ -108,7 +107,6 @@ def test_notebooks_run_and_show_what_the_store_holds(tmp_path):
 )
 def test_configs_build_and_their_own_values_win_over_the_groups(name, settings_type, scales):
     for overrides in scales:
-        with initialize_config_dir(CONFIGS, version_base="1.3"):
-            found = build(settings_type, plain(compose(name, overrides=permissive(overrides))))
+        found = build(settings_type, composed(name, overrides))
         assert found.data.block_size == found.model.get("block_size", 1024)
         assert found.data.tokenizer == ("gpt2" if "paper" in str(overrides) else "gpt2-2k")

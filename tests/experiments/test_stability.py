@@ -2,14 +2,11 @@
 known.
 """
 
-import sys
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.frame import command
-from experiments.stability import study as stability
+from experiments.frame import run
 from experiments.stability.study import StabilityConfig, Valuation, judged
 from inrun.baselines.subsets import random_subsets
 from inrun.config import build
@@ -23,13 +20,9 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_the_study_leaves_a_table_and_a_figure_and_trains_nothing_twice(
-    monkeypatch, capsys, tmp_path
-):
-    monkeypatch.setattr(
-        sys, "argv", ["experiments.stability.study", f"runs={tmp_path}", "name=small", *SMALL]
-    )
-    command("stability", stability.main)
+def test_the_study_leaves_a_table_and_a_figure_and_trains_nothing_twice(capsys, tmp_path):
+    arguments = [f"runs={tmp_path}", "name=small", *SMALL]
+    run("stability", arguments)
     first = capsys.readouterr()
     assert "| in_run_first_order_sgd | 2 |" in first.out
     rows = pq.read_table(tmp_path / "small" / "stability.parquet").to_pylist()
@@ -51,7 +44,7 @@ def test_the_study_leaves_a_table_and_a_figure_and_trains_nothing_twice(
         p.name for p in (tmp_path / "small").iterdir()
     }
     before = sorted((tmp_path / "trained").rglob("part-*.npz"))
-    command("stability", stability.main)
+    run("stability", arguments)
     assert sorted((tmp_path / "trained").rglob("part-*.npz")) == before
     again = [
         line.split("|")[4:]

@@ -2,12 +2,10 @@
 asks for.
 """
 
-import sys
-
 import pytest
 
 from experiments import subset_trainings as pool
-from experiments.frame import command
+from experiments.frame import run
 from experiments.subset_trainings import Design, PoolConfig
 from inrun.baselines import score
 from inrun.baselines.supervised import NetworkConfig, Recipe, untrained
@@ -23,15 +21,12 @@ SMALL = [
 
 
 @pytest.fixture
-def typed(monkeypatch, capsys, tmp_path):
-    def run(*arguments):
-        monkeypatch.setattr(
-            sys, "argv", ["experiments.subset_trainings", *arguments, f"runs={tmp_path}", *SMALL]
-        )
-        command("pool", pool.main)
+def typed(capsys, tmp_path):
+    def call(*arguments):
+        run("pool", [*arguments, f"runs={tmp_path}", *SMALL])
         return capsys.readouterr()
 
-    return run
+    return call
 
 
 def test_shards_share_the_plan_out_and_a_baseline_finds_it_trained(typed, tmp_path):

@@ -1,6 +1,4 @@
-"""The benchmark and the study of sparing options: what they compute from what they measure, and
-that they run small.
-"""
+"""The benchmark: what it computes from what it measures, and that it runs small."""
 
 import csv
 import json
@@ -8,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
-from experiments.intervals.study import compare
-from experiments.throughput.cases import CASES, SIZES, Bench
-from experiments.throughput.study import BenchConfig, Plan, rows_of, short_table, table
+from experiments.throughput.bench import SIZES, Bench
+from experiments.throughput.cases import CASES
+from experiments.throughput.report import short_table, table
+from experiments.throughput.study import BenchConfig, Plan, rows_of
 from inrun.config import build
 from inrun.train import ConfigError
 
@@ -62,30 +60,6 @@ def test_unknown_cases_and_sizes_name_the_known_ones():
         Plan("smal", "fp32", 1, ())
 
 
-def test_sparing_compares_measurement_with_measurement():
-    def values(steps, numbers):
-        n = len(steps)
-        columns = {
-            "step": steps,
-            "sample_id": [0, 1, 2] * (n // 3),
-            "domain": ["a", "b", "c"] * (n // 3),
-        }
-        return pa.table({**columns, "value": [float(x) for x in numbers]})
-
-    truth = values([0, 0, 0, 1, 1, 1], [1, 2, 3, 3, 2, 1.5])
-    assert compare(truth, truth) == {
-        "within_step": 1.0,
-        "samples": 1.0,
-        "domains": 1.0,
-        "measured": 1.0,
-    }
-    second_step = compare(values([1, 1, 1], [3, 2, 1.5]), truth)
-    assert second_step["within_step"] == 1.0
-    assert second_step["measured"] == 0.5
-    # means 2, 2, 2.25 against 3, 2, 1.5: ranks (1.5, 1.5, 3) and (3, 2, 1), correlation -sqrt(3)/2
-    assert second_step["samples"] == pytest.approx(-(3**0.5) / 2)
-
-
 def test_the_readme_shows_what_was_measured():
     with (ROOT / "experiments/results/bench.csv").open(newline="") as file:
         assert short_table(list(csv.DictReader(file))) in (ROOT / "README.md").read_text()
@@ -97,7 +71,7 @@ def test_bench_writes_its_tables_and_a_second_call_measures_nothing(tmp_path):
         "plans=[{size: tiny, precision: fp32, rounds: 1, memory: [first_order], cases: "
         "[first_order]}]"
     )
-    arguments = [sys.executable, "-m", "experiments.throughput.study", plans, f"runs={tmp_path}"]
+    arguments = [sys.executable, "-m", "experiments", "bench", plans, f"runs={tmp_path}"]
     done = [
         subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
         for _ in range(2)

@@ -11,9 +11,9 @@ import torch
 
 from inrun.store import ValueStore
 from inrun.train import ConfigError, Interrupted, Run, RunConfig, RunFolderError, loop
+from tests.support.experiment_example import small
 from tests.support.together import Died, together
 from tests.support.train_example import lines, settings, tables, weights, write_documents
-from tests.train.test_commands import small
 from tests.train.test_resume import assert_equal_runs
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,8 @@ def test_torchrun_starts_the_command_and_one_process_speaks(root):
         "--nproc-per-node",
         "2",
         "-m",
-        "experiments.pretrain",
+        "experiments",
+        "pretrain",
     ]
     overrides = [*small(root, "torchrun"), "attribution=path"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
