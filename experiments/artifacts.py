@@ -65,7 +65,7 @@ class Outputs:
         config = json.loads(
             json.dumps({key: value for key, value in config.items() if key not in PLACES})
         )
-        out = cls(Path(runs) / (name or digest(config)), config)
+        out = cls(place_of(runs, config, name), config)
         about = out.folder / "config.json"
         if about.is_file() and read_json(about) != config:
             raise ConfigError(
@@ -153,6 +153,11 @@ class Outputs:
                 )
 
         return write_file(path, write)
+
+
+def place_of(runs: str | Path, config: Mapping[str, Any], name: str | None = None) -> Path:
+    """The folder of a study with this config."""
+    return Path(runs) / (name or digest(config))
 
 
 def digest(config: Mapping[str, Any]) -> str:

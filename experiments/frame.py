@@ -25,7 +25,7 @@ from rich.console import Console
 
 import experiments
 from experiments.arguments import with_config
-from experiments.artifacts import Outputs
+from experiments.artifacts import Outputs, place_of
 from inrun.attributor import BalanceError, NonFiniteError, ProcessError
 from inrun.config import ConfigError, build
 from inrun.data.errors import DataError
@@ -134,9 +134,11 @@ class Study(Command):
         """Measure what is not measured yet, report, record if asked to, print a table."""
         console = Console(stderr=True)
         settings = settings_of(self.settings, given)
-        out = Outputs.open(settings.runs, settings.identity(given), settings.name)
-        if recompute and not out.finished:
-            raise ConfigError(f"{out.folder} is not measured to its end; leave {RECOMPUTE} out")
+        about = settings.identity(given)
+        folder = place_of(settings.runs, about, settings.name)
+        if recompute and not (folder / "finished").is_file():
+            raise ConfigError(f"{folder} is not measured to its end; leave {RECOMPUTE} out")
+        out = Outputs.open(settings.runs, about, settings.name)
         if out.finished and not recompute:
             console.print("finished before", highlight=False)
         else:
