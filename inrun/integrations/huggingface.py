@@ -1,6 +1,9 @@
 """Values in a Hugging Face `Trainer`.
 
-    trainer = ValuedTrainer(model, args, train_dataset=train, targets={"val": validation}, method="path", store="runs/hf/values")
+    trainer = ValuedTrainer(
+        model, args, train_dataset=train,
+        targets={"val": validation}, method="path", store="runs/hf/values",
+    )
     trainer.train()
     trainer.values.top(20)
 
@@ -9,11 +12,12 @@ Mine(WithValues, SFTTrainer)`. Needs the extra `hf`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
@@ -25,8 +29,14 @@ from inrun.store import ValueStore
 
 CHECKPOINT_FILE = "attribution.json"
 
+if TYPE_CHECKING:
+    # a mixin of any Trainer: to a type checker it is one
+    class Mixin(Trainer): ...
+else:
+    Mixin = object
 
-class WithValues:
+
+class WithValues(Mixin):
     """What makes a `Trainer` value its samples; stands before the trainer among the bases.
 
     Args:
@@ -115,37 +125,41 @@ class WithValues:
                     "start anew"
                 )
             resume = json.loads(kept.read_text(encoding="utf-8"))
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        # accelerate wraps it
+        optimizer = cast(Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
         attributor = Attributor(model, optimizer, targets, **vars(self._options))
         if resume is not None:
             attributor.load_state_dict(resume)
         return attributor
 
     def _closure(self, model: nn.Module, given: Dataset) -> Callable[[], Tensor]:
-        batch = self.data_collator([given[row] for row in range(len(given))])
+        rows = range(len(cast(Sized, given)))
+        batch = self.data_collator([given[row] for row in rows])
         batch.pop(self.sample_id, None)
         batch = self._prepare_inputs(batch)
 
         def loss() -> Tensor:
             with evaluating(model), self.compute_loss_context_manager():
-                return self.compute_loss(model, dict(batch))
+                return cast(Tensor, self.compute_loss(model, dict(batch)))
 
         return loss
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
-        state = self.attributor.state_dict() if self.attributor else None
-        if (
-            state is not None and self.attributor.processes.leads
-        ):  # first: a checkpoint that is whole then has it
-            folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / CHECKPOINT_FILE, state, indent=None)
+        if self.attributor:
+            state = self.attributor.state_dict()
+            # before the rest, so that a checkpoint that is whole has it
+            if self.attributor.processes.leads:
+                root = Path(cast(str, self.args.output_dir))
+                folder = root / f"checkpoint-{self.state.global_step}"
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / CHECKPOINT_FILE, state, indent=None)
         super()._save_checkpoint(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self.sample_id not in self._signature_columns:
-            self._signature_columns.append(self.sample_id)
+        columns = cast(list[str], self._signature_columns)
+        if self.sample_id not in columns:
+            columns.append(self.sample_id)
 
 
 class ValuedTrainer(WithValues, Trainer):

@@ -141,6 +141,14 @@ class RunFolder:
         """Whether a value store was begun."""
         return (self.values_folder / STORE_FILE).is_file()
 
+    def refuse_taken(self) -> None:
+        """RunFolderError if there is anything at this place."""
+        if self.path.exists():
+            raise RunFolderError(
+                f"{self.path} exists already. Next: go on with it by resume={self.path}, choose "
+                "another name=..., or delete the folder"
+            )
+
     def create(self, record: RunRecord, chunks: ChunkSelection) -> None:
         """Make the folder; run.json, which makes it a run, comes last.
 

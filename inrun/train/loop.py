@@ -6,7 +6,6 @@ makes it so: batches follow from (seed, step) alone, a checkpoint holds optimize
 and the store drops what came after the checkpoint.
 """
 
-import itertools
 import math
 import signal
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ from inrun.train import checkpoint
 from inrun.train.attribution import build_attributor
 from inrun.train.config import RunConfig
 from inrun.train.distributed import joined, refuse_processes
-from inrun.train.folder import RunFolder, RunFolderError, RunRecord
+from inrun.train.folder import RunFolder, RunRecord
 from inrun.train.gradient import GradientPass
 from inrun.train.inputs import RunInputs, prepared
 from inrun.train.metrics import Speed, value_row
@@ -58,15 +57,7 @@ class Run:
         processes = joined(config.train.device)
         config = processes.gathered(config)[0]  # a name may hold the time
         files = RunFolder.of(config)
-
-        def refuse_taken():
-            if files.path.exists():
-                raise RunFolderError(
-                    f"{files.path} exists already. Next: go on with it by resume={files.path}, "
-                    "choose another name=..., or delete the folder"
-                )
-
-        processes.first(refuse_taken)
+        processes.first(files.refuse_taken)
         return cls(files, config, None, processes, console)
 
     @classmethod
@@ -110,7 +101,7 @@ class Run:
         self.gradient = GradientPass(self.model, config, self.precision, processes, self.attributor)
         if config.train.compile:
             self.model.compile(fullgraph=True)
-        self._log = RunLog(files, config, self.step, self.console, processes.leads)
+        self._log = RunLog(files, config, self.step, self.console, processes)
         self._open.callback(self._log.close)
         self._speed = Speed(
             config.model_config(), config.data.block_size, self.precision.device, processes.size
@@ -247,9 +238,7 @@ class Run:
 
     def _log_chunk_losses(self, ids: np.ndarray, batch: Batch, sums: list[float]) -> None:
         means = [loss / max(count, 1) for loss, count in zip(sums, batch.counts().tolist())]
-        told = self.processes.gathered((ids.tolist(), means))
-        every_id, every_loss = (list(itertools.chain.from_iterable(c)) for c in zip(*told))
-        self._log.write_chunk_losses(self.step, every_id, every_loss)
+        self._log.write_chunk_losses(self.step, ids.tolist(), means)
 
     def _values_so_far(self) -> ValueStore:
         assert self.attributor is not None, "RunConfig refuses online without attribution"

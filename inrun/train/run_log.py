@@ -1,10 +1,12 @@
 """Where the rows of a run go: each to all of its sinks, losses of chunks to a file of their own."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from rich.console import Console
 
+from inrun.attributor import Processes
 from inrun.train.config import RunConfig
 from inrun.train.folder import RunFolder
 from inrun.train.log import JsonLines, Sink, Terminal, Wandb
@@ -13,16 +15,22 @@ from inrun.train.log import JsonLines, Sink, Terminal, Wandb
 class RunLog:
     """The logs of a run, gone on with from `step`: rows past it are dropped.
 
-    leads: whether this is the first of the run's processes; the others write nothing.
+    The first of the run's processes writes, the others do not.
     """
 
     def __init__(
-        self, folder: RunFolder, config: RunConfig, step: int, console: Console, leads: bool
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        step: int,
+        console: Console,
+        processes: Processes,
     ):
+        self._processes = processes
         self._sinks: list[Sink] = []
         self._lines: list[JsonLines] = []
         self._chunk_losses: JsonLines | None = None
-        if not leads:
+        if not processes.leads:
             return
         lines = JsonLines(folder.log_file, "iter", step or -1)
         self._lines.append(lines)
@@ -39,9 +47,11 @@ class RunLog:
             sink.write(row)
 
     def write_chunk_losses(self, step: int, ids: Sequence[int], losses: Sequence[float]) -> None:
-        """Losses of the chunks that `step` trains on; nothing where they are not wanted."""
+        """Losses of the chunks that `step` trains on, each process's own; all must call."""
+        told = self._processes.gathered((list(ids), list(losses)))
         if self._chunk_losses:
-            self._chunk_losses.write({"step": step, "ids": list(ids), "losses": list(losses)})
+            every_id, every_loss = (list(chain.from_iterable(column)) for column in zip(*told))
+            self._chunk_losses.write({"step": step, "ids": every_id, "losses": every_loss})
 
     def sync(self) -> None:
         """Make durable what was written to files."""
