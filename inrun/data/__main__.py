@@ -1,4 +1,4 @@
-"""The command behind `python -m inrun.data.prepare`: a config file, changes on the command line,
+"""The command behind `python -m inrun.data`: a config file, changes on the command line,
 progress, a summary.
 """
 
@@ -11,19 +11,22 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from inrun.config import build, fields_help
+from inrun.data.config import DataConfig
 from inrun.data.corpus import Corpus
 from inrun.data.errors import DataError
-from inrun.data.prepare import DataConfig, prepare
+from inrun.data.prepare import prepare
 from inrun.progress import live_line
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Prepare a corpus; its folder is the one line on stdout, everything else goes to stderr."""
     parser = argparse.ArgumentParser(
-        prog="python -m inrun.data.prepare",
-        description="Tokenise and pack a corpus. Settings: the fields of DataConfig, from --config and "
-        "from KEY=VALUE.",
-        epilog="example: python -m inrun.data.prepare --config configs/data/offline.yaml "
+        prog="python -m inrun.data",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Tokenise and pack a corpus. Settings come from --config and from KEY=VALUE:\n\n"
+        + "\n".join(f"  {name}: {text}" for name, text in fields_help(DataConfig).items()),
+        epilog="example: python -m inrun.data --config configs/data/offline.yaml "
         "block_size=128 tokenizer=gpt2-8k",
     )
     parser.add_argument(
@@ -44,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        config = DataConfig.from_mapping(_settings(chosen.config, chosen.changes))
+        config = build(DataConfig, _settings(chosen.config, chosen.changes), "data")
         with live_line(console, "reading") as report:
             folder = prepare(config, chosen.root, report)
     except (DataError, ValueError, OSError) as error:
@@ -98,3 +101,7 @@ def _summary(manifest: dict[str, Any]) -> Table:
         f"{counts['documents']:,} documents, {counts['tokens']:,} tokens; skipped: {skipped}"
     )
     return table
+
+
+if __name__ == "__main__":
+    main()

@@ -10,39 +10,20 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inrun.data import offline, sources
+from inrun.data.config import SOURCES, SPLITS, DataConfig, split_of
 from inrun.data.corpus import FORMAT
+from inrun.data.documents import Document, utf8_length
 from inrun.data.errors import DataError, TokenizerMismatch
 from inrun.data.noise import make_noise
 from inrun.data.packing import STATE_FILE, SplitWriter, token_dtype
 from inrun.data.progress import Progress
-from inrun.data.sources import Document
 from inrun.data.tokenizers import load_tokenizer
 from inrun.files import read_json, sync, write_bytes, write_json
 
-if TYPE_CHECKING:
-    from inrun.data.prepare import DataConfig
-
-SPLITS = ("train", "val", "test")
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 2_000_000
-
-
-def _documents(config: "DataConfig", cache: Path) -> Iterator[Document]:
-    if config.source == "offline":
-        return offline.read_offline(cache, config.domains, config.max_bytes_per_domain, config.seed)
-    if config.source == "files":
-        documents = sources.read_files(config.path)
-    else:
-        documents = sources.read_hub(
-            config.path, config.hub_split, config.revision, config.hub_files
-        )
-    if config.domains:
-        documents = (d for d in documents if d.domain in config.domains or d.skip)
-    return sources.within_bytes(documents, config.max_bytes_per_domain)
 
 
 class Build:
@@ -52,7 +33,7 @@ class Build:
 
     def __init__(
         self,
-        config: "DataConfig",
+        config: DataConfig,
         settings: dict,
         digest: str,
         folder: Path,
@@ -77,7 +58,9 @@ class Build:
         self.tokenizer = load_tokenizer(config.tokenizer, self.cache, config.tokenizer_from)
         self._start()
         began, tokens_before = time.perf_counter(), self.counts["tokens"]
-        documents = itertools.islice(_documents(config, self.cache), self.counts["documents"], None)
+        documents = itertools.islice(
+            SOURCES[config.source].documents(config, self.cache), self.counts["documents"], None
+        )
         saved_shards = self._shards()
         for batch in _batches(documents):
             self._add(batch)
@@ -156,7 +139,7 @@ class Build:
                 continue
             split = split_of(document.doc_id, self.config)
             self._pack(split, ids, document)
-            self.counts["bytes"] += sources.utf8_length(document.text)
+            self.counts["bytes"] += utf8_length(document.text)
             if split == "train" and document.kind == "clean":
                 clean.setdefault((document.domain, document.pile_like), []).append(document.text)
         if self.config.noise:
@@ -240,19 +223,6 @@ class Build:
         (self.partial / STATE_FILE).unlink(missing_ok=True)
         os.replace(self.partial, self.folder)
         sync(self.folder.parent)
-
-
-def split_of(doc_id: str, config: "DataConfig") -> str:
-    """train, val or test: a hash of the document's id and the seed, so that it does not depend on
-    the other documents.
-    """
-    place = (
-        int.from_bytes(hashlib.sha256(f"split {config.seed} {doc_id}".encode()).digest()[:8], "big")
-        / 2**64
-    )
-    if place < config.val_share:
-        return "val"
-    return "test" if place < config.val_share + config.test_share else "train"
 
 
 def _unusable(text: str) -> str:

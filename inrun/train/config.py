@@ -7,7 +7,7 @@ from typing import Any
 
 from inrun import models
 from inrun.config import ConfigError, build, one_of, require
-from inrun.data.prepare import DataConfig
+from inrun.data.config import DataConfig
 from inrun.train.attribution import AttributionConfig
 from inrun.train.log import LogConfig
 from inrun.train.online import OnlineConfig

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from inrun.data.config import DataConfig
 from inrun.data.corpus import Corpus
 from inrun.data.errors import (
     CorpusIncomplete,
@@ -14,7 +15,7 @@ from inrun.data.errors import (
     TokenizerMismatch,
     TokenOutOfRange,
 )
-from inrun.data.prepare import DataConfig, prepare
+from inrun.data.prepare import prepare
 from inrun.data.sampler import Sampler
 
 BLOCK = 16

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inrun.data import packages
+from inrun.data.config import DataConfig
 from inrun.data.corpus import Corpus
 from inrun.data.errors import DataError, SourceMalformed, SourceUnreachable
 from inrun.data.noise import NOISE_KINDS
 from inrun.data.offline import DOMAINS, read_offline
-from inrun.data.prepare import DataConfig, prepare
+from inrun.data.prepare import prepare
 from inrun.data.tokenizers import GPT2_RANKS_SHA256, GPT2_WORDS, load_tokenizer, tokenizer_from_file
 from inrun.data.verses import verse_passages
 

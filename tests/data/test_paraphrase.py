@@ -10,11 +10,11 @@ import pytest
 from experiments.copyright.originals import LEVELS, TextsConfig
 from experiments.copyright.texts import SHARED_WORDS, word_runs, write_texts
 from inrun.data import packages
-from inrun.data.build import split_of
+from inrun.data.config import DataConfig, split_of
 from inrun.data.corpus import Corpus
 from inrun.data.errors import SourceMalformed, SourceUnreachable
 from inrun.data.paraphrase import Paraphraser
-from inrun.data.prepare import DataConfig, prepare
+from inrun.data.prepare import prepare
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from inrun.config import build
 from inrun.data.__main__ import main
+from inrun.data.config import DataConfig
 from inrun.data.corpus import Corpus
 from inrun.data.noise import NOISE_KINDS
 from inrun.data.packing import token_dtype
-from inrun.data.prepare import DataConfig, prepare
+from inrun.data.prepare import prepare
 from inrun.data.tokenizers import GPT2_BYTE_ORDER
 
 BLOCK = 32
@@ -370,11 +372,11 @@ def test_the_command_prints_the_folder_and_refuses_unknown_settings(folder, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(source="web"), "source must be"),
+        (dict(source="web"), "no source of documents 'web'; known are files, hub, offline"),
         (dict(path=""), "needs a path"),
-        (dict(tokenizer="gpt3"), "tokenizer must be"),
+        (dict(tokenizer="gpt3"), "tokenizer='gpt3': choose one of"),
         (dict(block_size=1), "block_size"),
-        (dict(noise=1.0), "noise is a share"),
+        (dict(noise=1.0), "is a share of the chunks"),
         (dict(noise_kinds=["rain"]), "noise_kinds"),
         (dict(noise=0.1, noise_kinds=[]), "noise_kinds is empty"),
         (dict(val_share=0.6, test_share=0.4), "nothing to train on"),
@@ -392,10 +394,10 @@ def test_the_config_files_hold_settings_only(request):
     files = sorted((request.config.rootpath / "configs" / "data").glob("*.yaml"))
     assert len(files) >= 5
     for file in files:
-        settings = DataConfig.from_mapping(yaml.safe_load(file.read_text()))
+        settings = build(DataConfig, yaml.safe_load(file.read_text()))
         assert settings.name == file.stem
-    with pytest.raises(ValueError, match="has no"):
-        DataConfig.from_mapping({"block": 3})
+    with pytest.raises(ValueError, match="unknown key 'block'; known are name, source"):
+        build(DataConfig, {"block": 3})
 
 
 def test_a_truncated_archive_is_an_error_and_leaves_no_corpus(tmp_path):

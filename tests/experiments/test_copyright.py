@@ -14,9 +14,8 @@ from experiments.chunk_scores import in_step
 from experiments.copyright.report import report_text, summary
 from experiments.copyright.study import places, rank
 from inrun.baselines.language import LanguageRun
-from inrun.data.build import split_of
+from inrun.data.config import DataConfig, split_of
 from inrun.data.errors import DataError
-from inrun.data.prepare import DataConfig
 from inrun.store import ValueStore
 from tests.support.experiment_example import CORPUS, MODEL
 from tests.support.experiment_example import places as places_of
