@@ -142,7 +142,7 @@ def build_kind(base: type[T], kinds: Mapping[str, type], values: Any, where: str
     known = isinstance(kind, str) and kind in kinds
     choices = ", ".join(map(repr, kinds))
     require(where, (known, f"{values!r}: choose one of {choices}, or a mapping with its kind"))
-    return build(kinds[kind], given, where)
+    return build(kinds[kind], given, f"{where} ({kind})")
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:

@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from inrun.attributor.ledger import Ledger
 from inrun.attributor.options import Intervals, Options
-from inrun.attributor.parameters import TrackedParameters
 from inrun.attributor.processes import Processes
 from inrun.attributor.recording import Recorder, Recording
 from inrun.attributor.result import StepResult
 from inrun.attributor.routes import Route
-from inrun.attributor.stack import DirectionStack
-from inrun.attributor.step import OpenStep, Setting
-from inrun.attributor.targets import Targets
+from inrun.attributor.setting import Setting
+from inrun.attributor.step import OpenStep
 from inrun.ghost import GradientBuffers
 from inrun.methods import Method
 from inrun.store import ValueStore
@@ -55,9 +53,8 @@ class Attributor:
         per_token: also value every predicted token; needs ``batch(ids, forward=...)``.
         processes: those that train together, where `model` is no DistributedDataParallel.
 
-    With several processes the store is one folder for all, values and `last` are those of this
-    process's samples, and what is said of a step (balance, ledger, loss) is of all samples. Values
-    are those of one process with the whole batch, whose loss is the mean of the processes' losses.
+    With several processes the store is one folder for all; values and `last` are of this process's
+    samples; balance, ledger and loss are of all of them.
 
     Attributes:
         parameters: name -> tracked parameter.
@@ -97,36 +94,15 @@ class Attributor:
         processes: Processes | None = None,
     ):
         said: dict[str, Any] = {"method": method, "route": route, "store": store}
-        self.options = Options(
-            **said,
-            params=params,
-            every=every,
-            intervals=intervals or Intervals(),
-            per_token=per_token,
-            processes=processes,
-        )
-        model, self.processes = Processes.of(model, processes)
-        if not self.processes.alone and not self.options.route.many_processes:
-            raise ValueError(
-                f"route={self.options.route.kind!r} works in one process only; with several use "
-                "route='tap', uncompiled"
-            )
-        single = isinstance(optimizer, torch.optim.Optimizer)
-        self.optimizers = [optimizer] if single else list(optimizer)
-        self.methods = self.options.method
-        tracked = TrackedParameters(model, self.optimizers, params)
-        self.parameters = tracked.by_name
-        self.targets = Targets(targets, model, self.parameters, self.options, self.processes)
-        stack = DirectionStack(self.methods, self.targets, tracked)
-        buffers = self.options.route.buffers(tracked.device, bool(stack.late))
-        self._setting = Setting(
-            self.options, model, tracked, self.targets, stack, self.processes, buffers
-        )
-        self._setting.optimizer_view()  # an optimizer without a rule is refused now
+        said |= {"params": params, "every": every, "per_token": per_token, "processes": processes}
+        self.options = Options(**said, intervals=intervals or Intervals())
+        setting = self._setting = Setting.of(model, optimizer, targets, self.options)
+        self.methods, self.targets = self.options.method, setting.targets
+        self.optimizers = setting.parameters.optimizers
+        self.parameters, self.processes = setting.parameters.by_name, setting.processes
+        about = self.options.about(list(targets))
         self.ledger = Ledger(self.targets, self.processes)
-        self.recorder = Recorder(
-            self.options.store, self.options.about(list(targets)), self.processes
-        )
+        self.recorder = Recorder(self.options.store, about, self.processes)
         self.step = 0
         self.last_step: StepResult | None = None
         self._open: OpenStep | None = None
@@ -189,10 +165,9 @@ class Attributor:
     def interactions(self, target: str | None = None) -> Tensor:
         """Pairwise Shapley interaction index of the current step's samples [n, n].
 
-        For the quadratic utility: ``-eta^2 g_i^T H_L g_j``. Call it between the backward and
-        ``optimizer.step()``. Negative: the two are redundant; positive: they complement each other.
-        For adaptive optimizers eta is the secant of the update. Needs a method that keeps a tape
-        (second_order, path, or first_order with state="current").
+        ``-eta^2 g_i^T H_L g_j``, for the quadratic utility; eta is the secant of the update. Call it
+        between the backward and ``optimizer.step()``. Negative: the two are redundant; positive:
+        they complement each other. Needs a method that keeps a tape (second_order, path).
         """
         step = self._open or OpenStep(self._setting, self.step, valued=False)
         chosen = self.targets[target if target is not None else next(iter(self.targets))]
@@ -272,21 +247,21 @@ class Attributor:
             return
         try:
             if self._open.valued and self._open.passes.done:
-                self._value()
+                self._value(self._open)
                 self.step += 1
             elif not self._open.valued:
                 self.step += 1
         finally:
             self._end_step()
 
-    def _value(self) -> None:
-        result, step = self._open.finish()
+    def _value(self, open_step: OpenStep) -> None:
+        result, step = open_step.finish()
         intervals = self.options.intervals
         if intervals.ledger:
             with_drift = self.options.is_due(intervals.ledger, self.step)
             self.ledger.open(result, step, self.methods, with_drift)
         lr = float(self.optimizers[0].param_groups[0]["lr"])
-        self.recorder.write(result, self.methods, lr, self._open.samples)
+        self.recorder.write(result, self.methods, lr, open_step.samples)
         self.last_step = result
 
     def _end_step(self) -> None:
@@ -295,10 +270,9 @@ class Attributor:
 
     def _complete_ledger(self) -> None:
         """Close the waiting rows between steps: the weights have moved since they were opened."""
-        if self.ledger.waiting:
-            if self._open is None:
-                self.targets.forget()
-            self.ledger.close(self.recorder.for_all)
+        if self.ledger.waiting and self._open is None:
+            self.targets.forget()
+        self.ledger.close(self.recorder.for_all)
 
     def _remove_hooks(self) -> None:
         self._closed = True

@@ -9,6 +9,7 @@ evaluation at the new ones.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
@@ -70,8 +71,8 @@ class Ledger:
         """
         if not parts:
             return 0.0
-        shift = sum((1.0 - 1.0 / step.updates[p].impulse) * v.sum() for p, v in parts.items())
-        return float(self.processes.total(shift))
+        shifts = [(1.0 - 1.0 / step.updates[p].impulse) * v.sum() for p, v in parts.items()]
+        return float(self.processes.total(reduce(torch.add, shifts)))
 
     def close(self, writer: ValueWriter | None) -> None:
         """Complete the waiting rows with the targets' losses at the present weights."""
@@ -80,7 +81,7 @@ class Ledger:
         losses = {name: target.loss() for name, target in self.targets.items()}
         for row in self.waiting:
             drop = row.loss_before - losses[row.target]
-            entry = {
+            entry: dict[str, float | int | str | None] = {
                 "step": row.step,
                 "target": row.target,
                 "method": row.method,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import TypeVar
 
 import numpy as np
@@ -37,6 +38,11 @@ class MicroBatch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def evaluate(self) -> Tensor:
+        """The loss once more."""
+        assert self.forward is not None, "routes that run again are given a forward"
+        return self.forward()
 
 
 class MicroBatches:
@@ -83,7 +89,7 @@ class MicroBatches:
     def replayed(self, micro: MicroBatch, record: AnyRecord) -> AnyRecord:
         """The micro-batch once more, for another record; its gradient is thrown away."""
         with self.again(micro), self._seen_by(record), torch.enable_grad():
-            grad([micro.forward()], list(self.parameters.by_name.values()))
+            grad([micro.evaluate()], list(self.parameters.by_name.values()))
         return record
 
     @contextmanager
@@ -94,7 +100,8 @@ class MicroBatches:
         """
         now = RandomState(self.parameters)
         buffers = [(buffer, buffer._version, buffer.clone()) for buffer in self.model.buffers()]
-        micro.random.restore()
+        if micro.random is not None:
+            micro.random.restore()
         try:
             with self.processes.quietly():
                 yield
@@ -123,6 +130,11 @@ class MicroBatches:
         return [micro.record for micro in self.done if micro.record is not None]
 
     @property
+    def tapes(self) -> list[Tape]:
+        """Those records that keep what any direction needs."""
+        return [record for record in self.records if isinstance(record, Tape)]
+
+    @property
     def seen(self) -> set[str]:
         """Names of the parameters of which a use was seen."""
         return set().union(*(record.seen for record in self.records))
@@ -147,9 +159,9 @@ class MicroBatches:
         found: dict[str, Tensor] = {}
         for name in V:
             if any(name in dots for dots in each):
-                unused = {"dtype": torch.float64, "device": V[name].device}
+                zeros = partial(torch.zeros, dtype=torch.float64, device=V[name].device)
                 parts = [
-                    dots.get(name, torch.zeros(k, len(micro), **unused))
+                    dots[name] if name in dots else zeros((k, len(micro)))
                     for dots, micro in zip(each, self.done)
                 ]
                 found[name] = torch.cat(parts, 1)
@@ -161,13 +173,13 @@ class MicroBatches:
         rows = []
         for micro in self.done:
             with self.again(micro):
-                rows.append(c * token_dots(micro.forward, weights, len(micro)).double())
+                rows.append(c * token_dots(micro.evaluate, weights, len(micro)).double())
         return rows
 
     def recorded_squares(self, name: str) -> Tensor | None:
         """``sum_i g_i^2`` elementwise from the tapes; None if no micro-batch used the parameter."""
-        found = [q for tape in self.records if (q := tape.squares(name)) is not None]
-        return sum(found) if found else None
+        found = [q for tape in self.tapes if (q := tape.squares(name)) is not None]
+        return reduce(torch.add, found) if found else None
 
     def replayed_squares(self, name: str) -> Tensor | None:
         """The same from one more pass over each micro-batch, one tape at a time in memory."""

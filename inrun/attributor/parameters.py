@@ -62,7 +62,7 @@ class TrackedParameters:
                 "the optimizer updates no trainable parameter of the model; was it built from "
                 "another model's parameters?"
             )
-        tracked = {
+        tracked: dict[str, Tensor] = {
             name: p for name, p in trainable.items() if pattern is None or re.search(pattern, name)
         }
         if not tracked:

@@ -141,4 +141,4 @@ class Processes:
     def one_by_one(self, act: Callable[[], T]) -> T:
         """`act` in the first process, and when it is done there in the others, unless it failed."""
         found = self.first(act)
-        return act() if self.rank else found
+        return found if found is not None and not self.rank else act()

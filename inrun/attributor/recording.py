@@ -59,17 +59,17 @@ class Recorder:
         """
         if self.recording is None or self.writer is not None:
             return
-        self.writer = self.processes.one_by_one(lambda: self._writer(resume_at))
-        if self.recording.samples is not None and self.processes.leads:
-            self.writer.samples(self.recording.samples)
-
-    def _writer(self, resume_at: int | None) -> ValueWriter:
         recording, rank = self.recording, self.processes.rank
-        if resume_at is None:
-            return ValueWriter(recording.path, self.about, rank, recording.flush_every)
-        return ValueWriter.resume(
-            recording.path, self.about, resume_at, rank, recording.flush_every
-        )
+        said = (rank, recording.flush_every)
+
+        def writer() -> ValueWriter:
+            if resume_at is None:
+                return ValueWriter(recording.path, self.about, *said)
+            return ValueWriter.resume(recording.path, self.about, resume_at, *said)
+
+        self.writer = self.processes.one_by_one(writer)
+        if recording.samples is not None and self.processes.leads:
+            self.writer.samples(recording.samples)
 
     @property
     def for_all(self) -> ValueWriter | None:

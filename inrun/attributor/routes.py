@@ -73,7 +73,7 @@ class Route:
 
     def dots(self, passes: MicroBatches, V: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``<g_i, V_k>``: name -> V [k, *shape]  to  name -> [k, n] in float64."""
-        return passes.dots(V, lambda micro: micro.record.dots(V))
+        return passes.dots(V, lambda micro: micro.record.dots(V) if micro.record else {})
 
     def squares(self, passes: MicroBatches, name: str) -> Tensor | None:
         """``sum_i g_i^2`` elementwise of a parameter; None if it was not used."""

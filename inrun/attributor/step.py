@@ -2,13 +2,13 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inrun.attributor.balance import (
     NonFiniteError,
@@ -18,12 +18,9 @@ from inrun.attributor.balance import (
     common_factor,
 )
 from inrun.attributor.micro_batches import MicroBatches
-from inrun.attributor.options import Options
-from inrun.attributor.parameters import TrackedParameters
-from inrun.attributor.processes import Processes
 from inrun.attributor.result import StepResult
-from inrun.attributor.stack import DirectionStack, Key, LearningRates
-from inrun.ghost import GradientBuffers, Tape
+from inrun.attributor.setting import Setting
+from inrun.attributor.stack import Key, LearningRates
 from inrun.methods import Method, Step, Target
 from inrun_kernels.backend import read_together
 
@@ -31,32 +28,6 @@ log = logging.getLogger(__name__)
 
 #: steps after which elements without optimizer state are looked for again once there were none
 _LOOK_FOR_STATE = 256
-
-
-@dataclass
-class Setting:
-    """What stays from step to step.
-
-    Attributes:
-        settled: parameters all of whose elements have optimizer state.
-        told_coarse: the warning about routes without squares was given.
-    """
-
-    options: Options
-    model: nn.Module
-    parameters: TrackedParameters
-    targets: Mapping[str, Target]
-    stack: DirectionStack
-    processes: Processes
-    buffers: GradientBuffers
-    settled: set[str] = field(default_factory=set)
-    told_coarse: bool = False
-
-    def optimizer_view(self, **facts) -> Step:
-        """The step as the methods see it; facts: see `inrun.methods.Step`."""
-        needed = any(m.update != "sgd" for m in self.options.method)
-        updates, plain = self.parameters.updates(needed)
-        return Step(updates, plain, self.parameters.by_name, settled=self.settled, **facts)
 
 
 class OpenStep:
@@ -209,7 +180,7 @@ class OpenStep:
             check_balance(dots, gradients, V, c, keys, passes.lowest_dtype, total)
         dots = {name: c * self.rates.at_present(name, d) for name, d in dots.items()}
         nothing = torch.zeros(len(keys), passes.count, dtype=torch.float64)
-        return sum(dots.values()) if dots else nothing, dots, tokens
+        return reduce(torch.add, dots.values()) if dots else nothing, dots, tokens
 
     def _result(
         self,
@@ -256,12 +227,12 @@ class OpenStep:
 
     def interactions(self, target: Target, method: Method) -> Tensor:
         """``-eta^2 g_i^T H_L g_j`` [n, n] between the backward and the optimizer's step."""
-        tapes = self.passes.records
+        tapes = self.passes.tapes
         if not self.setting.processes.alone:
             raise RuntimeError(
                 "interactions() are of samples in one process; train in a single one to see them"
             )
-        if not tapes or not all(isinstance(tape, Tape) for tape in tapes):
+        if not tapes:
             raise RuntimeError(
                 "interactions() is called between the backward and optimizer.step(), with a method "
                 "whose direction is known after the backward (second_order, path), on a route that "
@@ -284,5 +255,7 @@ class OpenStep:
                     for name, h in hvp.items()
                     if name in gradients
                 }
-                rows.append(-c * torch.cat([sum(t.dots(V).values())[0] for t in tapes]))
+                rows.append(
+                    -c * torch.cat([reduce(torch.add, t.dots(V).values())[0] for t in tapes])
+                )
         return torch.stack(rows)

@@ -81,6 +81,7 @@ class _Around(Observer):
 
     def after_step(self) -> None:
         result = self.attributor.last_step
+        assert result is not None, "the step was valued"
         for target in self.run.targets:
             key = (self.method.name, target)
             if "values" in self.quantities:

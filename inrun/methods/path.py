@@ -10,6 +10,7 @@ How far they are off is known before any sample is looked at, since ``sum_i <g_i
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -90,9 +91,7 @@ def _sum_of_values(V: dict[str, Tensor], step: Step) -> float:
 def _along(what: Path, nodes: int, step: Step, target: Target) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for node, lo, hi in segments(nodes, what.quadrature):
-        gradient = target.gradient(
-            at=lambda node=node: step.moved(what, node), key=(what.name, node)
-        )
+        gradient = target.gradient(at=partial(step.moved, what, node), key=(what.name, node))
         for name, g in gradient.items():
             if name in step.gradient:
                 part = step.pull_back(what, name, g, lo, hi, at=node)

@@ -3,7 +3,7 @@ and (afterwards) the batch's gradient.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ class Step:
         settled: Collection[str] = (),
     ):
         self.updates, self.plain, self.weights = updates, plain, weights
-        self.gradient, self.n, self._squares = gradient, n, squares
+        self.gradient: Mapping[str, Tensor] = gradient or {}
+        self.n, self._squares = n, squares
         self._square_cache: dict[str, Tensor | None] = {}
         self._masks: dict[str, Tensor | None] = {
             name: None for name in settled if name in updates and not updates[name].rough_everywhere
@@ -122,10 +123,11 @@ class Step:
         if at is not None:
             return (hi - lo) * rule.vjp(at * g, cotangent)
         points, weights = gauss(_JACOBIAN_NODES)
-        return sum(
+        parts = [
             (hi - lo) * weight * rule.vjp((lo + (hi - lo) * point) * g, cotangent)
             for point, weight in zip(points, weights)
-        )
+        ]
+        return reduce(torch.add, parts)
 
     def _smooth(
         self, V: Tensor, rule: Update, name: str, cotangent: Tensor, lo: float, hi: float
@@ -139,7 +141,7 @@ class Step:
         g = self.gradient[name]
         if mask is not None and not rule.rough_everywhere:
             mask = mask & (g != 0)
-        if not rule.warming_up and not bool(mask.any()):
+        if not rule.warming_up and (mask is None or not bool(mask.any())):
             return V
         if name not in self._square_cache:
             self._square_cache[name] = self._squares(name)
@@ -153,9 +155,8 @@ class Step:
         key = (name, rule is self.updates[name], lo, hi)  # the same for every target
         if key not in self._slopes:
             part = rule.map_tensors(lambda tensor: tensor.expand_as(g)[mask])
-            average = partial(
-                coalition_slope, n=self.n, lo=lo, hi=hi
-            )  # hundreds of passes: a piece at a time
+            # hundreds of passes: a piece at a time
+            average = partial(coalition_slope, n=self.n, lo=lo, hi=hi)
             self._slopes[key] = blockwise(average, part, g[mask], q[mask].to(g.dtype))
         V = V.clone()
         V[mask] = self._slopes[key] * cotangent[mask]

@@ -62,7 +62,8 @@ class Target:
         # is copied once; one that the closure has written before is copied each time
         self._copies: dict[str, tuple[int, Tensor]] = {}
         self._written: set[str] = set()
-        self._reuse, self._kept = reuse, {}
+        self._reuse = reuse
+        self._kept: dict[Hashable, dict[str, Tensor]] = {}
         self._here: dict[str, Tensor] | None = None
         self._loss_here: float | None = None
 
@@ -108,8 +109,8 @@ class Target:
             found = grad([loss], inputs)
             return found if lookups is None else lookups.add(inputs, found)
 
-        gradients = self._whole(self._differentiate(leaves, once, here=at is None, outer=lookups))
-        gradients = {name: g for name, g in zip(leaves, gradients) if g is not None}
+        found = self._whole(self._differentiate(leaves, once, here=at is None, outer=lookups))
+        gradients = {name: g for name, g in zip(leaves, found) if g is not None}
         if not gradients:
             raise TargetError(
                 f"target {self.name!r}: the loss does not depend on the weights it was to be "

@@ -9,8 +9,8 @@ import torch
 
 import inrun_kernels
 from inrun import Attributor, Fused
-from tests.attributor.test_attributor import loss_of, rows, small
 from tests.support import per_sample
+from tests.support.small_models import loss_of, rows, small
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
@@ -45,5 +45,5 @@ def test_values_on_triton_kernels_equal_those_in_float64(family, method):
         values[dtype] = attr.last_step.values
     for key, value in values[torch.float32].items():
         # float32 products of tensor-core kernels in full precision: as
-        # tests.attributor.test_attributor.FLOAT32
+        # tests.support.small_models.FLOAT32
         assert per_sample.relative_error(value, values[torch.float64][key]) < 1e-5, key
