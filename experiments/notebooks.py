@@ -1,6 +1,7 @@
 """A small run with values, and the notebooks executed on it.
 
-Under a minute on one core. The executed notebooks are left in runs/notebooks/executed; those of the repository keep no outputs.
+Under a minute on one core. The executed notebooks are left in runs/notebooks/executed; those of
+the repository keep no outputs.
 
   python -m experiments notebooks
   INRUN_RUN=runs/NAME jupyter lab notebooks      on a run of your own

@@ -1,7 +1,7 @@
 """Every method beside every other on labelled data with wrong labels.
 
-The paper's appendix E.6, with the tasks that its reviewers asked for (`tasks.py`). Values are towards the validation loss;
-selection is judged on the test part.
+The paper's appendix E.6, with the tasks that its reviewers asked for (`tasks.py`). Values are
+towards the validation loss; selection is judged on the test part.
 
   python -m experiments classification                    digits of scikit-learn, three seeds
   python -m experiments classification data=mnist-5k      MNIST from a package archive

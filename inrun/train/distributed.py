@@ -1,7 +1,7 @@
 """Training in several processes: as `torchrun` or Slurm start them, one for each device, joined
 when a run begins.
 
-    torchrun --nproc-per-node 8 -m experiments.pretrain experiment=gpt2
+    torchrun --nproc-per-node 8 -m experiments pretrain experiment=gpt2
 
 A run of several processes is the run of one: the logical batch is dealt out, gradients are
 averaged, one process writes the log and the checkpoints, and each writes the values of its own

@@ -51,6 +51,7 @@ def call(root, typed):
 
 @pytest.fixture(scope="module")
 def study(root, call):
+    """The finished study. Over 5 s: trainings of two seeds and a repeat, for all tests below."""
     call("name=study", "data=digits")
     return root / "runs" / "study"
 
@@ -238,6 +239,7 @@ def test_regressions_are_judged_by_r_squared(root, call):
 
 
 def test_the_papers_setting_runs_from_local_copies_of_data_and_weights(root, call, monkeypatch):
+    # over 5 s: a residual network, valued along every step, and ten trainings of it
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
     write_cifar10(root / "cifar10", 60)
     small = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")

@@ -52,7 +52,8 @@ def root(shared, tmp_path_factory) -> Path:
 
 
 SMALL = [
-    *CORPUS, *MODEL, "data.noise=0.0", "train.steps=6", "train.batch_size=48", "train.checkpoint_every=3",
+    *CORPUS, *MODEL, "data.noise=0.0", "train.steps=6", "train.batch_size=48",
+    "train.checkpoint_every=3",
     "influence.batch=64", "record=true",
     "attribution.method=[{kind: path}, {kind: first_order, update: sgd, name: paper}]",
 ]  # fmt: skip

@@ -17,9 +17,11 @@ from inrun.train import ConfigError, mean_chunk_losses
 from tests.support.experiment_example import CORPUS, MODEL, places
 
 SMALL = [
-    *CORPUS, *MODEL, "train.steps=8", "train.batch_size=8", "train.eval_every=2", "train.eval_chunks=4",
+    *CORPUS, *MODEL, "train.steps=8", "train.batch_size=8", "train.eval_every=2",
+    "train.eval_chunks=4",
     "train.eval_domains=[FreeLaw]", "train.checkpoint_every=4", "optim.warmup=2", "optim.lr=0.02",
-    "foreign=[Github]", "seeds=[3]", "online={start: 4, since: 0, every: 2, method: path}", "since=0.0",
+    "foreign=[Github]", "seeds=[3]", "online={start: 4, since: 0, every: 2, method: path}",
+    "since=0.0",
     "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 4}]", "shares=[0.5]",
     "attribution.method=[{kind: path}, {kind: first_order, update: sgd, name: paper}]",
     "influence={samples: 32, max_side: 128}",
@@ -162,7 +164,8 @@ def test_kinds_tell_what_was_dropped_of_each():
         for row in kind_rows(1, "path", SCORE, np.array([3, 5, 6, 7]), LABELS, DOMAINS)
     }
     assert {kind: row["dropped"] for kind, row in rows.items()} == {
-        "foreign": 1 / 2, "numbers": 2 / 3, "useful": 1 / 5, "useful: law": 1 / 4, "useful: code": 0,
+        "foreign": 1 / 2, "numbers": 2 / 3, "useful": 1 / 5, "useful: law": 1 / 4,
+        "useful: code": 0,
     }  # fmt: skip
     assert rows["numbers"]["score"] == -2
     assert rows["numbers"]["auroc"] == pytest.approx(11 / 12)

@@ -39,6 +39,7 @@ def test_spread_of_chance_is_that_of_random_scores():
 
 def test_demo_reports_what_the_store_holds(small_run):
     written = (small_run / "summary.md").read_text()
+    out = (small_run / "printed.txt").read_text()
     with ValueStore(small_run / "values") as store:
         rows = store.sql(
             "SELECT t.*, s.kind FROM terms t JOIN samples s USING (sample_id)"
@@ -53,6 +54,7 @@ def test_demo_reports_what_the_store_holds(small_run):
         wins = sum((b < g) + 0.5 * (b == g) for b in bad for g in good) / (len(bad) * len(good))
         section = written.split(f"## Target {target}")[1]
         assert f"by -value {wins:.3f}" in section
+        assert f"{wins:.3f}" in out
     assert f"| {best['value']:+.2e} | {best['domain']} |" in written
     assert (small_run / "domains.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (small_run / "domains.svg").read_text()

@@ -99,7 +99,8 @@ def test_the_command_leaves_tables_whose_ledgers_balance_and_a_figure(
         "[{name: law, domains: [FreeLaw], chunks: 3}, {name: code, domains: [Github], chunks: 3}]"
     )
     small = [
-        *places(shared, tmp_path / "runs"), *CORPUS, *MODEL, f"attribution.targets={targets}", "bins=4",
+        *places(shared, tmp_path / "runs"), *CORPUS, *MODEL, f"attribution.targets={targets}",
+        "bins=4",
         "train.steps=9", "train.batch_size=8", "train.eval_every=0", "optim.warmup=2", "seeds=[2]",
         "name=small", "record=true",
     ]  # fmt: skip

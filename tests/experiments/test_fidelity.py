@@ -17,16 +17,18 @@ from experiments.fidelity.probe import PROBES, compare
 from experiments.fidelity.report import claim, report_text
 from experiments.fidelity.study import FidelityConfig, measured
 from inrun.train import ConfigError
-from tests.support.train_example import write_documents
 
 ROOT = Path(__file__).parents[2]
 
 
 def overrides(root: Path) -> list[str]:
     return [
-        f"runs={root}/runs", f"data_root={root}/data", "data=files", f"data.path={root}/raw", "data.tokenizer=bytes",
-        "data.block_size=24", "data.val_share=0.2", "model.vocab_size=320", "model.block_size=24", "model.n_layer=1", "model.n_head=2",
-        "model.d_model=16", "train.device=cpu", "block=16", "players=4", "seeds=[3]", "steps=[6]", "train.steps=6",
+        f"runs={root}/runs", f"data_root={root}/data", "data=files", f"data.path={root}/raw",
+        "data.tokenizer=bytes",
+        "data.block_size=24", "data.val_share=0.2", "model.vocab_size=320", "model.block_size=24",
+        "model.n_layer=1", "model.n_head=2",
+        "model.d_model=16", "train.device=cpu", "block=16", "players=4", "seeds=[3]", "steps=[6]",
+        "train.steps=6",
         "train.checkpoint_every=3", "train_optim.warmup=2",
     ]  # fmt: skip
 
@@ -46,13 +48,16 @@ def typed(*arguments: str, expect: int = 0) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(shared, tmp_path_factory):
+    """Runs of its own, on the documents of all tests."""
     root = tmp_path_factory.mktemp("fidelity")
-    write_documents(root / "raw")
+    for name in ("raw", "data"):
+        (root / name).symlink_to(shared / name)
     return root
 
 
 def test_a_sweep_over_learning_rates_leaves_tables_figures_and_a_report_each(root):
+    # over 5 s: a process of its own, as a user starts it; two rates, two optimizers, all coalitions
     before = set(ROOT.iterdir())
     out, err = typed("-m", "optim.lr=1e-3,1e-2", "name='lr-${optim.lr}'", *overrides(root))
     assert "## One step of adamw" in out
@@ -148,7 +153,8 @@ def test_sampled_truth_agrees_with_enumeration_within_its_standard_errors(root):
 
 
 VALUES = {
-    "scale": "x", "model": {}, "data": {}, "train": {"steps": 9, "checkpoint_every": 2}, "train_optim": {}, "optim": {"lr": 1e-3}, "seeds": [0], "steps": [2],
+    "scale": "x", "model": {}, "data": {}, "train": {"steps": 9, "checkpoint_every": 2},
+    "train_optim": {}, "optim": {"lr": 1e-3}, "seeds": [0], "steps": [2],
     "players": 3, "permutations": 0, "block": 8, "val_chunks": 1, "runs": "r", "data_root": "d",
 }  # fmt: skip
 
@@ -186,8 +192,10 @@ def test_settings_that_cannot_be_meant_are_refused(change, message):
 
 
 ROW = {
-    "train_steps": 1, "optimizer": "sgd", "lr": 0.1, "quantity": "values", "method": "path_1", "model": "gpt2", "players": 4, "block": 8,
-    "parameters": 10, "rmse": 1.0, "pearson": 0.9, "spearman": 0.8, "sum_gap": -0.5, "cost_ratio": 2.0, "largest_standard_error": 0.0,
+    "train_steps": 1, "optimizer": "sgd", "lr": 0.1, "quantity": "values", "method": "path_1",
+    "model": "gpt2", "players": 4, "block": 8,
+    "parameters": 10, "rmse": 1.0, "pearson": 0.9, "spearman": 0.8, "sum_gap": -0.5,
+    "cost_ratio": 2.0, "largest_standard_error": 0.0,
     "truth_spread": 1.0,
 }  # fmt: skip
 

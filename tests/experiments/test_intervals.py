@@ -36,7 +36,8 @@ def test_the_command_compares_every_option_with_the_run_that_measures_everything
     shared, typed, tmp_path
 ):
     small = [
-        *places(shared, tmp_path), *CORPUS, *MODEL, "name=small", "train.steps=6", "train.batch_size=8",
+        *places(shared, tmp_path), *CORPUS, *MODEL, "name=small", "train.steps=6",
+        "train.batch_size=8",
         "optim.warmup=2", "k=[2]", "attribution.method=[{kind: first_order}]",
         "attribution.targets=[{name: law, domains: [FreeLaw], chunks: 3}]",
     ]  # fmt: skip

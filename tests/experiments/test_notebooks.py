@@ -53,9 +53,12 @@ def test_notebooks_run_and_show_what_the_store_holds(tmp_path):
     config = build(
         NotebooksConfig,
         {
-            "name": "notebooks", "runs": str(tmp_path / "runs"), "data_root": str(tmp_path / "data"), "level": "close", "domains": ["ArXiv"],
-            "texts": {"source": "files", "path": str(tmp_path / "raw"), "variants": str(tmp_path / "rewritten.jsonl")},
-            "model": small["model"], "data": {**small["data"], "noise": 0.2}, "train": {"steps": 4, "batch_size": 8, "device": "cpu", "eval_chunks": 2},
+            "name": "notebooks", "runs": str(tmp_path / "runs"),
+            "data_root": str(tmp_path / "data"), "level": "close", "domains": ["ArXiv"],
+            "texts": {"source": "files", "path": str(tmp_path / "raw"),
+            "variants": str(tmp_path / "rewritten.jsonl")},
+            "model": small["model"], "data": {**small["data"], "noise": 0.2}, "train": {"steps": 4,
+            "batch_size": 8, "device": "cpu", "eval_chunks": 2},
             "optim": small["optim"],
         },
     )  # fmt: skip

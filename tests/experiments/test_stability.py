@@ -14,20 +14,24 @@ from inrun.data.labelled import ProblemConfig, sample_problem
 from inrun.train import ConfigError
 
 SMALL = [
-    "problem.train=24", "problem.validation=20", "problem.test=20", "problem.flipped=0.25", "recipe.epochs=2", "recipe.checkpoint_every=2",
-    "recipe.moments_every=2", "in_run=[first_order_sgd]", "runs_averaged=[1,2]", "methods=[datamodels,leave_one_out,data_shapley]",
+    "problem.train=24", "problem.validation=20", "problem.test=20", "problem.flipped=0.25",
+    "recipe.epochs=2", "recipe.checkpoint_every=2",
+    "recipe.moments_every=2", "in_run=[first_order_sgd]", "runs_averaged=[1,2]",
+    "methods=[datamodels,leave_one_out,data_shapley]",
     "budgets=[20,60]", "repeats=2", "held_out=10",
 ]  # fmt: skip
 
 
 def test_the_study_leaves_a_table_and_a_figure_and_trains_nothing_twice(capsys, tmp_path):
+    # over 5 s: the trainings of two budgets, three methods, two repeats
     arguments = [f"runs={tmp_path}", "name=small", *SMALL]
     run("stability", arguments)
     first = capsys.readouterr()
     assert "| in_run_first_order_sgd | 2 |" in first.out
     rows = pq.read_table(tmp_path / "small" / "stability.parquet").to_pylist()
     assert {(row["method"], row["budget"]) for row in rows} == {
-        ("in_run_first_order_sgd", 1), ("in_run_first_order_sgd", 2), ("datamodels", 20), ("datamodels", 60), ("leave_one_out", 60),
+        ("in_run_first_order_sgd", 1), ("in_run_first_order_sgd", 2), ("datamodels", 20),
+        ("datamodels", 60), ("leave_one_out", 60),
         ("data_shapley", 60),
     }  # fmt: skip
     for row in rows:

@@ -15,7 +15,8 @@ from inrun.train import ConfigError
 
 PROBLEM = {"source": "digits", "train": 60, "validation": 20, "test": 20}
 SMALL = [
-    *(f"problem.{key}={value}" for key, value in PROBLEM.items()), "recipe.epochs=2", "recipe.moments_every=2", "recipe.network.name=mlp",
+    *(f"problem.{key}={value}" for key, value in PROBLEM.items()), "recipe.epochs=2",
+    "recipe.moments_every=2", "recipe.network.name=mlp",
     "plan=[{kind: random, count: 12}, {kind: coin, count: 14}, {kind: leave_one_out, count: 1}]",
 ]  # fmt: skip
 

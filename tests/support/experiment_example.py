@@ -6,7 +6,8 @@ from pathlib import Path
 
 #: corpus and model of seconds, on the documents of `train_example.write_documents`
 CORPUS = (
-    "data=files", "data.name=small", "data.tokenizer=bytes", "data.block_size=32", "data.domains=[]",
+    "data=files", "data.name=small", "data.tokenizer=bytes", "data.block_size=32",
+    "data.domains=[]",
     "data.max_bytes_per_domain=0", "data.val_share=0.2", "data.test_share=0.2", "data.noise=0.2",
 )  # fmt: skip
 MODEL = (
