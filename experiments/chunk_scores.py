@@ -38,7 +38,7 @@ def all_scores(
     """(method, target -> score of every chunk [n] in the order of run.sample_ids), method after
     method; those of the run's store first.
     """
-    with ValueStore(run.folder / "values") as store:
+    with run.files.values() as store:
         for method in store.methods:
             yield (
                 method,

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from inrun.evaluate import auroc, iterations_to
-from inrun.train.log import read_lines
+from inrun.train import RunFolder
 
 USEFUL, FOREIGN = "useful", "foreign"
 
 
 def test_curve(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Iterations and test losses (nats per token) of the evaluations of a run."""
-    rows = [row for row in read_lines(folder / "log.jsonl") if "test/loss" in row]
+    rows = [row for row in RunFolder(folder).log() if "test/loss" in row]
     return np.array([row["iter"] for row in rows]), np.array([row["test/loss"] for row in rows])
 
 

@@ -1,7 +1,6 @@
 """The training runs of one seed of the curation study."""
 
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,8 @@ from experiments.curation.rows import FOREIGN, USEFUL, kind_rows, run_row, score
 from experiments.curation.settings import CurationConfig
 from inrun.baselines import score
 from inrun.baselines.language import LanguageRun
-from inrun.data.corpus import Corpus
 from inrun.files import write_file
-from inrun.store import ValueStore
-from inrun.train import ChunkSelection, mean_chunk_losses, train_or_reuse, write_chunks
+from inrun.train import ChunkSelection, RunFolder, mean_chunk_losses, train_or_reuse, write_chunks
 from inrun.train.online import decide
 
 
@@ -40,8 +37,7 @@ class CurationRuns:
     def __init__(self, settings: CurationConfig, folder: Path, seed: int, console: Console):
         self.settings, self.folder, self.seed, self.console = settings, folder, seed, console
         self.full = self._train("full")
-        about = json.loads((self.full / "run.json").read_text(encoding="utf-8"))
-        self.corpus = Corpus.open(about["corpus"])
+        self.corpus = RunFolder(self.full).corpus()
         self.first = int(settings.since * settings.train.steps)
         table = self.corpus.chunks
         self.domains, kinds = (
@@ -87,7 +83,7 @@ class CurationRuns:
         the methods' shares of negative values over the whole run.
         """
         settings, target = self.settings, self.settings.attribution.targets[0].name
-        with ValueStore(self.full / "values") as store:
+        with RunFolder(self.full).values() as store:
             found = {
                 m: self._by_chunk(store.means(target, m, self.first, unit=settings.unit))
                 for m in store.methods
@@ -140,7 +136,7 @@ class CurationRuns:
         """What was left out is what the last decision left out."""
         folder = self._train("online")
         online, steps = self.settings.online, self.settings.train.steps
-        with ValueStore(folder / "values") as store:
+        with RunFolder(folder).values() as store:
             everything = ChunkSelection(np.arange(len(self.corpus)))
             kept = decide(online, online.decision(steps - 1), store, everything).ids
         dropped = np.setdiff1d(everything.ids, kept)

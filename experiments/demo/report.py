@@ -19,7 +19,7 @@ import pyarrow as pa
 from inrun.data.corpus import Corpus
 from inrun.evaluate import auroc
 from inrun.store import LedgerTotals, ValueStore
-from inrun.train.log import read_lines
+from inrun.train import RunFolder
 
 SNIPPET = 60
 
@@ -94,7 +94,7 @@ def find_noise(folder: Path, store: ValueStore, target: str, method: str) -> Noi
     )
     step, ids, value = (rows[name].to_numpy() for name in ("step", "sample_id", "value"))
     noise = rows["kind"].to_numpy(zero_copy_only=False) != "clean"
-    losses = _chunk_losses(folder / "chunks.jsonl", step, ids)
+    losses = _chunk_losses(RunFolder(folder), step, ids)
 
     def found(suspicion: np.ndarray | None) -> float | None:
         if suspicion is None or noise.all() or not noise.any():
@@ -133,12 +133,12 @@ def within_step(scores: np.ndarray, step: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _chunk_losses(path: Path, step: np.ndarray, ids: np.ndarray) -> np.ndarray | None:
-    if not path.exists():
+def _chunk_losses(run: RunFolder, step: np.ndarray, ids: np.ndarray) -> np.ndarray | None:
+    if not run.chunk_losses_file.exists():
         return None
     known = {
         (row["step"], i): loss
-        for row in read_lines(path)
+        for row in run.chunk_losses()
         for i, loss in zip(row["ids"], row["losses"])
     }
     return np.array([known[s, i] for s, i in zip(step.tolist(), ids.tolist())])

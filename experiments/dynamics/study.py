@@ -20,8 +20,8 @@ from experiments.artifacts import Outputs
 from experiments.dynamics.report import PHASES, report
 from experiments.frame import LanguageStudy, study
 from inrun.config import ConfigError
-from inrun.store import ValueStore, dynamics, ledger_over
-from inrun.train import LogConfig, RunConfig, train_or_reuse
+from inrun.store import dynamics, ledger_over
+from inrun.train import LogConfig, RunConfig, RunFolder, train_or_reuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def measure(settings: DynamicsConfig, out: Outputs, console: Console) -> None:
     about = {"scale": settings.scale, "model": settings.model["name"], "method": method}
     curves, phases, ledger = [], [], []
     for seed in settings.seeds:
-        with ValueStore(train_or_reuse(settings.run(runs, seed), console) / "values") as store:
+        with RunFolder(train_or_reuse(settings.run(runs, seed), console)).values() as store:
             for target in store.targets:
                 where = {**about, "seed": seed, "target": target}
                 curves += [

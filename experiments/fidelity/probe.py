@@ -74,7 +74,7 @@ class ValuedStep:
         device = self.run.precision.device
         model = models.build_from(config.model_config()).to(device, dtype)
         trained = build_optimizer(model, config.optim)
-        checkpoint.load(self.run.folder / "checkpoints" / f"step-{self.step:09d}", model, trained)
+        checkpoint.load(self.run.files.checkpoint(self.step), model, trained)
         for group in trained.param_groups:
             group["lr"] = lr
         batch = self._batch(self.run.corpus, self.players, self.step).to(device)

@@ -23,8 +23,7 @@ from experiments.artifacts import Outputs
 from experiments.frame import LanguageStudy, study
 from experiments.intervals.report import report
 from inrun.config import ConfigError
-from inrun.store import ValueStore
-from inrun.train import LogConfig, RunConfig, train_or_reuse
+from inrun.train import LogConfig, RunConfig, RunFolder, train_or_reuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ def measure(settings: IntervalsConfig, out: Outputs, console: Console) -> None:
 
 def _values(run: Path) -> dict[tuple[str, str], pa.Table]:
     """(target, method) -> step, sample_id, domain, value of every measurement, in order."""
-    with ValueStore(run / "values") as store:
+    with RunFolder(run).values() as store:
         return {
             (target, method): store.sql(
                 f'SELECT t.step, t.sample_id, s.domain, CAST(t."{method}" AS DOUBLE) AS '
