@@ -1,7 +1,9 @@
 """Retraining-based Data Shapley (Ghorbani and Zou 2019): truncated Monte Carlo over a pool of
 subset trainings.
 
-    value_i = mean over random orders of U(P_i + i) - U(P_i),  U(S) = utility of the model trained on S, U({}) = of the untrained model
+    value_i = mean over random orders of U(P_i + i) - U(P_i)
+
+with U(S) the utility of the model trained on S, and U({}) that of the untrained model.
 
 Every pair of orders has a training seed of its own, so that what training's randomness does is part
 of the scatter between pairs and hence of the standard errors; within a pair all subsets share the

@@ -1,7 +1,9 @@
 """Datamodels (Ilyas et al. 2022): a linear model of the outcome of training, over which samples
 were trained on.
 
-    min over (b, v) of   mean_k ( U_k - b - sum_{i in S_k} v_i )^2 + penalty(v),      S_k uniform subsets of a fixed share; value_i = v_i
+    min over (b, v) of   mean_k ( U_k - b - sum_{i in S_k} v_i )^2 + penalty(v)
+
+with S_k uniform subsets of a fixed share; value_i = v_i.
 
 The original regresses one margin per target sample with a lasso each; a value for a whole target is
 the sum over it, and with a ridge penalty (or none) that is the regression of the mean margin, which

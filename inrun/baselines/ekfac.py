@@ -1,15 +1,17 @@
 """Influence functions at the final weights, with the curvature in Kronecker factors: any model, any
 number of targets at once.
 
-    value_i = < g_i , (F + damping)^-1 grad L >        g_i: gradient of the sample's own loss; L: the target's loss
+    value_i = < g_i , (F + damping)^-1 grad L >
 
-the first-order change of the target's loss when sample i is given more weight in a training that
-has converged (Koh and Liang 2017), positive where it falls. F is the Fisher matrix, which for
-softmax losses equals the Gauss-Newton matrix. A weight that is used by matrix products has, for
-layer inputs a and output gradients b, the eigenvalue-corrected approximation (George et al. 2018;
-Grosse et al. 2023, section 2.2)
+with g_i the gradient of the sample's own loss and L the target's loss: the first-order change of
+the target's loss when sample i is given more weight in a training that has converged (Koh and Liang
+2017), positive where it falls. F is the Fisher matrix, which for softmax losses equals the
+Gauss-Newton matrix. A weight that is used by matrix products has, for layer inputs a and output
+gradients b, the eigenvalue-corrected approximation (George et al. 2018; Grosse et al. 2023, section
+2.2)
 
-    A = E sum_t a a^T = Qa .. Qa^T      B = E sum_t b b^T = Qb .. Qb^T      F ~ (Qb x Qa) diag(L) (Qb x Qa)^T      L = E (Qb^T g Qa)^2
+    A = E sum_t a a^T = Qa .. Qa^T      B = E sum_t b b^T = Qb .. Qb^T
+    F ~ (Qb x Qa) diag(L) (Qb x Qa)^T   L = E (Qb^T g Qa)^2
 
 Everything else (vectors, filters, tables, and weights with a side above `max_side`, whose factors
 would be too large) has the diagonal L = E g^2. Blocks of different parameters do not interact. The

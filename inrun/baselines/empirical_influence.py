@@ -1,7 +1,8 @@
 """Empirical influence and memorization (Feldman and Zhang 2020): the difference that being trained
 on a sample made, over random subsets.
 
-    influence(i, z) = E[ output on z | i in S ] - E[ output on z | i not in S ],     value_i = mean over the target's z
+    influence(i, z) = E[ output on z | i in S ] - E[ output on z | i not in S ]
+    value_i         = mean of influence(i, z) over the target's z
     memorization(i) = influence(i, i)
 
 Output is whether the model is right (the original), or minus the loss, or the margin. Subsets are

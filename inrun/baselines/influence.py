@@ -1,7 +1,9 @@
 """Influence functions at the final weights with the curvature of all parameters together (Koh and
 Liang 2017), solved by iteration.
 
-    value_i = < g_i , (C + damping)^-1 grad L >        the loss of the target falls where the sample is given more weight: positive = helped
+    value_i = < g_i , (C + damping)^-1 grad L >
+
+Positive = helped: the loss of the target falls where the sample is given more weight.
 
 C is the Gauss-Newton matrix of the mean training loss (never negative; the Hessian where residuals
 vanish) or the Hessian itself. Conjugate gradients (Martens 2010) or LiSSA (Agarwal et al. 2017): x

@@ -1,7 +1,8 @@
 """KNN-Shapley (Jia et al. 2019, theorem 1): exact Shapley values of a K-nearest-neighbour
 classifier on the run's features, in closed form.
 
-    U(S) = mean over the target's samples of (1/K) sum over the min(K, |S|) nearest members of S of 1[label is the target sample's]
+    U(S) = mean over the target's samples of (1/K) sum over the min(K, |S|) nearest members of S
+           of 1[label is the target sample's]
 
 With training samples sorted by distance to one target sample, 1 the nearest, and c_i = 1[label is
 right]:

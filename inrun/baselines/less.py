@@ -3,7 +3,8 @@ sample, and cosines instead of dots.
 
     value_i = sum over checkpoints t of  lr_t cos( P Gamma_i(w_t) , P grad L(w_t) )
 
-    Gamma = m' / (sqrt(v') + eps),   m' = (b1 m + (1 - b1) g_i) / (1 - b1^t),   v' = (b2 v + (1 - b2) g_i^2) / (1 - b2^t)
+    Gamma = m' / (sqrt(v') + eps)
+    m' = (b1 m + (1 - b1) g_i) / (1 - b1^t),   v' = (b2 v + (1 - b2) g_i^2) / (1 - b2^t)
 
 with m, v of Adam as the checkpoint kept them, t one more than its steps, and P a random projection.
 The momentum m is the same for all samples: it moves all cosines alike.

@@ -1,8 +1,8 @@
 """One pool of subset trainings, from which every retraining-based method takes what it needs.
 
     request  = (members S of the n training samples, seed)
-    outcome  = loss, and for classification margin and whether it is right, of the model trained on S
-               on every training sample (in S or not) and on every sample of every target
+    outcome  = loss (for classification also margin, and whether it is right) of the model trained
+               on S, for every training sample (in S or not) and every sample of every target
 
 Data Shapley, datamodels, empirical influence, memorization, leave-one-out and the linear
 datamodelling score are sums over such outcomes and never look into a model. So a training is done

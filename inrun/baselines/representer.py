@@ -4,7 +4,8 @@ training samples.
 The last layer is fitted again on fixed features f, cross-entropy plus lambda |W|^2, until it is
 stationary; then
 
-    W = sum_i alpha_i f_i^T,     alpha_i = -1/(2 lambda n) dloss_i/dlogits,     logits(t) = sum_i alpha_i <f_i, f_t>
+    W = sum_i alpha_i f_i^T,     alpha_i = -1/(2 lambda n) dloss_i/dlogits
+    logits(t) = sum_i alpha_i <f_i, f_t>
 
 value_i is what sample i adds to the logit of the right class, averaged over the target. Features
 get a constant 1 for the offset, which is penalised like a weight.

@@ -3,14 +3,14 @@ own gradient features, averaged over checkpoints.
 
     value_i = [ mean_t  phi(target)^T (Phi_t^T Phi_t + ridge)^-1 phi_i ]  [ mean_t  q_i ]
 
-    phi = P grad f,  f = log p / (1 - p) of the right class (its margin),  q = 1 - p = -dloss/df;  in a regression f is the prediction and q the residual
+    phi = P grad f,   f = log p / (1 - p) of the right class (its margin),   q = 1 - p = -dloss/df
 
-Phi holds the features of all training samples, phi(target) the mean gradient of the target's
-margins; in a regression it is weighted by the residuals (minus half the gradient of its loss), so
-that positive still means that the loss falls. Averaged are checkpoints of one run, as in appendix
-E.6 of the In-Run paper; Park et al. average independent runs. They use no ridge and far more
-samples than coordinates; here there may be fewer, so that Phi^T Phi has no inverse without one.
-"""
+In a regression f is the prediction and q the residual. Phi holds the features of all training
+samples, phi(target) the mean gradient of the target's margins; in a regression it is weighted by
+the residuals (minus half the gradient of its loss), so that positive still means that the loss
+falls. Averaged are checkpoints of one run, as in appendix E.6 of the In-Run paper; Park et al.
+average independent runs. They use no ridge and far more samples than coordinates; here there may be
+fewer, so that Phi^T Phi has no inverse without one."""
 
 from dataclasses import dataclass
 from functools import partial

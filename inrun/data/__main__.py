@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m inrun.data",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Tokenise and pack a corpus. Settings come from --config and from KEY=VALUE:\n\n"
+        description="Tokenise and pack a corpus. Settings, from --config and KEY=VALUE:\n\n"
         + "\n".join(f"  {name}: {text}" for name, text in fields_help(DataConfig).items()),
         epilog="example: python -m inrun.data --config configs/data/offline.yaml "
         "block_size=128 tokenizer=gpt2-8k",

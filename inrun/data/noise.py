@@ -2,13 +2,13 @@
 the words or the vocabulary of clean text, so that a filter by length or by language alone does not
 give it away.
 
-| kind     | what it is                                                        | the clean text in it          |
-|----------|-------------------------------------------------------------------|-------------------------------|
-| markup   | debris of web pages: tags, attributes, entities, style rules      | a word here and there         |
-| numbers  | tables of numbers, separated by tabs, commas or bars              | none                          |
-| shuffled | the words of a text in random order                               | every word, none of the order |
-| repeated | one line of a text, over and over                                 | one line                      |
-| symbols  | random printable characters                                       | none                          |
+| kind     | what it is                                           | the clean text in it          |
+|----------|------------------------------------------------------|-------------------------------|
+| markup   | debris of web pages: tags, attributes, entities, ... | a word here and there         |
+| numbers  | tables of numbers, separated by tabs, commas or bars | none                          |
+| shuffled | the words of a text in random order                  | every word, none of the order |
+| repeated | one line of a text, over and over                    | one line                      |
+| symbols  | random printable characters                          | none                          |
 
 Fluent text in a foreign language is not noise: it is a domain (`wiki-fr-es`).
 """

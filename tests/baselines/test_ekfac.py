@@ -59,21 +59,21 @@ def softmax_regression(labels: str) -> Classifier:
     """Linear softmax model at zero weights: every prediction is uniform, so the Fisher matrix is
     exactly a Kronecker product, (diag p - p p^T) x E a a^T.
     """
-    draw = torch.Generator().manual_seed(1)
+    dice = torch.Generator().manual_seed(1)
     net = nn.Linear(3, 4, bias=False)
     nn.init.zeros_(net.weight)
-    inputs = torch.randn(5, 3, generator=draw, dtype=torch.float64)
+    inputs = torch.randn(5, 3, generator=dice, dtype=torch.float64)
     x, y = (
         inputs.repeat_interleave(4, 0),
         torch.arange(4).repeat(5),
     )  # every input once with every label
     if labels == "one":
-        x, y = inputs, torch.randint(4, (5,), generator=draw)
+        x, y = inputs, torch.randint(4, (5,), generator=dice)
     return Classifier(
         net,
         x,
         y,
-        torch.randn(4, 3, generator=draw, dtype=torch.float64),
+        torch.randn(4, 3, generator=dice, dtype=torch.float64),
         torch.tensor([0, 3, 1, 1]),
     )
 
@@ -141,9 +141,9 @@ class Block(nn.Module):
 
 def test_every_block_is_its_formula_by_a_loop_over_samples():
     torch.manual_seed(3)
-    draw = torch.Generator().manual_seed(2)
-    x, x_val = torch.randint(6, (9, 5), generator=draw), torch.randint(6, (4, 5), generator=draw)
-    y, y_val = torch.randint(3, (9, 5), generator=draw), torch.randint(3, (4, 5), generator=draw)
+    dice = torch.Generator().manual_seed(2)
+    x, x_val = torch.randint(6, (9, 5), generator=dice), torch.randint(6, (4, 5), generator=dice)
+    y, y_val = torch.randint(3, (9, 5), generator=dice), torch.randint(3, (4, 5), generator=dice)
     run = Classifier(Block(), x, y, x_val, y_val)
     curvature = EKFAC(run, EKFACOptions(fisher="empirical", damping=0.1, batch=4))
     assert curvature.kronecker == ["last.weight", "twice.weight"]
@@ -251,9 +251,9 @@ def test_values_are_those_of_kronfluence(tmp_path):
     from kronfluence.arguments import FactorArguments, ScoreArguments
     from kronfluence.task import Task
 
-    draw = torch.Generator().manual_seed(5)
-    x, x_val = (torch.randn(n, 6, 5, generator=draw, dtype=torch.float64) for n in (40, 4))
-    y, y_val = (torch.randint(4, (n, 6), generator=draw) for n in (40, 4))
+    dice = torch.Generator().manual_seed(5)
+    x, x_val = (torch.randn(n, 6, 5, generator=dice, dtype=torch.float64) for n in (40, 4))
+    y, y_val = (torch.randint(4, (n, 6), generator=dice) for n in (40, 4))
     net = nn.Sequential(nn.Linear(5, 7, bias=False), nn.Tanh(), nn.Linear(7, 4, bias=False))
     run = Classifier(net, x, y, x_val, y_val)
     ours = EKFAC(run, EKFACOptions(fisher="empirical", damping=0.1)).values(["val"])["val"]

@@ -165,11 +165,11 @@ def test_flipped_labels_come_last(name, options):
 
 
 def test_subsets_of_a_longer_list_begin_with_the_shorter_list():
-    for draw in (
+    for sample in (
         lambda k: random_subsets(20, k, 0.7, seed=3),
         lambda k: coin_subsets(20, k, seed=3),
     ):
-        (short, seeds), (long, more) = draw(5), draw(9)
+        (short, seeds), (long, more) = sample(5), sample(9)
         assert (long[:5] == short).all()
         assert (more[:5] == seeds).all()
         assert len(np.unique(long, axis=0)) == 9

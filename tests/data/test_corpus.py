@@ -29,9 +29,14 @@ def place(tmp_path):
             text = "".join(rng.choice(list("abcdé "), size=50))
             file.write(json.dumps({"text": text + ".", "domain": f"d{number % 3}"}) + "\n")
     config = DataConfig(
-        name="small", source="files", path=str(tmp_path / "raw.jsonl"), tokenizer="bytes", block_size=BLOCK,
-        shard_tokens=20 * (BLOCK + 1), threads=1,
-    )  # fmt: skip
+        name="small",
+        source="files",
+        path=str(tmp_path / "raw.jsonl"),
+        tokenizer="bytes",
+        block_size=BLOCK,
+        shard_tokens=20 * (BLOCK + 1),
+        threads=1,
+    )
     return prepare(config, tmp_path)
 
 

@@ -109,10 +109,10 @@ class DigitsRun(_Run):
 
 
 def ridge_run(n: int = 6, d: int = 3, m: int = 5, seed: int = 0) -> RidgeRun:
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(n + m, d, generator=draw, dtype=torch.float64)
-    y = x @ torch.randn(d, generator=draw, dtype=torch.float64) + torch.randn(
-        n + m, generator=draw, dtype=torch.float64
+    dice = torch.Generator().manual_seed(seed)
+    x = torch.randn(n + m, d, generator=dice, dtype=torch.float64)
+    y = x @ torch.randn(d, generator=dice, dtype=torch.float64) + torch.randn(
+        n + m, generator=dice, dtype=torch.float64
     )
     return RidgeRun(x[:n], y[:n], x[n:], y[n:])
 

@@ -1,12 +1,13 @@
 """Finished supervised runs, as the contract of baselines wants them: kept in a folder, with values
 that were measured while they trained.
 
-    run = train_run(problem, recipe, seed=0, folder="runs/digits-0")      # trains once; a folder that is whole is opened again
-    run.values("path", "val"), run.model(), run.losses(run.model(), run.sample_ids[:8]), run.retrain(run.sample_ids[:500], seed=1)
+    run = train_run(problem, recipe, seed=0, folder="runs/digits-0")
+    run.values("path", "val"), run.model(), run.losses(run.model(), run.sample_ids[:8])
+    run.retrain(run.sample_ids[:500], seed=1)
 
-Targets are `val` (valued in the run) and `test` (never seen by a method, for judging it). Models
-are always in eval mode: no layer here behaves otherwise in training (GroupNorm; BatchNorm has
-frozen statistics).
+A folder that is whole is opened again. Targets are `val` (valued in the run) and `test` (never seen
+by a method, for judging it). Models are always in eval mode: no layer here behaves otherwise in
+training (GroupNorm; BatchNorm has frozen statistics).
 """
 
 import hashlib
@@ -101,7 +102,7 @@ class SupervisedRun(Fit):
         return train_subsets(self.data, self.recipe, members, seeds)
 
     def values(self, method: str, target: str) -> pa.Table:
-        """Charges the seconds that measuring took beside training (`METHODS` names what there is)."""
+        """Charges the seconds that measuring took beside training; see `METHODS` for the names."""
         if target != "val":
             raise ValueError(f"target {target!r} was not valued in the run; val was")
         with ValueStore(self.folder / "values") as store:

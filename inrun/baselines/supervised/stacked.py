@@ -91,15 +91,15 @@ def _orders(members: np.ndarray, seeds: np.ndarray, recipe: Recipe):
     """For each epoch its batches: rows [k, batch], and the weight of each in its batch's mean;
     short batches are filled up with weight 0.
     """
-    rows, draws = (
+    rows, dice = (
         [np.flatnonzero(row) for row in members],
         [np.random.default_rng([int(seed), 2]) for seed in seeds],
     )
     sizes = members.sum(1)
     for _ in range(recipe.epochs):
         order = np.zeros((len(rows), sizes.max()), dtype=np.int64)
-        for k, (draw, mine) in enumerate(zip(draws, rows)):
-            order[k, : sizes[k]] = draw.permutation(mine)
+        for k, (die, mine) in enumerate(zip(dice, rows)):
+            order[k, : sizes[k]] = die.permutation(mine)
         there = np.arange(sizes.max()) < sizes[:, None]
         cuts = [slice(start, start + recipe.batch) for start in range(0, sizes.max(), recipe.batch)]
         yield [(order[:, cut], there[:, cut] / there[:, cut].sum(1, keepdims=True)) for cut in cuts]
