@@ -2,86 +2,15 @@
 itself.
 """
 
-import dataclasses
-import gzip
-import io
-import json
-import random
-import tracemalloc
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
-import zstandard
 
-from inrun.config import build
-from inrun.data.__main__ import main
-from inrun.data.config import DataConfig
 from inrun.data.corpus import Corpus
 from inrun.data.noise import NOISE_KINDS
 from inrun.data.packing import token_dtype
 from inrun.data.prepare import prepare
-from inrun.data.tokenizers import GPT2_BYTE_ORDER
-
-BLOCK = 32
-EOT = 256
-ID_OF_BYTE = {byte: rank for rank, byte in enumerate(GPT2_BYTE_ORDER)}
-
-
-def tokens_of(text: str) -> list[int]:
-    return [ID_OF_BYTE[byte] for byte in text.encode()] + [EOT]
-
-
-def sentences(rng: random.Random, words: int) -> str:
-    return " ".join(
-        rng.choice(["alpha", "béta", "gamma", "delta", "日本", "eta"]) for _ in range(words)
-    )
-
-
-def rows(count: int, seed: int = 0) -> list[dict]:
-    rng = random.Random(seed)
-    return [
-        {
-            "text": sentences(rng, rng.randint(1, 60)),
-            "meta": {"pile_set_name": rng.choice(["ArXiv", "Github", "FreeLaw"])},
-        }
-        for _ in range(count)
-    ]
-
-
-def write_jsonl(path, documents) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = "".join(json.dumps(document) + "\n" for document in documents).encode()
-    if path.name.endswith(".gz"):
-        content = gzip.compress(content)
-    elif path.name.endswith(".zst"):
-        content = zstandard.compress(content)
-    path.write_bytes(content)
-
-
-def config(path, **changes) -> DataConfig:
-    settings = dict(
-        name="test",
-        source="files",
-        path=str(path),
-        tokenizer="bytes",
-        block_size=BLOCK,
-        val_share=0.2,
-        test_share=0.1,
-    )
-    return DataConfig(**{**settings, **changes, "threads": 1})
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_jsonl(tmp_path / "raw" / "a.jsonl", rows(150, seed=1))
-    write_jsonl(tmp_path / "raw" / "b.jsonl", rows(150, seed=2))
-    return tmp_path / "raw"
-
-
-def stream_of(corpus: Corpus, domain: str, kind: str = "clean") -> list[int]:
-    return corpus[corpus.ids(domain=domain, kind=kind)].flatten().tolist()
+from tests.support.corpus_example import BLOCK, EOT, config, rows, stream_of, tokens_of, write_jsonl
 
 
 def test_chunks_are_the_documents_of_one_domain_one_after_the_other(folder, tmp_path):
@@ -159,64 +88,6 @@ def test_a_documents_split_does_not_depend_on_the_other_documents(folder, tmp_pa
     shares = [list(whole.values()).count(split) for split in ("val", "test")]
     assert abs(shares[0] - 60) < 5 * 6.9
     assert abs(shares[1] - 30) < 5 * 5.2
-
-
-def test_an_interrupted_preparation_goes_on_and_gives_the_same_files(tmp_path):
-    write_jsonl(tmp_path / "raw.jsonl", rows(1500))
-    settings = config(tmp_path / "raw.jsonl", shard_tokens=40 * (BLOCK + 1), noise=0.2)
-    expected = prepare(settings, tmp_path / "uninterrupted")
-    seen: list[int] = []
-
-    def interrupt(progress):
-        seen.append(progress.documents)
-        if len(seen) in (2, 5):
-            raise KeyboardInterrupt
-
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            prepare(settings, tmp_path / "interrupted", interrupt)
-        partial = next((tmp_path / "interrupted" / "corpora").glob("*.partial"))
-        with pytest.raises(RuntimeError, match="interrupted"):
-            Corpus.open(partial.with_name(partial.name.removesuffix(".partial")))
-    resumed = prepare(settings, tmp_path / "interrupted", interrupt)
-    # batches of 256: stopped at 512, went on at 256 (the state saved after the first batch),
-    # stopped again, went on
-    assert seen == [256, 512, 512, 768, 1024, 1024, 1280, 1500]
-    for file in expected.rglob("*"):
-        if file.is_file():
-            assert (resumed / file.relative_to(expected)).read_bytes() == file.read_bytes(), file
-    assert len(list(resumed.rglob("*"))) == len(list(expected.rglob("*")))
-    assert not list((tmp_path / "interrupted").rglob("*.partial"))
-
-
-def test_a_half_written_corpus_without_a_saved_state_is_made_anew(folder, tmp_path):
-    expected = Corpus.open(prepare(config(folder), tmp_path / "out")).digest
-    place = prepare(config(folder), tmp_path / "other")
-    partial = place.with_name(place.name + ".partial")
-    place.rename(partial)
-    (partial / "manifest.json").unlink()
-    (partial / "train" / "shard-00000.bin").write_bytes(b"half")
-    (partial / "train" / "shard-00099.bin").write_bytes(b"stale")
-    with pytest.raises(RuntimeError, match="interrupted"):
-        Corpus.open(place)
-    assert (
-        Corpus.open(prepare(config(folder), tmp_path / "other"), verify="hash").digest == expected
-    )
-    assert not (place / "train" / "shard-00099.bin").exists()
-
-
-def test_equal_settings_reuse_the_corpus_and_other_contents_do_not(folder, tmp_path):
-    place = prepare(config(folder), tmp_path)
-    made = (place / "manifest.json").stat().st_mtime_ns
-
-    def not_again(progress):
-        raise AssertionError("it was prepared a second time")
-
-    assert prepare(dataclasses.replace(config(folder), threads=2), tmp_path, not_again) == place
-    assert (place / "manifest.json").stat().st_mtime_ns == made
-    assert prepare(config(folder, seed=1), tmp_path) != place
-    write_jsonl(folder / "b.jsonl", rows(150, seed=3))
-    assert prepare(config(folder), tmp_path) != place
 
 
 def test_noise_is_its_share_of_the_train_chunks_of_every_domain_and_of_no_other_split(tmp_path):
@@ -298,114 +169,6 @@ def test_all_file_formats_give_the_same_corpus(tmp_path):
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
-        (b'{"content": "a"}\n', "no `text`"),
-        (b'["a"]\n', "object per line"),
-    ],
-)
-def test_a_malformed_file_is_named_with_its_line(tmp_path, content, message):
-    (tmp_path / "raw.jsonl").write_bytes(content)
-    with pytest.raises(RuntimeError, match=message):
-        prepare(config(tmp_path / "raw.jsonl"), tmp_path)
-
-
-def test_a_place_without_documents_is_refused(tmp_path):
-    with pytest.raises(RuntimeError, match="no file of documents"):
-        prepare(config(tmp_path / "nothing"), tmp_path)
-    (tmp_path / "x.csv").write_text("text\n")
-    with pytest.raises(RuntimeError, match="no known kind"):
-        prepare(config(tmp_path / "x.csv"), tmp_path)
-
-
-def test_too_little_text_for_one_chunk_is_an_error(tmp_path):
-    write_jsonl(tmp_path / "raw.jsonl", [{"text": "too short"}])
-    with pytest.raises(RuntimeError, match="no train chunk"):
-        prepare(config(tmp_path / "raw.jsonl"), tmp_path)
-
-
-def test_memory_does_not_grow_with_the_corpus(tmp_path):
-    def peak(count: int) -> int:
-        write_jsonl(tmp_path / f"{count}.jsonl", rows(64, seed=9) * (count // 64))
-        tracemalloc.start()
-        prepare(config(tmp_path / f"{count}.jsonl", shard_tokens=200 * (BLOCK + 1)), tmp_path)
-        top = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return top
-
-    peak(640)  # imports and caches
-    small, large = peak(1280), peak(5120)
-    assert (
-        large < 1.3 * small
-    )  # four times the text; the manifest alone grows, by some 300 bytes per shard
-
-
 def test_ids_up_to_65535_are_stored_in_two_bytes():
     assert token_dtype(2**16) == np.dtype("<u2")
     assert token_dtype(2**16 + 1) == np.dtype("<u4")
-
-
-def test_the_command_prints_the_folder_and_refuses_unknown_settings(folder, tmp_path, capsys):
-    (tmp_path / "x.yaml").write_text(
-        f"source: files\npath: {folder}\ntokenizer: bytes\nblock_size: 64\nthreads: 1\n"
-    )
-    main(
-        [
-            "--config",
-            str(tmp_path / "x.yaml"),
-            "--root",
-            str(tmp_path / "out"),
-            f"block_size={BLOCK}",
-            "name=mine",
-        ]
-    )
-    out, err = capsys.readouterr()
-    assert Corpus.open(out.strip()).block_size == BLOCK
-    assert "ArXiv" in err
-    with pytest.raises(SystemExit, match="1"):
-        main(["blocksize=3"])
-    assert "blocksize" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (dict(source="web"), "no source of documents 'web'; known are files, hub, offline"),
-        (dict(path=""), "needs a path"),
-        (dict(tokenizer="gpt3"), "tokenizer='gpt3': choose one of"),
-        (dict(block_size=1), "block_size"),
-        (dict(noise=1.0), "is a share of the chunks"),
-        (dict(noise_kinds=["rain"]), "noise_kinds"),
-        (dict(noise=0.1, noise_kinds=[]), "noise_kinds is empty"),
-        (dict(val_share=0.6, test_share=0.4), "nothing to train on"),
-        (dict(max_tokens=-1), "negative"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        config(**{"path": "somewhere", **changes})
-
-
-def test_the_config_files_hold_settings_only(request):
-    import yaml
-
-    files = sorted((request.config.rootpath / "configs" / "data").glob("*.yaml"))
-    assert len(files) >= 5
-    for file in files:
-        settings = build(DataConfig, yaml.safe_load(file.read_text()))
-        assert settings.name == file.stem
-    with pytest.raises(ValueError, match="unknown key 'block'; known are name, source"):
-        build(DataConfig, {"block": 3})
-
-
-def test_a_truncated_archive_is_an_error_and_leaves_no_corpus(tmp_path):
-    path = tmp_path / "raw.jsonl.zst"
-    buffer = io.BytesIO(
-        zstandard.compress("".join(json.dumps(row) + "\n" for row in rows(4000)).encode())
-    )
-    path.write_bytes(buffer.getvalue()[:-2000])
-    with pytest.raises(RuntimeError, match=r"raw\.jsonl\.zst"):
-        prepare(config(path), tmp_path)
-    assert not list((tmp_path / "corpora").glob("test-*[0-9a-f]/manifest.json"))
