@@ -1,5 +1,6 @@
-"""How good a model is (`loss`, `curves`), how good values are (`metrics`, `datamodelling`), and
-what a real step's coalitions were worth (`step_game`).
+"""How good a model is, how good values are, and what a real step's coalitions were worth.
+
+A model: `loss`, `curves`. Values: `metrics`, `datamodelling`. A step: `step_game`.
 """
 
 from inrun.evaluate.curves import iterations_to

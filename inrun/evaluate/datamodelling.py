@@ -14,8 +14,9 @@ from inrun.evaluate.metrics import Interval, bootstrap, paired, pearson, spearma
 
 
 def linear_datamodelling_score(values: ArrayLike, members: ArrayLike, outputs: ArrayLike) -> float:
-    """LDS (Park et al. 2023, TRAK, definition 2.5): rank correlation of predicted and real outputs
-    over held-out trainings.
+    """LDS: rank correlation of predicted and real outputs over held-out trainings.
+
+    Park et al. 2023, TRAK, definition 2.5:
 
         predicted_k = sum_{i in S_k} value_i
 

@@ -50,23 +50,21 @@ def relative_rmse(values: ArrayLike, truth: ArrayLike) -> float:
 
 
 def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Probability that a positive sample scores above a negative one, ties half. positive: bool or
-    0/1.
+    """Probability that a positive sample scores above a negative one, ties half.
 
-    To detect harmful samples (flipped labels) with values, pass `-values`: positive value =
-    helpful.
+    positive: bool or 0/1. To detect harmful samples (flipped labels) with values, pass `-values`:
+    positive value = helpful.
     """
     scores, positive = paired(scores, positive)
     return float(roc_auc_score(_mixed(positive), scores))
 
 
 def recall_at_k(scores: ArrayLike, relevant: ArrayLike, k: int) -> float:
-    """Recall among the `k` highest scores over the recall of a random choice, k / n (paper,
-    appendix E.5.1).
+    """Recall among the `k` highest scores over the recall of a random choice, k / n.
 
-    Equal to the share of relevant samples among the top k over their share among all n. 1 is
-    chance; the most that can be reached is 1 / max(share of relevant, k / n). Ties at the k-th
-    score count with the expectation over their order.
+    Paper, appendix E.5.1. Equal to the share of relevant samples among the top k over their share
+    among all n. 1 is chance; the most that can be reached is 1 / max(share of relevant, k / n).
+    Ties at the k-th score count with the expectation over their order.
     """
     scores, relevant = paired(scores, relevant)
     relevant = _mixed(relevant)
@@ -79,11 +77,11 @@ def recall_at_k(scores: ArrayLike, relevant: ArrayLike, k: int) -> float:
 
 
 def detection_curve(scores: ArrayLike, positive: ArrayLike, shares: ArrayLike) -> np.ndarray:
-    """The share of all positives that is found when the highest `shares` of the scores are
-    inspected; float64, one for each share in (0, 1].
+    """The share of all positives that is found when the highest scores are inspected.
 
-    A random order finds `share` of them, a perfect one min(1, share / share of positives). Ties
-    count with the expectation over their order.
+    float64, one for each of the `shares` of samples to inspect, in (0, 1]. A random order finds
+    `share` of them, a perfect one min(1, share / share of positives). Ties count with the
+    expectation over their order.
     """
     shares = np.asarray(shares, dtype=np.float64)
     if shares.ndim != 1 or not ((shares > 0) & (shares <= 1)).all():
@@ -100,13 +98,12 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of `statistic(*samples)`, the arrays resampled together, by
-    sample.
+    """Percentile bootstrap interval of `statistic(*samples)`.
 
-    `bootstrap(spearman, values, truth)`. Deterministic given the seed. The interval speaks of
-    samples drawn like these; it knows nothing of the variation between runs. Raises the statistic's
-    own ValueError if a resample has no value (too few positives, say): then there are too few
-    samples for an interval.
+    The arrays are resampled together, by sample: `bootstrap(spearman, values, truth)`.
+    Deterministic given the seed. The interval speaks of samples drawn like these; it knows nothing
+    of the variation between runs. Raises the statistic's own ValueError if a resample has no value
+    (too few positives, say): then there are too few samples for an interval.
     """
     arrays = [np.asarray(sample) for sample in samples]
     result = stats.bootstrap(

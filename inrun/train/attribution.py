@@ -50,8 +50,9 @@ class AttributionConfig(Valuation):
 
 
 def sample_table(corpus: Corpus) -> pa.Table:
-    """What is known of the train chunks, for the store: the chunk table, its chunk_id under the
-    name sample_id.
+    """What is known of the train chunks, for the store.
+
+    The chunk table, its chunk_id under the name sample_id.
     """
     return corpus.chunks.rename_columns({"chunk_id": "sample_id"})
 
@@ -67,8 +68,9 @@ def build_attributor(
     resume: Mapping | None,
     processes: Processes,
 ) -> Attributor:
-    """The Attributor of a run whose values go to `store`; `resume` is what its `state_dict` gave at
-    the checkpoint.
+    """The Attributor of a run whose values go to `store`.
+
+    resume: what its `state_dict` gave at the checkpoint.
     """
     attributor = Attributor(
         model,

@@ -1,13 +1,12 @@
-"""Checkpoints without pickles: tensors in safetensors, the rest in JSON, a folder that appears
-whole or not at all.
+"""Checkpoints without pickles: tensors in safetensors, the rest in JSON.
 
     checkpoints/step-000000500/
         model.safetensors      parameters (a tied weight once) and persistent buffers, by name
         optimizer.safetensors  "<state>/<parameter>", random states "rng/cpu", "rng/cuda0", ...
         state.json             format, step, what the Attributor needs to go on
 
-A checkpoint is written beside its place, synced and renamed, so a kill at any moment leaves the one
-before.
+A checkpoint is written beside its place, synced and renamed, so it appears whole or not at all: a
+kill at any moment leaves the one before.
 """
 
 import json
@@ -40,10 +39,10 @@ def save(
     extra: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `step` steps done, then remove all but the last `keep`. Returns its
-    folder.
+    """Write the checkpoint of `step` steps done. Returns its folder.
 
-    extra: JSON values that `load` gives back. Leftovers of an interrupted save are removed.
+    Then all but the last `keep` are removed. extra: JSON values that `load` gives back. Leftovers
+    of an interrupted save are removed.
     """
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob("*.partial"):
@@ -101,8 +100,9 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def load_model(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Copy `weights` (as in model.safetensors of `source`) into the model; all names and shapes
-    must agree.
+    """Copy `weights` (as in model.safetensors of `source`) into the model.
+
+    Raises CheckpointError unless all names and shapes agree.
     """
     own = model_tensors(model)
     wrong = sorted(set(own) ^ set(weights)) or [n for n in own if own[n].shape != weights[n].shape]
@@ -123,8 +123,9 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state, "<state>/<parameter>" -> tensor. Learning rate and the like follow
-    from config and step.
+    """The optimizer's state, "<state>/<parameter>" -> tensor.
+
+    Learning rate and the like follow from config and step.
     """
     found = {}
     for name, parameter in model.named_parameters():

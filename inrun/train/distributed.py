@@ -1,5 +1,6 @@
-"""Training in several processes: as `torchrun` or Slurm start them, one for each device, joined
-when a run begins.
+"""Training in several processes, one for each device, joined when a run begins.
+
+`torchrun` or Slurm start them:
 
     torchrun --nproc-per-node 8 -m experiments pretrain experiment=gpt2
 
@@ -21,9 +22,9 @@ from inrun.train.config import RunConfig
 
 
 def joined(device: str) -> Processes:
-    """The processes of this run: those that are joined already, or by the environment (WORLD_SIZE,
-    RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); else this one alone.
+    """The processes of this run: those that are joined already, or by the environment.
 
+    That is WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; without it this one alone.
     device: as in `TrainConfig`. Small facts travel by gloo, so that exchanging them waits for no
     GPU.
     """

@@ -1,4 +1,7 @@
-"""Where the rows of a run go: each to all of its sinks, losses of chunks to a file of their own."""
+"""Where the rows of a run go.
+
+Each goes to all sinks; losses of chunks go to a file of their own.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain

@@ -45,26 +45,47 @@ def settings(root: Path, name: str = "run", **changes) -> dict:
         "data_root": str(root / "data"),
         "seed": 1,
         "data": {
-            "name": "test", "source": "files", "path": str(root / "raw"), "tokenizer": "bytes", "block_size": 32,
-            "val_share": 0.2, "test_share": 0.1, "threads": 1,
+            "name": "test",
+            "source": "files",
+            "path": str(root / "raw"),
+            "tokenizer": "bytes",
+            "block_size": 32,
+            "val_share": 0.2,
+            "test_share": 0.1,
+            "threads": 1,
         },
         "model": {
-            "name": "gpt2", "preset": "tiny", "vocab_size": 320, "block_size": 32, "n_layer": 2, "n_head": 2, "d_model": 32,
+            "name": "gpt2",
+            "preset": "tiny",
+            "vocab_size": 320,
+            "block_size": 32,
+            "n_layer": 2,
+            "n_head": 2,
+            "d_model": 32,
             "dropout": 0.1,
         },
         "optim": {"name": "adamw", "lr": 3e-3, "min_lr": 3e-4, "warmup": 3, "clip": 0.5},
         "train": {
-            "steps": 12, "batch_size": 8, "micro_batch": 4, "device": "cpu", "eval_every": 6, "eval_chunks": 2,
-            "checkpoint_every": 4, "keep": 2,
+            "steps": 12,
+            "batch_size": 8,
+            "micro_batch": 4,
+            "device": "cpu",
+            "eval_every": 6,
+            "eval_chunks": 2,
+            "checkpoint_every": 4,
+            "keep": 2,
         },
         "attribution": {
             "method": [{"kind": "path"}, {"kind": "first_order"}],
-            "targets": [{"name": "law", "domains": ["FreeLaw"], "chunks": 3}, {"name": "all", "chunks": 4}],
+            "targets": [
+                {"name": "law", "domains": ["FreeLaw"], "chunks": 3},
+                {"name": "all", "chunks": 4},
+            ],
             "target_micro_batch": 3,
             "flush_every": 3,
         },
         "log": {"every": 2, "chunk_losses": True},
-    }  # fmt: skip
+    }
     for key, value in changes.items():
         part, _, inner = key.partition("__")
         if inner:

@@ -23,12 +23,21 @@ def test_config_goes_to_json_and_back(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optim__learning_rate": 1.0}, r"config\.optim: unknown key 'learning_rate'; known are name, lr, min_lr, warmup"),
-        ({"nonsense": 1}, r"config: unknown key 'nonsense'; known are name, model, data, optim, train"),
+        (
+            {"optim__learning_rate": 1.0},
+            r"config\.optim: unknown key 'learning_rate'; known are name, lr, min_lr, warmup",
+        ),
+        (
+            {"nonsense": 1},
+            r"config: unknown key 'nonsense'; known are name, model, data, optim, train",
+        ),
         ({"model__n_layers": 3}, r"no option \['n_layers'\]; known: .*n_layer"),
         ({"model": {"preset": "tiny"}}, "model: name must be given"),
         ({"data__blocksize": 3}, r"config\.data: unknown key 'blocksize'"),
-        ({"attribution__method": [{"kind": "third_order"}]}, r"config\.attribution\.method\[0\].*third_order.*choose one of"),
+        (
+            {"attribution__method": [{"kind": "third_order"}]},
+            r"config\.attribution\.method\[0\].*third_order.*choose one of",
+        ),
         ({"attribution__targets": [{"name": "a"}, {"name": "a"}]}, "distinct names"),
         ({"attribution__targets": [{"chunks": 2}]}, r"targets\[0\]: name must be given"),
         ({"train__steps": "many"}, r"config\.train\.steps = 'many': expected int"),
@@ -41,7 +50,7 @@ def test_config_goes_to_json_and_back(tmp_path):
         ({"log__wandb": "yes"}, "choose one of off, offline, online"),
         ({"name": "a/b"}, "must be the name of a folder"),
     ],
-)  # fmt: skip
+)
 def test_config_that_cannot_be_meant_is_refused_by_name(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         config(tmp_path, **changes)
