@@ -1,4 +1,4 @@
-"""What is installed: two packages with their files, beside Hugging Face's `kernels`, in any order."""
+"""What is installed: two packages, beside Hugging Face's `kernels` in any order."""
 
 import os
 import shutil

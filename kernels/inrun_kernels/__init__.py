@@ -1,4 +1,4 @@
-"""The ground floor: dot products of per-sample gradients with directions, fused into the backward.
+"""The ground floor: dots of per-sample gradients with directions, in the backward.
 
 Axes, everywhere: n train samples, m validation samples, t tokens, p packed tokens, i in, o out, v
 vocab, k directions. Needs torch only; triton, where it is installed, is imported at the first call

@@ -1,11 +1,12 @@
 """Time every route of every op that has a choice, on the machine at hand.
 
-    python -m inrun_kernels.bench                  add rows to kernels/bench.csv
-    python -m inrun_kernels.bench --calibrate      also keep the routes' times as this device's table, which beats the model
+    python -m inrun_kernels.bench                  add rows to kernels/inrun_kernels/bench.csv
+    python -m inrun_kernels.bench --calibrate      also keep them as this device's table
 
-Routes of one shape are timed in turns, the order reversed every second round, and compared with the
-plain operation of the same round: a row's `ratio` is the median over rounds of plain / route (0.95
-= 5 % slower than without dots). Read ratios; seconds are those of a machine that may be shared.
+A device's own table beats the cost model's predictions. Routes of one shape are timed in turns, the
+order reversed every second round, and compared with the plain operation of the same round: a row's
+`ratio` is the median over rounds of plain / route (0.95 = 5 % slower than without dots). Read
+ratios; seconds are those of a machine that may be shared.
 """
 
 import argparse
@@ -96,9 +97,7 @@ def interleaved(
 def rows_of(
     op: str, shape: tuple, calls: dict[str, Callable], rounds: int, device: torch.device
 ) -> list[dict]:
-    """One row per route; `calls["plain"]` is what the routes are compared with. shape = (n, t, i,
-    o, k, dtype).
-    """
+    """One row per route, compared with `calls["plain"]`; shape = (n, t, i, o, k, dtype)."""
     times = interleaved(calls, rounds, device)
     plain = times.pop("plain")
     rows = []
@@ -144,9 +143,7 @@ def bench_products(shape: tuple, rounds: int, device: torch.device, backend: str
 
 
 def bench_head(shape: tuple, rounds: int, device: torch.device) -> list[dict]:
-    """The fused head with loss, forward and backward, against linear + cross_entropy with whole
-    logits.
-    """
+    """The fused head, forward and backward, against linear + cross_entropy with whole logits."""
     n, t, i, v, k, dtype = shape
     x = torch.randn(n, t, i, device=device).to(dtype).requires_grad_()
     w = (torch.randn(v, i, device=device) * 0.02).requires_grad_()
@@ -210,7 +207,10 @@ def report(path: Path, rows: list[dict], device: torch.device) -> list[dict]:
 
 
 def calibrate(rows: list[dict], device: torch.device) -> Path:
-    """Replace the device's measured table by these rows' routes, for inrun_kernels.cost.choose."""
+    """Replace the device's measured table by these rows' routes and return its path.
+
+    `inrun_kernels.cost.choose` reads it.
+    """
     path = cost.table_path(cost.device_key(device))
     path.unlink(missing_ok=True)
     append(path, [row for row in rows if row["op"] in cost.ROUTES])

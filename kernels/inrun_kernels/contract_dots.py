@@ -15,11 +15,11 @@ CHUNK_TOKENS = 256
 
 
 def contract_packed(a: Tensor, b: Tensor, V: Tensor) -> Tensor:
-    """b^T V_k a [k,p] of packed a [p,i], b [p,o], V [k,o,i], in float32 (float64 if an input is).
+    """b^T V_k a [k,p] of every token: a [p,i], b [p,o], V [k,o,i].
 
-    The product is taken on the narrower side of the layer. Half-precision inputs are widened before
-    it: V a is as long as a sum as the dot itself, and rounding it to half precision costs 4e-3 of a
-    median dot where rounding V costs 6e-4.
+    In float32 (float64 if an input is). The product is taken on the narrower side of the layer.
+    Inputs of half precision are widened before it: V a is as long as a sum as the dot itself, and
+    rounding it to half precision costs 4e-3 of a median dot where rounding V costs 6e-4.
     """
     wide = accumulation_dtype(a, b, V)
     dots = torch.empty(V.shape[0], a.shape[0], dtype=wide, device=a.device)

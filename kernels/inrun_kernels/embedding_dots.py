@@ -1,6 +1,4 @@
-"""Per-token dots of an embedding: gather the direction's row of each token, dot it with the token's
-output gradient.
-"""
+"""Per-token dots of an embedding: the direction's row of each token with its gradient."""
 
 import torch
 from torch import Tensor
@@ -54,12 +52,11 @@ def _(ids, b, V):
 
 
 def embedding(ids: Tensor, w: Tensor, V: Tensor, probe: Tensor) -> Tensor:
-    """w[ids], whose backward adds <g_n, V_k> to the gradient of `probe` (the convention is in
-    inrun_kernels.layers).
+    """w[ids], whose backward adds <g_n, V_k> to the gradient of `probe`.
 
-    ids [n,...] int32 or int64, w [v,o], V [k,v,o], probe [k,n] zeros -> [n,...,o] in the dtype of
-    w. Raises ValueError for shapes that do not fit, TypeError for dtypes, IndexError for an id
-    outside the table.
+    The convention is in inrun_kernels.layers. ids [n,...] int32 or int64, w [v,o], V [k,v,o], probe
+    [k,n] zeros -> [n,...,o] in the dtype of w. Raises ValueError for shapes that do not fit,
+    TypeError for dtypes, IndexError for an id outside the table.
     """
     if ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"embedding: ids must be int32 or int64, not {ids.dtype}")

@@ -1,6 +1,7 @@
 """A layer's Hessian-vector product from its inputs, output gradients and their tangents.
 
-    wgrad = sum_t b_t a_t^T     so along a direction u of all weights     (H u) = sum_t b_t da_t^T + db_t a_t^T
+    wgrad = sum_t b_t a_t^T
+    (H u) = sum_t b_t da_t^T + db_t a_t^T    along a direction u of all weights
 
 da and db are the tangents of a and b: what a forward-mode pass through forward and backward gives.
 Both products go into one accumulator in one pass over the tokens. H G is what the second-order term

@@ -1,4 +1,4 @@
-"""Layers whose backward also yields dots: linear, LayerNorm, RMSNorm; the convention they share.
+"""Layers whose backward also yields dots: linear, LayerNorm, RMSNorm.
 
 Dots leave the graph as the gradient of a probe, an input of zeros [k,n] that the forward ignores.
 Autograd then adds the dots of all layers (and of all uses of a shared weight) into `probe.grad`,
@@ -7,7 +7,7 @@ per layer keeps layers apart.
 
     probe = torch.zeros(k, n, requires_grad=True)
     y = inrun_kernels.linear(x, weight, bias, V, probe, bias_V=V_bias)  # V [k,o,i]: directions
-    ...; loss.backward()                           # probe.grad [k,n] = sum over layers of <g_n, V_k>
+    ...; loss.backward()                          # probe.grad [k,n] = sum over layers of <g_n, V_k>
 
 A layer computes in the dtype of x (under autocast: in autocast's), its weight gradient is summed in
 float32 and returned in the weight's dtype. Statistics of norms and normalised values are taken in
@@ -152,7 +152,7 @@ def _backward(ctx, gy):
     if to_bias or (to_probe and bias_V is not None):
         sums = _bias_sums(b, offsets, V.dtype)
         gbias = sums.sum(0).to(ctx.bias_dtype) if to_bias else None
-        if to_probe and bias_V is not None:
+        if dots is not None and bias_V is not None:
             ones = sums.new_ones(sums.shape[0], 1, 1)
             dots = dots + outer_dots(ones, sums[:, None], bias_V[..., None])
     return (

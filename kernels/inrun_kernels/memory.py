@@ -19,10 +19,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: buffers below this size are left to the C library, which keeps them
 SMALLEST = 8 << 20
-#: a buffer that nobody asked for during as many requests is given back to the system
+"""Buffers below this size are left to the C library, which keeps them."""
 PATIENCE = 256
+"""A buffer that nobody asked for during as many requests is given back to the system."""
 
 
 class Recycler:
@@ -57,6 +57,11 @@ class Recycler:
         with self._lock:
             self._give_back(self._idle())
 
+    def sizes(self) -> list[int]:
+        """Bytes of the buffers that it holds, idle or not."""
+        with self._lock:
+            return [len(buffer) for buffer in self._buffers]
+
     def _idle(self) -> list[int]:
         # only the list and getrefcount's argument refer to an idle buffer
         return [at for at in range(len(self._buffers)) if sys.getrefcount(self._buffers[at]) == 2]
@@ -76,23 +81,23 @@ def _mapped(size: int) -> mmap.mmap:
     return memory
 
 
-_RECYCLER = Recycler()
+RECYCLER = Recycler()
+"""The one that `empty` asks."""
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`torch.empty(shape, dtype=dtype, device=device)`, in recycled memory if it is large and on a
-    CPU.
-    """
+    """`torch.empty`, in recycled memory if it is large and on a CPU."""
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or size < SMALLEST:
         return torch.empty(shape, dtype=dtype, device=device)
-    memory = torch.frombuffer(_RECYCLER.take(size), dtype=torch.uint8).untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(memory, 0, tuple(shape))
+    memory = torch.frombuffer(RECYCLER.take(size), dtype=torch.uint8).untyped_storage()
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return torch.empty(0, dtype=dtype).set_(memory, 0, tuple(shape), strides)
 
 
 def release() -> None:
     """Give the memory that no tensor uses at present back to the system."""
-    _RECYCLER.release()
+    RECYCLER.release()
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:

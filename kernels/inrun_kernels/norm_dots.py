@@ -1,6 +1,7 @@
 """LayerNorm and RMSNorm: per-sample gradients of scale and shift, and their dots.
 
-    y = (x - mean) rstd w + bias        g_n = sum_t b_nt (x_nt - mean_nt) rstd_nt        RMSNorm: mean = 0, no bias
+    y = (x - mean) rstd w + bias        RMSNorm: mean = 0, no bias
+    g_n = sum_t b_nt (x_nt - mean_nt) rstd_nt
 
 A norm's per-sample gradients are vectors [n,i], small enough to be written down; the dots are then
 one small product.
@@ -16,13 +17,14 @@ from inrun_kernels.backend import accumulation_dtype, backend_for, operator
 
 
 class NormDots(NamedTuple):
-    """Gradients of a norm's scale [i] and shift [i], and dots [k,n] of each sample's share of
-    both.
-    """
+    """What `norm_dots` returns."""
 
     wgrad: Tensor
+    """Gradient of the scale [i]."""
     bias_grad: Tensor
+    """Gradient of the shift [i]."""
     dots: Tensor
+    """Dots [k,n] of each sample's share of both."""
 
 
 def norm_dots(
@@ -33,12 +35,12 @@ def norm_dots(
     mean: Tensor | None = None,
     bias_V: Tensor | None = None,
 ) -> NormDots:
-    """Gradients of a norm's scale and shift and their dots, from its input, output gradient and
-    statistics.
+    """Gradients of a norm's scale and shift, and their dots.
 
-    x, b [n,t,i]; rstd and mean [n,t] (mean None: RMSNorm); V [k,i] and bias_V [k,i] directions
-    (bias_V None: the shift is left out of the dots). float32 results (float64 if an input is
-    float64). Raises ValueError for shapes that do not fit, TypeError for integer tensors.
+    x [n,t,i] its input, b [n,t,i] its output gradient; rstd and mean [n,t] its statistics (mean
+    None: RMSNorm); V [k,i] and bias_V [k,i] directions (bias_V None: the shift is left out of the
+    dots). float32 results (float64 if an input is float64). Raises ValueError for shapes that do
+    not fit, TypeError for integer tensors.
     """
     if x.ndim != 3 or x.shape != b.shape or rstd.shape != x.shape[:2]:
         raise ValueError(
@@ -86,8 +88,9 @@ def _(x, b, rstd, V, mean, bias_V):
 def _per_sample(
     x: Tensor, b: Tensor, rstd: Tensor, mean: Tensor | None, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Per-sample gradients [n,i] of scale and shift, by PyTorch's own LayerNorm backward of one
-    sample at a time.
+    """Per-sample gradients [n,i] of scale and shift.
+
+    By PyTorch's own LayerNorm backward of one sample at a time.
     """
     gradients = [torch.empty(x.shape[0], x.shape[2], dtype=wide, device=x.device) for _ in range(2)]
     rstd = rstd.to(wide)[..., None]
@@ -111,8 +114,9 @@ def _per_sample(
 def layer_norm_backward(
     b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, w: Tensor, V: Tensor, bias_V: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dx [n,t,i], weight gradient, bias gradient, dots) of LayerNorm in one pass over x and b
-    [n,t,i].
+    """(dx [n,t,i], weight gradient, bias gradient, dots) of LayerNorm.
+
+    In one pass over x and b [n,t,i].
     """
     wide = accumulation_dtype(x, b, rstd, V)
     # A CPU's LayerNorm takes half-precision x with float32 statistics as they are; a GPU's wants

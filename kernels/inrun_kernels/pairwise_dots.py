@@ -1,5 +1,4 @@
-"""The paper's ghost dot product: all train x validation gradient dot products from token Grams,
-tile by tile.
+"""The paper's ghost dot product: all train x validation dots from token Grams.
 
     <g_n, g_m> = sum_ts (a_nt . av_ms) (b_nt . bv_ms)
 
@@ -61,9 +60,7 @@ def _(a, b, av, bv):
 
 
 def _tiles(a: Tensor, b: Tensor, av: Tensor, bv: Tensor) -> Tensor:
-    """Gram tiles of a few train tokens by a group of validation samples, or a piece of a long
-    one.
-    """
+    """Tile by tile: a few train tokens by a group of validation samples, or a piece of one."""
     wide = accumulation_dtype(a, b, av, bv)
     a, b, av, bv = (x.to(wide) for x in (a, b, av, bv))
     n, t, m, s = a.shape[0], a.shape[1], av.shape[0], av.shape[1]

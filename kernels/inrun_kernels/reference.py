@@ -25,8 +25,9 @@ def _wide(*tensors: Tensor) -> list[Tensor]:
 
 
 def per_sample_gradients(a: Tensor, b: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """g_n = sum_t b_nt a_nt^T. a [n,t,i], b [n,t,o] -> [n,o,i]; with offsets [n+1], a [p,i] and b
-    [p,o].
+    """g_n = sum_t b_nt a_nt^T: a [n,t,i], b [n,t,o] -> [n,o,i].
+
+    With offsets [n+1]: a [p,i] and b [p,o].
     """
     a, b = _wide(a, b)
     if offsets is None:
@@ -38,9 +39,7 @@ def per_sample_gradients(a: Tensor, b: Tensor, offsets: Tensor | None = None) ->
 def wgrad_dots(
     a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """sum_n g_n and <g_n, V_k>. a [n,t,i], b [n,t,o] (or packed), V [k,o,i] -> wgrad [o,i], dots
-    [k,n].
-    """
+    """sum_n g_n [o,i] and <g_n, V_k> [k,n]: a [n,t,i], b [n,t,o] (or packed), V [k,o,i]."""
     a, b, V = _wide(a, b, V)
     g = per_sample_gradients(a, b, offsets)
     return g.sum(0), torch.einsum("noi,koi->kn", g, V)
@@ -52,16 +51,18 @@ def outer_dots(a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None = None) -
 
 
 def embedding_dots(ids: Tensor, b: Tensor, V: Tensor) -> Tensor:
-    """<b_nt, V_k[ids_nt]>: a linear layer of one-hot inputs. ids [...], b [...,o], V [k,v,o] ->
-    [k,...].
+    """<b_nt, V_k[ids_nt]> [k,...], a linear layer of one-hot inputs.
+
+    ids [...], b [...,o], V [k,v,o].
     """
     b, V = _wide(b, V)
     return torch.einsum("...o,k...o->k...", b, V[:, ids])
 
 
 def ghost_hvp(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
-    """(H u)[o,i] of a layer = sum_t b_t da_t^T + db_t a_t^T. a, da [m,t,i]; b, db [m,t,o] with
-    tangents da, db along u.
+    """(H u)[o,i] of a layer = sum_t b_t da_t^T + db_t a_t^T.
+
+    a, da [m,t,i]; b, db [m,t,o] with tangents da, db along u.
     """
     a, b, da, db = _wide(a, b, da, db)
     return torch.einsum("mto,mti->oi", b, da) + torch.einsum("mto,mti->oi", db, a)
@@ -84,11 +85,10 @@ def norm_dots(
     mean: Tensor | None = None,
     bias_V: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of y = (x - mean) rstd w + bias and dots of each sample's share: g_n = sum_t b (x -
-    mean) rstd.
+    """Gradients [i] of scale and shift of a norm, and dots [k,n] of each sample's share.
 
-    x, b [n,t,i]; rstd, mean [n,t]; V, bias_V [k,i] -> weight gradient [i], bias gradient [i], dots
-    [k,n]. RMSNorm: mean None.
+    y = (x - mean) rstd w + bias, g_n = sum_t b (x - mean) rstd; RMSNorm: mean None. x, b [n,t,i];
+    rstd, mean [n,t]; V, bias_V [k,i].
     """
     x, b, rstd, V = _wide(x, b, rstd, V)
     centred = x if mean is None else x - mean.to(x)[..., None]
@@ -103,11 +103,10 @@ def norm_dots(
 def linear_cross_entropy_dots(
     x: Tensor, w: Tensor, targets: Tensor, V: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Head and loss sum_nt weights_nt (logsumexp_v z_ntv - z_nt[target]), z = x w^T, with its
-    gradients and dots.
+    """Token losses [n,t], dx [n,t,i], wgrad [v,i] and dots [k,n] of a head with its loss.
 
-    x [n,t,i], w [v,i], targets [n,t], V [k,v,i], weights [n,t] -> token losses [n,t], dx [n,t,i],
-    wgrad [v,i], dots [k,n].
+    sum_nt weights_nt (logsumexp_v z_ntv - z_nt[target]), z = x w^T; x [n,t,i], w [v,i], targets
+    [n,t], V [k,v,i], weights [n,t].
     """
     x, w, V, weights = _wide(x, w, V, weights)
     z = torch.einsum("nti,vi->ntv", x, w)

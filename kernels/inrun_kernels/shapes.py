@@ -1,5 +1,6 @@
-"""Checks of shapes at the public border, and the two layouts of a batch: [n,t,...] and packed
-[p,...] with offsets.
+"""Checks of shapes at the public border, and the two layouts of a batch.
+
+[n,t,...], and packed [p,...] with offsets.
 """
 
 from itertools import pairwise
@@ -9,8 +10,9 @@ from torch import Tensor
 
 
 def check_pair(op: str, a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None) -> None:
-    """Raise ValueError or TypeError unless a [n,t,i], b [n,t,o] (or packed with offsets [n+1]) and
-    V [k,o,i] fit.
+    """Raise ValueError or TypeError unless a, b and V fit.
+
+    a [n,t,i], b [n,t,o] (or packed with offsets [n+1]) and V [k,o,i].
     """
     rank = 3 if offsets is None else 2
     layout = "[n,t,i] and [n,t,o]" if offsets is None else "[p,i] and [p,o] (packed, with offsets)"
@@ -45,8 +47,9 @@ def check_floating(op: str, *tensors: Tensor) -> None:
 
 
 def check_offsets(op: str, offsets: Tensor) -> None:
-    """Raise unless offsets is an integer vector of n+1 >= 2 cumulative lengths (values are checked
-    by `bounds`).
+    """Raise unless offsets is an integer vector of n+1 >= 2 cumulative lengths.
+
+    Their values are checked by `bounds`.
     """
     if offsets.ndim != 1 or offsets.numel() < 2 or offsets.dtype not in (torch.int32, torch.int64):
         raise ValueError(
@@ -56,11 +59,10 @@ def check_offsets(op: str, offsets: Tensor) -> None:
         )
 
 
-def bounds(
-    op: str, tokens: int, samples: int | None, offsets: Tensor | None
-) -> list[tuple[int, int]]:
-    """(first, last+1) packed token of every sample. Raises ValueError unless offsets partition
-    `tokens`.
+def bounds(op: str, tokens: int, samples: int, offsets: Tensor | None) -> list[tuple[int, int]]:
+    """(first, last+1) packed token of every sample.
+
+    Raises ValueError unless offsets partition `tokens`.
     """
     if offsets is None:
         length = tokens // samples if samples else 0
@@ -74,8 +76,9 @@ def bounds(
 
 
 def pack(x: Tensor) -> Tensor:
-    """[n,t,d] or [p,d] as [p,d], with unit stride in the last axis; a copy only where the layout
-    asks for one.
+    """[n,t,d] or [p,d] as [p,d], with unit stride in the last axis.
+
+    A copy only where the layout asks for one.
     """
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

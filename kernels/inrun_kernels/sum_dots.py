@@ -97,10 +97,10 @@ def sample_dots(g: Tensor, V: Tensor) -> Tensor:
 def materialise(
     a: Tensor, b: Tensor, V: Tensor, spans: list[tuple[int, int]], wgrad: Tensor
 ) -> Tensor:
-    """`wgrad_dots` by products into per-sample gradients and `sum_dots`.
+    """Dots [k, spans] by products into per-sample gradients and `sum_dots`.
 
-    The product is a batched one where lengths are equal. a [p,i], b [p,o] packed, of one dtype; the weight gradient is added to `wgrad`, dots [k, spans]
-    are returned. Tiles of rows keep the scratch under SCRATCH_BYTES.
+    The product is a batched one where lengths are equal. a [p,i], b [p,o] packed, of one dtype; the
+    weight gradient is added to `wgrad`. Tiles of rows keep the scratch under SCRATCH_BYTES.
     """
     n, o, i = len(spans), b.shape[1], a.shape[1]
     dots = torch.zeros(V.shape[0], n, dtype=torch.float64, device=a.device)

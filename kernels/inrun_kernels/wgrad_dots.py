@@ -1,5 +1,4 @@
-"""The fused ghost dot product: a layer's weight gradient and, from the same products, its
-per-sample dots.
+"""The fused ghost dot product: a weight gradient and per-sample dots from one product.
 
     wgrad = sum_n g_n        dots[k,n] = <g_n, V_k>        g_n = sum_t b_nt a_nt^T
 
@@ -13,8 +12,11 @@ gradients summed first (V is any stack of weight-shaped directions), which is wh
 validation product appears.
 
 Rounding. Cutting the token sum at sample ends only re-associates it. Against one product over all T
-tokens of the batch
-    |difference| <= 2 gamma_T sum_t |b_t| |a_t|^T   elementwise,   gamma_T = T u / (1 - T u),  u = 2^-24 (2^-53 in float64),
+tokens of the batch, elementwise,
+
+    |difference| <= 2 gamma_T sum_t |b_t| |a_t|^T
+    gamma_T = T u / (1 - T u),  u = 2^-24 (2^-53 in float64)
+
 and for half-precision inputs on the CPU, whose products are rounded once per sample, another u_half
 sum_n |g_n|.
 """
@@ -37,14 +39,13 @@ TILE_BYTES = 16 << 20
 def wgrad_dots(
     a: Tensor, b: Tensor, V: Tensor, offsets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Weight gradient of a linear layer and the dot product of each sample's share with each
-    direction.
+    """Weight gradient of a linear layer [o,i], and each sample's dots with V [k,n].
 
     a [n,t,i] inputs and b [n,t,o] output gradients; or packed samples of any lengths, a [p,i] and b
     [p,o] with offsets [n+1] (integer, cumulative). V [k,o,i] directions. Any mixture of floating
-    dtypes. Returns wgrad [o,i] and dots [k,n], float32 (float64 if an input is float64), in the
-    units of b times those of V. Not differentiable itself. Raises ValueError for shapes that do not
-    fit, TypeError for integer tensors.
+    dtypes. Results in float32 (float64 if an input is float64), dots in the units of b times those
+    of V. Not differentiable itself. Raises ValueError for shapes that do not fit, TypeError for
+    integer tensors.
     """
     shapes.check_pair("wgrad_dots", a, b, V, offsets)
     return _wgrad_dots(a, b, V, offsets)
@@ -107,8 +108,7 @@ def packed_wgrad_dots(
     wgrad: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """`wgrad_dots` of packed a [p,i], b [p,o] of one dtype, by the route that the cost model
-    chooses.
+    """`wgrad_dots` of packed a [p,i], b [p,o] of one dtype, by the cost model's route.
 
     The weight gradient is added to `wgrad` in place where one is given, so that a batch may come in
     chunks of tokens. Returns the weight gradient and dots [k, spans].
@@ -119,7 +119,7 @@ def packed_wgrad_dots(
 
         return launch(a, b, V, spans, wgrad)
     fresh = wgrad is None
-    if fresh:
+    if wgrad is None:
         wgrad = memory.empty((b.shape[1], a.shape[1]), accumulation_dtype(a, b, V), a.device)
     if fresh and (route != "split" or not spans):
         wgrad.zero_()
@@ -154,11 +154,11 @@ def accumulate(
     wgrad: Tensor | None,
     fresh: bool = False,
 ) -> Tensor:
-    """StreamingDots [k, spans] of packed a [p,i], b [p,o] of one dtype; the weight gradient is
-    added to `wgrad` where given, or written to it if it is `fresh`.
+    """Dots [k, spans] of packed a [p,i], b [p,o] of one dtype, product by product.
 
-    One product per span and tile of rows goes to a reused buffer, is dotted while hot, and is added
-    to the total. The tile is the outer loop, so that V's tile and the total's stay in cache for all
+    The weight gradient is added to `wgrad` where given, or written to it if it is `fresh`. One
+    product per span and tile of rows goes to a reused buffer, is dotted while hot, and is added to
+    the total. The tile is the outer loop, so that V's tile and the total's stay in cache for all
     spans. On a CPU several directions are dotted with all spans of a tile together, so that V comes
     from memory once.
     """
@@ -176,21 +176,10 @@ def accumulate(
         direction = V[:, tile].reshape(k, -1).to(wide)
         total = None if wgrad is None else wgrad[tile]
         for s, (first, last) in enumerate(spans):
-            left, right = b[first:last, tile].t(), a[first:last]
-            first_one = fresh and s == 0 and total is not None and together == 1
-            if first_one and a.dtype == wide:
-                g = torch.mm(
-                    left, right, out=total
-                )  # the first sample's product is the total so far
-            else:
-                place = slice(s % together * size, (s % together + 1) * size)
-                g = torch.mm(left, right, out=products[place].view(-1, i))
-                if first_one:
-                    g = total.copy_(g)
-                else:
-                    g = g if a.dtype == wide else widened[place].view(-1, i).copy_(g)
-                    if total is not None:
-                        total.copy_(g) if fresh and s == 0 else total.add_(g)
+            place = slice(s % together * size, (s % together + 1) * size)
+            buffers = products[place].view(-1, i), widened[place].view(-1, i)
+            operands = b[first:last, tile].t(), a[first:last]
+            g = _sample_gradient(*operands, *buffers, total, fresh and s == 0, together == 1)
             if k == 1:  # a matrix of one row times a vector takes 1.7 times as long
                 torch.dot(direction[0], g.view(-1), out=part[0, s])
             elif together == 1:
@@ -198,6 +187,33 @@ def accumulate(
         if together > 1:
             torch.mm(direction, widened[: n * size].view(n, size).t(), out=part)
     return parts.sum(0, dtype=torch.float64).to(wide)
+
+
+def _sample_gradient(
+    left: Tensor,
+    right: Tensor,
+    product: Tensor,
+    widened: Tensor,
+    total: Tensor | None,
+    fresh: bool,
+    alone: bool,
+) -> Tensor:
+    """left right [rows,i] of one sample in the dtype of sums, added to `total` if given.
+
+    `product` and `widened` are its places in the operands' dtype and in the wide one. If `fresh`,
+    it is the total so far; if it is also `alone` (no other sample's product has to stay beside it),
+    it is formed in the total's place.
+    """
+    if total is not None and fresh and alone:
+        if total.dtype == left.dtype:
+            return torch.mm(left, right, out=total)
+        return total.copy_(torch.mm(left, right, out=product))
+    g = torch.mm(left, right, out=product)
+    if product.dtype != widened.dtype:
+        g = widened.copy_(g)
+    if total is not None:
+        total.copy_(g) if fresh else total.add_(g)
+    return g
 
 
 def sum_samples(tokens: Tensor, spans: list[tuple[int, int]]) -> Tensor:

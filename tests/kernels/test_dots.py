@@ -1,4 +1,4 @@
-"""Dots of everything but linear layers, plain routes and formulas, against float64 autograd."""
+"""Dots of all but linear layers, plain routes and formulas, against float64 autograd."""
 
 import importlib
 

@@ -1,5 +1,6 @@
-"""The head fused with its loss, in plain PyTorch: any chunking, weights and ignored targets,
-against float64 autograd.
+"""The head fused with its loss, in plain PyTorch, against float64 autograd.
+
+Any chunking, weights and ignored targets.
 """
 
 import pytest
@@ -27,8 +28,9 @@ def problem(dtype: torch.dtype):
 
 
 def oracle(x, w, V, targets, weights):
-    """(token losses, dx, wgrad, dots) by float64 autograd, one sample at a time; w as the products
-    see it.
+    """(token losses, dx, wgrad, dots) by float64 autograd, one sample at a time.
+
+    w as the products see it.
     """
     x, w, V = x.double().requires_grad_(), w.to(x.dtype).double().requires_grad_(), V.double()
     losses, dots, total = [], torch.zeros(K, N, dtype=torch.float64), torch.zeros_like(w)

@@ -1,4 +1,4 @@
-"""The head's second derivatives against torch's own, in float64, over chunks and ignored tokens."""
+"""The head's second derivatives against torch's own, over chunks and ignored tokens."""
 
 import pytest
 import torch

@@ -1,86 +1,14 @@
-"""Layers whose backward yields dots: eager, compiled, checkpointed and under autocast, against a
-loop of gradients.
-"""
+"""Layers whose backward yields dots, in every dtype and backend, against a loop of gradients."""
 
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.library import opcheck
-from torch.utils.checkpoint import checkpoint
 
 import inrun_kernels
 from tests.support.kernel_oracles import UNIT_ROUNDOFF, error, tolerance
-
-N, T, D, O, VOCAB, ROWS, K = 3, 6, 5, 11, 17, 9, 2
-LENGTH = T + VOCAB * O
-
-
-class Tiny:
-    """Embedding, linear, LayerNorm, RMSNorm and a head, once with fused layers and once in plain
-    PyTorch.
-    """
-
-    def __init__(self, dtype: torch.dtype):
-        shapes = {
-            "table": (ROWS, D),
-            "w": (O, D),
-            "b": (O,),
-            "lw": (O,),
-            "lb": (O,),
-            "rw": (O,),
-            "head": (VOCAB, O),
-        }
-        self.p = {
-            name: torch.randn(shape, dtype=dtype, requires_grad=True)
-            for name, shape in shapes.items()
-        }
-        self.V = {name: torch.randn((K, *shape), dtype=dtype) for name, shape in shapes.items()}
-        self.ids = torch.randint(0, ROWS, (N, T))
-        self.targets = torch.randint(0, VOCAB, (N, T))
-        self.targets[0, 1] = -100
-        self.probe = torch.zeros(K, N, dtype=dtype, requires_grad=True)
-
-    def fused(self, probe: torch.Tensor, wrap=None) -> torch.Tensor:
-        p, V = self.p, self.V
-        x = inrun_kernels.embedding(self.ids, p["table"], V["table"], probe)
-
-        def block(x):
-            x = inrun_kernels.linear(x, p["w"], p["b"], V["w"], probe, bias_V=V["b"])
-            x = inrun_kernels.layer_norm(x, p["lw"], p["lb"], V["lw"], probe, bias_V=V["lb"])
-            return inrun_kernels.rms_norm(x, p["rw"], V["rw"], probe)
-
-        x = block(x) if wrap is None else wrap(block, x)
-        return inrun_kernels.linear_cross_entropy(x, p["head"], self.targets, V["head"], probe)
-
-    def plain(self, samples: slice) -> torch.Tensor:
-        p = {name: w.double() for name, w in self.p.items()}
-        x = F.linear(F.embedding(self.ids[samples], p["table"]), p["w"], p["b"])
-        x = F.rms_norm(F.layer_norm(x, (O,), p["lw"], p["lb"]), (O,), p["rw"], 1e-6)
-        z = F.linear(x, p["head"]).flatten(0, 1)
-        return F.cross_entropy(
-            z, self.targets[samples].flatten(), ignore_index=-100, reduction="sum"
-        ) / (N * T - 1)
-
-    def gradients(self, loss: torch.Tensor) -> list[torch.Tensor]:
-        return list(torch.autograd.grad(loss, [*self.p.values(), self.probe]))
-
-    def expected(self) -> list[torch.Tensor]:
-        """Gradients of all parameters, and dots [k,n], in float64, one sample at a time."""
-        totals = [torch.zeros_like(w, dtype=torch.float64) for w in self.p.values()]
-        dots = torch.zeros(K, N, dtype=torch.float64)
-        for n in range(N):
-            gradients = torch.autograd.grad(self.plain(slice(n, n + 1)), list(self.p.values()))
-            for total, g, direction in zip(totals, gradients, self.V.values()):
-                total += g
-                dots[:, n] += (g.double() * direction.double()).flatten(1).sum(1)
-        return [*totals, dots]
-
-
-def close(actual, expected, allowed):
-    for a, e in zip(actual, expected, strict=True):
-        assert error(a, e.double()) < allowed
+from tests.support.tiny_layers import LENGTH, D, K, N, O, T, Tiny, close
 
 
 @pytest.mark.parametrize(
@@ -102,58 +30,6 @@ def test_probe_gradient_is_the_sum_of_all_layers_dots(backend, dtype):
     assert error(loss, model.plain(slice(None))) < tolerance(LENGTH, dtype=dtype)
     # Six layers one after the other, each with its own rounding.
     close(gradients, model.expected(), 6 * tolerance(LENGTH, dtype=dtype))
-
-
-def test_checkpointing_changes_nothing():
-    model = Tiny(torch.float64)
-    expected = model.gradients(model.fused(model.probe))
-    loss = model.fused(model.probe, lambda block, x: checkpoint(block, x, use_reentrant=False))
-    assert all(torch.equal(a, b) for a, b in zip(model.gradients(loss), expected, strict=True))
-
-
-@pytest.mark.filterwarnings(
-    "ignore:.*torch.jit.script:DeprecationWarning"
-)  # inductor's own imports
-@pytest.mark.parametrize("mode", ["aot_eager", "inductor"])
-def test_compiled_as_one_graph_agrees_with_eager(mode):
-    torch._dynamo.reset()
-    model = Tiny(torch.float32)
-    compiled = torch.compile(model.fused, fullgraph=True, backend=mode)
-    close(
-        model.gradients(compiled(model.probe)),
-        model.gradients(model.fused(model.probe)),
-        6 * tolerance(LENGTH),
-    )
-
-
-def test_compiled_checkpointed_graph_agrees_with_eager():
-    torch._dynamo.reset()
-    model = Tiny(torch.float64)
-
-    def wrapped(probe):
-        return model.fused(probe, lambda block, x: checkpoint(block, x, use_reentrant=False))
-
-    compiled = torch.compile(wrapped, fullgraph=True, backend="aot_eager")
-    close(model.gradients(compiled(model.probe)), model.gradients(model.fused(model.probe)), 1e-13)
-
-
-def test_plain_calls_compile_as_one_graph():
-    torch._dynamo.reset()
-    a, b = torch.randn(N, T, D, dtype=torch.float64), torch.randn(N, T, O, dtype=torch.float64)
-    V, offsets = torch.randn(K, O, D, dtype=torch.float64), torch.tensor([0, 4, N * T])
-
-    def calls(a, b, V, offsets):
-        packed = a.flatten(0, 1), b.flatten(0, 1), V
-        ragged = inrun_kernels.outer_dots(*packed, offsets)
-        return (
-            *inrun_kernels.wgrad_dots(a, b, V),
-            ragged,
-            inrun_kernels.ghost_hvp(a, b, a, b),
-        )
-
-    compiled = torch.compile(calls, fullgraph=True, backend="aot_eager")
-    for actual, expected in zip(compiled(a, b, V, offsets), calls(a, b, V, offsets), strict=True):
-        assert torch.equal(actual, expected)
 
 
 def test_autocast_computes_in_its_dtype_and_sums_in_float32():
@@ -243,49 +119,6 @@ def test_double_backward_raises_rather_than_being_wrong():
     (g,) = torch.autograd.grad(model.fused(model.probe), model.p["w"], create_graph=True)
     with pytest.raises(RuntimeError, match="autograd"):
         torch.autograd.grad(g.square().sum(), model.p["head"])
-
-
-def test_every_operator_passes_the_registration_checks():
-    m = Tiny(torch.float64)
-    x, y = (
-        torch.randn(N, T, D, dtype=torch.float64),
-        torch.randn(N, T, O, dtype=torch.float64, requires_grad=True),
-    )
-    p, V, probe, plain = m.p, m.V, m.probe, y.detach()
-    ops = torch.ops.inrun
-    offsets = torch.tensor([0, 5, N * T])
-    cases = [
-        (ops.linear, (x.requires_grad_(), p["w"], p["b"], V["w"], V["b"], probe, None)),
-        (ops.layer_norm, (y, p["lw"], p["lb"], V["lw"], V["lb"], probe, 1e-5)),
-        (ops.rms_norm, (y, p["rw"], V["rw"], probe, 1e-6)),
-        (ops.embedding, (m.ids, p["table"], V["table"], probe)),
-        (ops.linear_cross_entropy, (y, p["head"], m.targets, V["head"], probe, None, -100)),
-        (ops.head_loss, (plain, p["head"].detach(), m.targets, torch.rand(N, T), -100)),
-        (ops.wgrad_dots, (x.detach(), plain, V["w"], None)),
-        (ops.wgrad_dots, (x.detach().flatten(0, 1), plain.flatten(0, 1), V["w"], offsets)),
-        (ops.outer_dots, (x.detach(), plain, V["w"], None)),
-        (ops.embedding_dots, (m.ids, x.detach(), V["table"])),
-        (
-            ops.norm_dots,
-            (plain, plain, torch.rand(N, T, dtype=torch.float64), V["lw"], None, V["lb"]),
-        ),
-        (
-            ops.layer_norm_backward,
-            (
-                plain,
-                plain,
-                *torch.rand(2, N, T, dtype=torch.float64),
-                p["lw"].detach(),
-                V["lw"],
-                None,
-            ),
-        ),
-        (ops.ghost_hvp, (x.detach(), plain, x.detach(), plain)),
-        (ops.pairwise_dots, (x.detach(), plain, x.detach(), plain)),
-    ]
-    for op, arguments in cases:
-        results = opcheck(op.default, arguments)
-        assert set(results.values()) == {"SUCCESS"}, (op, results)
 
 
 @pytest.mark.parametrize(

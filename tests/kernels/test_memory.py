@@ -1,6 +1,4 @@
-"""Recycled memory: never given out while a tensor can see it, given out again afterwards, and given
-back when nobody asks.
-"""
+"""Recycled memory: not while a tensor can see it, again afterwards, given back at last."""
 
 import gc
 import threading
@@ -17,7 +15,7 @@ NUMBERS = memory.SMALLEST // 4
 @pytest.fixture
 def recycler(monkeypatch):
     fresh = memory.Recycler()
-    monkeypatch.setattr(memory, "_RECYCLER", fresh)
+    monkeypatch.setattr(memory, "RECYCLER", fresh)
     return fresh
 
 
@@ -78,17 +76,17 @@ def test_idle_memory_is_given_back(recycler, monkeypatch):
     for number in range(8):
         memory.empty((NUMBERS + 4096 * number,), torch.float32, CPU)
     gc.collect()
-    assert max(len(buffer) for buffer in recycler._buffers) < 16 * memory.SMALLEST
+    assert max(recycler.sizes()) < 16 * memory.SMALLEST
 
 
 def test_release_gives_back_what_is_idle_and_nothing_else(recycler):
     kept = memory.empty((NUMBERS,), torch.float32, CPU).fill_(1.0)
     memory.empty((NUMBERS,), torch.float32, CPU)
     memory.release()
-    assert len(recycler._buffers) == 1
+    assert len(recycler.sizes()) == 1
     assert (kept == 1.0).all()
 
 
 def test_small_tensors_are_left_to_torch(recycler):
     memory.empty((NUMBERS - 1,), torch.float32, CPU)
-    assert not recycler._buffers
+    assert not recycler.sizes()

@@ -115,9 +115,7 @@ def test_float64_anywhere_makes_results_float64():
 def test_short_samples_are_contracted_and_long_ones_split_on_a_cpu(
     shape, expected, monkeypatch, tmp_path
 ):
-    """The expectations are the faster routes of kernels/inrun_kernels/bench.csv's machine, by
-    factors of 1.4 and more.
-    """
+    """Expected are the faster routes in bench.csv, by factors of 1.4 and more."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cost.forget_measurements()
     assert cost.choose("wgrad_dots", shape, "torch", CPU) == expected

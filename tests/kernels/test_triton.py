@@ -1,4 +1,4 @@
-"""Every Triton kernel, run by Triton's interpreter on outputs poisoned with NaN, against float64.
+"""Every Triton kernel, run by the interpreter on poisoned outputs, against float64.
 
 What the interpreter cannot show (registers, tensor cores, float32 precision modes) is checked by
 compiling ahead of time, in a process of its own, for two architectures.
@@ -34,9 +34,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """Triton for every op, by the fused routes, and NaN in all memory that a kernel is expected to
-    fill.
-    """
+    """Triton for every op, by the fused routes, and NaN in all memory that a kernel fills."""
     empty, new_empty = torch.empty, torch.Tensor.new_empty
 
     def fill(x):

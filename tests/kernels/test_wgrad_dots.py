@@ -1,4 +1,4 @@
-"""A linear layer's weight gradient and dots by every plain route, against a loop of gradients."""
+"""A linear layer's dots by every plain route, against a loop of gradients."""
 
 import importlib
 from itertools import pairwise

@@ -1,184 +1,48 @@
-"""Which route for which shape: flops and bytes of every route in one place, and a measured table
-that beats them.
+"""Which route for which shape: the fastest by a measured table, else by the cost model.
 
-A route's predicted time is the sum of its phases, each max(flops / rate, bytes / bandwidth) plus
-its calls' overhead: phases do not overlap, and within a phase arithmetic and traffic do. CPU rates
-were measured (kernels/bench.csv); GPU rates are assumed sustained fractions of data sheets: nothing
-here about a GPU's time has been measured. On a GPU run `python -m inrun_kernels.bench --calibrate`
-once: its rows, kept per device, are used wherever the shape matches.
+On a GPU run `python -m inrun_kernels.bench --calibrate` once: its rows, kept per device, are used
+wherever the shape matches. Elsewhere `model` predicts each route's time.
 
     with inrun_kernels.cost.prefer(wgrad_dots="bmm"): ...         overrides both
-    python -m inrun_kernels.cost --model gpt2 --device a100,h100  prints the predicted overhead of each method
+    python -m inrun_kernels.cost --model gpt2 --device a100,h100  predicted overhead of each method
 """
 
 import csv
 import os
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-FUSED_FRACTION = {2: 0.8, 4: 0.5}
-"""Rate of a Triton product as a fraction of the vendor library's, by bytes of the dtype: an
-assumption, and the one that the GPU predictions depend on most. float32 products without tf32 use
-no tensor cores in either."""
+from inrun_kernels.cost.model import (
+    FUSED_FRACTION,
+    MACHINES,
+    ROUTES,
+    Machine,
+    Phase,
+    Work,
+    plain_seconds,
+    seconds,
+)
 
-
-@dataclass(frozen=True)
-class Machine:
-    """Sustained rates: flop/s of a matrix product by dtype, byte/s of streaming, seconds of
-    overhead of a call.
-    """
-
-    name: str
-    flops: dict[torch.dtype, float]
-    bandwidth: float
-    call: float
-
-
-def _half(rate: float) -> dict[torch.dtype, float]:
-    return {torch.float16: rate, torch.bfloat16: rate}
-
-
-# cpu: one core with AVX-512 and bf16 dot products; streaming is that of operands that stay in L2.
-# More cores scale rate and bandwidth alike, so that the choice does not depend on their number.
-MACHINES = {
-    "cpu": Machine(
-        "cpu",
-        {torch.float64: 49e9, torch.float32: 98e9, torch.float16: 98e9, torch.bfloat16: 410e9},
-        bandwidth=78e9,
-        call=4e-6,
-    ),
-    "a100": Machine(
-        "a100",
-        {torch.float64: 15e12, torch.float32: 15e12} | _half(250e12),
-        bandwidth=1.5e12,
-        call=4e-6,
-    ),
-    "h100": Machine(
-        "h100",
-        {torch.float64: 45e12, torch.float32: 45e12} | _half(600e12),
-        bandwidth=2.8e12,
-        call=4e-6,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Work:
-    """One layer's batch: n samples of t tokens (the mean length where they differ), i inputs, o
-    outputs, k directions.
-    """
-
-    n: int
-    t: int
-    i: int
-    o: int
-    k: int
-    dtype: torch.dtype
-
-    @property
-    def product(self) -> float:
-        """Flops of one product of weight-gradient size."""
-        return 2.0 * self.n * self.t * self.i * self.o
-
-    @property
-    def weight(self) -> float:
-        """Elements of the weight."""
-        return float(self.i * self.o)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of work: flops in a dtype at a fraction of the machine's rate, bytes moved, calls
-    made.
-    """
-
-    flops: float = 0.0
-    bytes: float = 0.0
-    calls: int = 1
-    dtype: torch.dtype = torch.float32
-    fraction: float = 1.0
-
-    def seconds(self, machine: Machine) -> float:
-        compute = self.flops / (machine.flops[self.dtype] * self.fraction)
-        return max(compute, self.bytes / machine.bandwidth) + self.calls * machine.call
-
-
-def _operands(w: Work) -> float:
-    return w.n * w.t * (w.i + w.o) * float(w.dtype.itemsize)
-
-
-def _gemm(w: Work) -> Phase:
-    return Phase(w.product, _operands(w) + 4 * w.weight, dtype=w.dtype)
-
-
-def _contract(w: Work) -> Phase:
-    # Inputs are widened before this product (inrun_kernels.contract_dots), hence the rate of the
-    # wide dtype.
-    dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
-    return Phase(w.k * w.product, _operands(w) + 4 * w.k * w.weight, calls=3 * w.k, dtype=dtype)
-
-
-def _fused_contract(w: Work) -> Phase:
-    bytes_moved = w.k * (_operands(w) + 4 * w.weight)
-    return Phase(
-        w.k * w.product,
-        bytes_moved,
-        calls=w.k,
-        dtype=w.dtype,
-        fraction=FUSED_FRACTION[w.dtype.itemsize],
-    )
-
-
-def _hot(w: Work, passes: int) -> Phase:
-    """Per sample: the product written and read, widened where it is half precision, `passes` more
-    of the wide tile.
-    """
-    width = float(max(4, w.dtype.itemsize))
-    widen = 2 * w.dtype.itemsize if w.dtype.itemsize < 4 else 0
-    calls = int(w.n * (3 + w.weight * width // (1536 * 1024)))
-    return Phase(bytes=w.n * w.weight * (widen + width * passes), calls=calls)
-
-
-def _materialise(w: Work) -> list[Phase]:
-    # Written once and read once; the writing is charged as if it did not overlap the product, whose
-    # reduction is short.
-    written = w.n * w.weight * float(w.dtype.itemsize)
-    return [_gemm(w), Phase(bytes=2 * written + 4 * w.weight * w.k)]
-
-
-def _fused(w: Work) -> list[Phase]:
-    # Every sample end reads k tiles of V and reduces, while no product runs. V's tiles are shared
-    # by the programs that run together and mostly come from L2: a quarter of their bytes is charged
-    # at the memory's bandwidth, an assumption.
-    sample_ends = Phase(bytes=0.25 * w.n * w.k * 4 * w.weight, calls=0)
-    return [
-        Phase(
-            w.product,
-            _operands(w) + 4 * w.weight,
-            dtype=w.dtype,
-            fraction=FUSED_FRACTION[w.dtype.itemsize],
-        ),
-        sample_ends,
-    ]
-
-
-ROUTES = {
-    "wgrad_dots": {
-        "split": lambda w: [_gemm(w), _hot(w, 4 + w.k)],
-        "contract": lambda w: [_gemm(w), _contract(w)],
-        "bmm": _materialise,
-        "fused": _fused,
-    },
-    "outer_dots": {
-        "split": lambda w: [_gemm(w), _hot(w, 1 + w.k)],
-        "contract": lambda w: [_contract(w)],
-        "fused": lambda w: [_fused_contract(w)],
-    },
-}
-"""Phases of every route of the ops that have more than one."""
+__all__ = [
+    "BACKEND_ROUTES",
+    "FUSED_FRACTION",
+    "MACHINES",
+    "ROUTES",
+    "Machine",
+    "Phase",
+    "Work",
+    "choose",
+    "device_key",
+    "forget_measurements",
+    "machine_for",
+    "measured_seconds",
+    "plain_seconds",
+    "prefer",
+    "seconds",
+    "table_path",
+]
 
 BACKEND_ROUTES = {
     "torch": {"wgrad_dots": ("split", "contract"), "outer_dots": ("split", "contract")},
@@ -192,17 +56,19 @@ _preferred: dict[str, str] = {}
 
 
 class prefer:
-    """Take the named routes whatever the model says: `prefer(wgrad_dots="split")`, or `with
-    prefer(...):` for a block.
+    """Takes the named routes whatever the model says.
 
-    Raises ValueError for an op without routes or a route the op does not have.
+    `prefer(wgrad_dots="split")` from now on, `with prefer(...):` for a block. Raises ValueError for
+    an op without routes or a route the op does not have.
     """
 
     def __init__(self, **routes: str):
         for op, route in routes.items():
             if op not in ROUTES or route not in ROUTES[op]:
                 known = "; ".join(f"{name}: {', '.join(ways)}" for name, ways in ROUTES.items())
-                raise ValueError(f"kernels.cost.prefer({op}={route!r}): known routes are {known}")
+                raise ValueError(
+                    f"inrun_kernels.cost.prefer({op}={route!r}): known routes are {known}"
+                )
         self.previous = dict(_preferred)
         _preferred.update(routes)
 
@@ -214,19 +80,8 @@ class prefer:
         _preferred.update(self.previous)
 
 
-def seconds(op: str, route: str, work: Work, machine: Machine) -> float:
-    """Predicted time of one call."""
-    return sum(phase.seconds(machine) for phase in ROUTES[op][route](work))
-
-
-def plain_seconds(work: Work, machine: Machine) -> float:
-    """Predicted time of the weight gradient alone: one product over all samples."""
-    return _gemm(work).seconds(machine)
-
-
 def choose(op: str, work: Work, backend: str, device: torch.device) -> str:
-    """The route of one call: the preferred one, else the fastest measured, else the fastest
-    predicted.
+    """The route of one call: the preferred, else the fastest measured or predicted.
 
     Raises ValueError if a preferred route cannot run on this backend.
     """
@@ -234,7 +89,7 @@ def choose(op: str, work: Work, backend: str, device: torch.device) -> str:
     if op in _preferred:
         if _preferred[op] not in routes:
             raise ValueError(
-                f'kernels.cost.prefer({op}="{_preferred[op]}"): the {backend} backend has '
+                f'inrun_kernels.cost.prefer({op}="{_preferred[op]}"): the {backend} backend has '
                 f"{', '.join(routes)}; "
                 "change the preference or the backend (inrun_kernels.use)"
             )
@@ -245,8 +100,9 @@ def choose(op: str, work: Work, backend: str, device: torch.device) -> str:
 @lru_cache(maxsize=4096)
 def _fastest(op: str, work: Work, routes: tuple[str, ...], machine: str, device: str) -> str:
     measured = measured_seconds(device)
-    times = [measured.get((op, route, work)) for route in routes]
-    if any(time is None for time in times):
+    if all((op, route, work) in measured for route in routes):
+        times = [measured[op, route, work] for route in routes]
+    else:
         times = [seconds(op, route, work, MACHINES[machine]) for route in routes]
     return routes[times.index(min(times))]
 
@@ -261,9 +117,7 @@ def device_key(device: torch.device) -> str:
 
 @lru_cache(maxsize=16)
 def machine_for(device: torch.device) -> str:
-    """Key in `MACHINES` of the model used for a device: by compute capability on a GPU, "cpu" for
-    everything else.
-    """
+    """Key in `MACHINES` of the model of a device: on a GPU by compute capability, else "cpu"."""
     if device.type != "cuda":
         return "cpu"
     return "h100" if torch.cuda.get_device_capability(device) >= (9, 0) else "a100"
@@ -286,8 +140,8 @@ def measured_seconds(device: str) -> dict[tuple[str, str, Work], float]:
 
 
 def _key(row: dict[str, str]) -> tuple[str, str, Work]:
-    sizes = (int(row[name]) for name in ("n", "t", "i", "o", "k"))
-    return row["op"], row["route"], Work(*sizes, getattr(torch, row["dtype"]))
+    n, t, i, o, k = (int(row[name]) for name in ("n", "t", "i", "o", "k"))
+    return row["op"], row["route"], Work(n, t, i, o, k, getattr(torch, row["dtype"]))
 
 
 def forget_measurements() -> None:

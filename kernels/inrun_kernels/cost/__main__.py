@@ -1,9 +1,9 @@
-"""A roofline of each method's overhead, for whole models: predictions, from the phases of
-inrun_kernels.cost.
+"""A roofline of each method's overhead for whole models: predictions, nothing else.
 
     python -m inrun_kernels.cost --model gpt2,pythia-410m --device a100,h100
 
-Nothing printed here was measured on a GPU. The largest assumptions are stated with the table.
+They come from the phases of inrun_kernels.cost; nothing printed here was measured on a GPU. The
+largest assumptions are stated with the table.
 """
 
 import argparse
@@ -17,21 +17,22 @@ from inrun_kernels import cost
 GPUS = tuple(name for name in cost.MACHINES if name != "cpu")
 
 NON_GEMM = 0.25
-"""Share of an ordinary step spent outside matrix products (norms, softmax, optimizer, launches): an
-assumption.
-"""
+"""Share of an ordinary step outside matrix products (norms, softmax, optimizer, launches): an
+assumption."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """Linear layers (count, inputs, outputs), the head among them; layers of attention of width d;
-    tokens a sample.
-    """
+    """What a transformer multiplies."""
 
     linears: tuple[tuple[int, int, int], ...]
+    """(count, inputs, outputs) of the linear layers, the head among them."""
     blocks: int
+    """Layers of attention."""
     width: int
+    """Their width d."""
     tokens: int
+    """Tokens of a sample."""
 
     def works(self, n: int, k: int) -> list[tuple[int, cost.Work]]:
         return [
@@ -41,9 +42,8 @@ class Model:
 
     def forward_flops(self, n: int) -> float:
         products = sum(count * work.product for count, work in self.works(n, 1))
-        return (
-            products + self.blocks * n * 2.0 * self.tokens**2 * self.width
-        )  # causal attention: half of 4 T^2 d
+        # causal attention: half of 4 T^2 d
+        return products + self.blocks * n * 2.0 * self.tokens**2 * self.width
 
 
 def _transformer(blocks: int, d: int, vocab: int, tokens: int) -> Model:

@@ -1,4 +1,4 @@
-"""The language-model head fused with its loss: one pass over chunks of tokens, and its consumers.
+"""The language-model head fused with its loss: one pass over tokens, and its consumers.
 
 chunks   tokens are cut into chunks, logits, softmax, losses; whole logits are never in memory
 loss     the loss of plain training, with or without its gradients

@@ -174,8 +174,9 @@ def unit_weights(x: Tensor, targets: Tensor) -> Tensor:
 
 
 def spans_by_sample(n: int, t: int, limit: int) -> list[list[Span]]:
-    """Spans of packed tokens by chunk: several whole samples to a chunk, or a long sample in
-    pieces; `limit` tokens at most.
+    """Spans of packed tokens by chunk, at most `limit` tokens to a chunk.
+
+    Several whole samples to a chunk, or a long sample in pieces.
     """
     if t <= limit:
         group = limit // t
@@ -187,8 +188,9 @@ def spans_by_sample(n: int, t: int, limit: int) -> list[list[Span]]:
 
 
 def cached_rows(z: Tensor, itemsize: int) -> Iterator[slice]:
-    """Blocks of rows of z [c,v] that a core's cache holds at `itemsize` bytes an element; on a GPU
-    all rows at once.
+    """Blocks of rows of z [c,v] that stay in a core's cache, `itemsize` bytes an element.
+
+    On a GPU all rows at once.
     """
     rows = z.shape[0] if z.is_cuda else max(1, SOFTMAX_BYTES // (z.shape[1] * itemsize))
     return (slice(start, start + rows) for start in range(0, z.shape[0], rows))

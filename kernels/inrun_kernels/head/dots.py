@@ -74,11 +74,11 @@ def linear_cross_entropy(
     weights: Tensor | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """The loss sum(weights * token losses), whose backward adds <g_n, V_k> to `probe`'s gradient.
+    """The weighted loss, whose backward adds <g_n, V_k> to the gradient of `probe`.
 
-    Arguments as `linear_cross_entropy_dots`; probe [k,n] zeros (the convention is in
-    inrun_kernels.layers). The gradient is formed in the forward, where autograd is on; without it
-    only the loss is. `weights` get no gradient.
+    sum(weights * token losses). Arguments as `linear_cross_entropy_dots`; probe [k,n] zeros (the
+    convention is in inrun_kernels.layers). The gradient is formed in the forward, where autograd is
+    on; without it only the loss is. `weights` get no gradient.
     """
     check_head("linear_cross_entropy", x, w, targets, weights)
     shapes.check_directions("linear_cross_entropy", V, tuple(w.shape), "[k,v,i]")
@@ -136,7 +136,7 @@ def _head(
         return _head_by_formula(x, w, targets, V, weights, ignore_index)
     head = HeadPass(x, w, targets, weights, ignore_index, backend)
     dx = torch.empty_like(head.x)
-    wgrad = None
+    wgrad: Tensor | None = None
     dots = torch.zeros(V.shape[0], x.shape[0], dtype=accumulation_dtype(x, w, V), device=x.device)
     for chunk in head.gradients(by_sample=True):
         torch.mm(chunk.b, head.w, out=dx[chunk.tokens])
@@ -144,6 +144,7 @@ def _head(
         wgrad, part = packed_wgrad_dots(chunk.x, chunk.b, V, spans, wgrad, backend)
         first = chunk.parts[0].sample
         dots[:, first : first + len(spans)] += part
+    assert wgrad is not None, "check_head: there is a token"
     losses = head.losses.mul_(head.counted)
     return losses @ head.factors, losses.view(targets.shape), dx.view(x.shape), wgrad, dots
 

@@ -1,10 +1,11 @@
-"""The head's summed loss for plain training, its gradients formed chunk by chunk in the forward.
+"""The head's summed loss for plain training, gradients formed in the forward.
 
     z = x w^T     loss = sum_nt (logsumexp_v z_ntv - z_nt[target_nt])
     b = softmax(z) - onehot     dx = b w     wgrad = sum_n b_n^T x_n
 
-A training step never holds [tokens, vocab]. That makes this the fair baseline of the fused dots:
-what they cost is measured against a regular step that has this head too.
+They are formed chunk by chunk: a training step never holds [tokens, vocab]. That makes this the
+fair baseline of the fused dots: what they cost is measured against a regular step that has this
+head too.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The head's summed loss, differentiable twice: Hessian-vector products without whole logits.
+"""The head's summed loss, differentiable twice, without whole logits.
 
     z = x w^T     b = softmax(z) - onehot
     first derivatives, at an incoming gradient s:  dx = s b w,  dw = s b^T x

@@ -1,9 +1,7 @@
-"""What every kernel module shares: the description of a launch, the interpreter's bfloat16, and a
-device's size.
-"""
+"""What every kernel module shares: a launch as data, bfloat16, a device's size."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -13,25 +11,34 @@ from torch import Tensor
 from inrun_kernels.backend import interpreted
 
 UPCAST = tl.constexpr(interpreted())
-"""Widen half-precision operands before arithmetic: the interpreter multiplies the bit patterns of
-bfloat16.
-"""
+"""Widen half-precision operands first: the interpreter multiplies bfloat16's bit patterns."""
 
 INTERPRETER_SLOTS = 4
 
 
+Arguments = dict[str, Tensor | int | float | None]
+Constants = dict[str, int | bool | str]
+
+
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch, as data: `run` launches it, inrun_kernels.aot compiles exactly this for a
-    named architecture.
+    """One kernel launch, as data.
+
+    `run` launches it, inrun_kernels.aot compiles exactly this for a named architecture.
     """
 
-    kernel: Callable
+    kernel: Any  # what triton.jit makes, which is not typed
+    """The kernel."""
     grid: tuple[int, ...]
-    arguments: dict[str, Tensor | int | float | None]
-    constants: dict[str, int | bool | str]
+    """Programs along each axis."""
+    arguments: Arguments
+    """What the kernel is called with."""
+    constants: Constants
+    """What the kernel is compiled for."""
     warps: int = 4
+    """Warps of a program."""
     stages: int = 3
+    """Stages of the software pipeline."""
 
     def run(self) -> None:
         self.kernel[self.grid](
@@ -63,8 +70,7 @@ def slots(device: torch.device) -> int:
 
 
 def splits_for(tiles: int, units: int, device: torch.device) -> int:
-    """Into how many parts to cut `units` of work so that tiles * parts fill the device in few, full
-    waves.
+    """How many parts to cut `units` of work into, so that tiles * parts fill the device.
 
     The longest program's work is ceil(units / parts) units in each of ceil(tiles * parts / slots)
     waves; ties go to fewer parts, which write fewer partial sums.
@@ -77,7 +83,7 @@ def splits_for(tiles: int, units: int, device: torch.device) -> int:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x [p,d] with rows that start on multiples of 16 elements; a padded copy where they do not.
+    """x [p,d] with rows that start on multiples of 16 elements; a padded copy if need be.
 
     Copies into shared memory need it: a kernel that loads two bytes at a time neither pipelines nor
     keeps its registers.
@@ -89,11 +95,11 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def readable(x: Tensor) -> int:
-    """Columns of x [p,d] that a kernel may read: d, or d rounded up to 16 where that stays in the
-    row's own stride.
+    """Columns of x [p,d] that a kernel may read: d, or d rounded up to 16.
 
-    A limit that is a multiple of 16 keeps loads 16 bytes wide. What lies in such padding is not
-    defined: a kernel may read it, and must not let it into a result.
+    The latter where that stays in the row's own stride: a limit that is a multiple of 16 keeps
+    loads 16 bytes wide. What lies in such padding is not defined: a kernel may read it, and must
+    not let it into a result.
     """
     width = -(-x.shape[1] // 16) * 16
     end = x.storage_offset() + (x.shape[0] - 1) * x.stride(0) + width
@@ -102,8 +108,9 @@ def readable(x: Tensor) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How float32 products are taken: as torch.set_float32_matmul_precision says ("highest": IEEE,
-    else tf32).
+    """How float32 products are taken: "ieee" or "tf32".
+
+    As torch.set_float32_matmul_precision says ("highest": IEEE, else tf32).
     """
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return "tf32"

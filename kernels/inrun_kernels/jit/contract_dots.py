@@ -1,4 +1,4 @@
-"""Triton form of inrun_kernels.contract_dots: b^T V a per token, the product V a never written.
+"""Triton form of inrun_kernels.contract_dots: b^T V a per token, V a never written.
 
 A program forms a tile [BT, BO] of a V^T in float32, multiplies it by b's tile and sums over o: one
 partial per (tile of o, direction, token), summed over tiles in a fixed order. V is rounded to the
@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inrun_kernels.jit.common import Launch, operand, precision
+from inrun_kernels.jit.common import Arguments, Constants, Launch, operand, precision
 
 
 @triton.jit
-def kernel(
+def _kernel(
     a, b, v, parts, tokens, o, i, stride_a, stride_b, directions,
     BT: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
     EVEN_T: tl.constexpr, EVEN_O: tl.constexpr, EVEN_I: tl.constexpr, PRECISION: tl.constexpr,
@@ -47,8 +47,9 @@ def kernel(
 
 
 def plan(a: Tensor, b: Tensor, V: Tensor) -> tuple[Launch, Tensor]:
-    """The launch for packed a [p,i], b [p,o] and V [k,o,i] of one dtype, and the partial dots
-    [tiles,k,p] it will fill.
+    """The launch, and the partial dots [tiles,k,p] it will fill.
+
+    Packed a [p,i], b [p,o] and V [k,o,i] of one dtype.
     """
     tokens, o, i, k = a.shape[0], b.shape[1], a.shape[1], V.shape[0]
     BT, BO, BI, warps, stages = (
@@ -56,21 +57,20 @@ def plan(a: Tensor, b: Tensor, V: Tensor) -> tuple[Launch, Tensor]:
     )
     tiles = triton.cdiv(o, BO)
     parts = torch.empty(tiles, k, tokens, dtype=torch.float32, device=a.device)
-    arguments = {
+    arguments: Arguments = {
         "a": a, "b": b, "v": V, "parts": parts, "tokens": tokens, "o": o, "i": i, "directions": k,
         "stride_a": a.stride(0), "stride_b": b.stride(0),
     }  # fmt: skip
-    constants = {
-        "BT": BT, "BO": BO, "BI": BI, "EVEN_T": tokens % BT == 0, "EVEN_O": o % BO == 0, "EVEN_I": i % BI == 0,
-        "PRECISION": precision(a.dtype),
+    constants: Constants = {
+        "BT": BT, "BO": BO, "BI": BI, "PRECISION": precision(a.dtype),
+        "EVEN_T": tokens % BT == 0, "EVEN_O": o % BO == 0, "EVEN_I": i % BI == 0,
     }  # fmt: skip
-    return Launch(
-        kernel, (triton.cdiv(tokens, BT), tiles, k), arguments, constants, warps, stages
-    ), parts
+    grid = triton.cdiv(tokens, BT), tiles, k
+    return Launch(_kernel, grid, arguments, constants, warps, stages), parts
 
 
 def launch(a: Tensor, b: Tensor, V: Tensor) -> Tensor:
-    """StreamingDots [k,p] of packed a [p,i], b [p,o]."""
+    """Dots [k,p] of packed a [p,i], b [p,o]."""
     dtype = torch.promote_types(a.dtype, b.dtype)
     scale = None
     if dtype == torch.float16:

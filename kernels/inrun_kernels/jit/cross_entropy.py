@@ -1,20 +1,19 @@
-"""Softmax gradient in place: a row of logits becomes factor * (softmax - onehot), and its loss is
-written.
+"""Triton form of the head's softmax: logits become their gradient in place.
 
-Two passes over the row: a running maximum and sum of exponentials in float32, then the gradient.
-One program a row.
+A row becomes factor * (softmax - onehot), and its loss is written. Two passes over the row: a
+running maximum and sum of exponentials in float32, then the gradient. One program a row.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from inrun_kernels.jit.common import Launch
+from inrun_kernels.jit.common import Arguments, Launch
 
 
 @triton.jit
-def kernel(z, labels, factors, losses, vocab, stride, BLOCK: tl.constexpr):
-    """z [c, v] of row stride `stride`, labels [c] int64, factors [c] -> z in place, losses [c]."""
+def _kernel(z, labels, factors, losses, vocab, stride, BLOCK: tl.constexpr):
+    """z [c,v] of row stride `stride`, labels [c] int64, factors [c] -> z, losses [c]."""
     row = tl.program_id(0)
     z += tl.cast(row, tl.int64) * stride
     label = tl.load(labels + row)
@@ -47,11 +46,12 @@ def kernel(z, labels, factors, losses, vocab, stride, BLOCK: tl.constexpr):
 
 def plan(z: Tensor, labels: Tensor, factors: Tensor, losses: Tensor) -> Launch:
     """The launch for logits z [c,v] with unit stride along v."""
-    arguments = {
-        "z": z, "labels": labels, "factors": factors, "losses": losses, "vocab": z.shape[1], "stride": z.stride(0)
+    arguments: Arguments = {
+        "z": z, "labels": labels, "factors": factors, "losses": losses,
+        "vocab": z.shape[1], "stride": z.stride(0),
     }  # fmt: skip
     block = min(4096, triton.next_power_of_2(z.shape[1]))
-    return Launch(kernel, (z.shape[0],), arguments, {"BLOCK": block}, 8, 2)
+    return Launch(_kernel, (z.shape[0],), arguments, {"BLOCK": block}, 8, 2)
 
 
 def launch(z: Tensor, labels: Tensor, factors: Tensor, losses: Tensor) -> None:

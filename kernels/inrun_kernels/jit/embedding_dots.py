@@ -1,17 +1,15 @@
-"""Triton form of inrun_kernels.embedding_dots: gather V's row of each token and dot it with the
-token's gradient.
-"""
+"""Triton form of inrun_kernels.embedding_dots: V's rows gathered and dotted."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from inrun_kernels.jit.common import Launch
+from inrun_kernels.jit.common import Arguments, Launch
 
 
 @triton.jit
-def kernel(ids, b, v, dots, tokens, rows, width, stride, BT: tl.constexpr, BD: tl.constexpr):
+def _kernel(ids, b, v, dots, tokens, rows, width, stride, BT: tl.constexpr, BD: tl.constexpr):
     """ids [p], b [p,o], v [k,rows,o] -> dots [k,p], float32."""
     block, k = tl.program_id(0), tl.program_id(1)
     t, c = block * BT + tl.arange(0, BT), tl.arange(0, BD)
@@ -37,16 +35,16 @@ def kernel(ids, b, v, dots, tokens, rows, width, stride, BT: tl.constexpr, BD: t
 def plan(ids: Tensor, b: Tensor, V: Tensor) -> tuple[Launch, Tensor]:
     """The launch for ids [p], b [p,o], V [k,v,o], and the dots [k,p] it will fill."""
     dots = torch.empty(V.shape[0], ids.shape[0], dtype=torch.float32, device=b.device)
-    arguments = {
-        "ids": ids, "b": b, "v": V, "dots": dots, "tokens": ids.shape[0], "rows": V.shape[1], "width": V.shape[2],
-        "stride": b.stride(0),
+    arguments: Arguments = {
+        "ids": ids, "b": b, "v": V, "dots": dots, "tokens": ids.shape[0],
+        "rows": V.shape[1], "width": V.shape[2], "stride": b.stride(0),
     }  # fmt: skip
     grid = (triton.cdiv(ids.shape[0], 16), V.shape[0])
-    return Launch(kernel, grid, arguments, {"BT": 16, "BD": 128}, 4, 3), dots
+    return Launch(_kernel, grid, arguments, {"BT": 16, "BD": 128}, 4, 3), dots
 
 
 def launch(ids: Tensor, b: Tensor, V: Tensor) -> Tensor:
-    """StreamingDots [k,p]."""
+    """Dots [k,p]."""
     step, dots = plan(ids.contiguous(), b, V.contiguous())
     step.run()
     return dots

@@ -1,5 +1,6 @@
-"""Triton form of inrun_kernels.ghost_hvp: b^T da + db^T a in one accumulator, each token's four
-rows read once per tile.
+"""Triton form of inrun_kernels.ghost_hvp: b^T da + db^T a in one accumulator.
+
+Each token's four rows are read once per tile.
 """
 
 import torch
@@ -7,17 +8,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inrun_kernels.jit.common import Launch, operand, precision, splits_for
+from inrun_kernels.jit.common import Arguments, Constants, Launch, operand, precision, splits_for
 
 
 @triton.jit
-def kernel(
+def _kernel(
     a, b, da, db, parts, tokens, o, i, per_split,
     BO: tl.constexpr, BI: tl.constexpr, BT: tl.constexpr,
     EVEN_O: tl.constexpr, EVEN_I: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """a, da [p,i], b, db [p,o] contiguous, of one dtype -> parts [splits,o,i]; a split owns
-    per_split tokens.
+    """a, da [p,i], b, db [p,o] contiguous, of one dtype -> parts [splits,o,i].
+
+    A split owns per_split tokens.
     """
     tile, split = tl.program_id(0), tl.program_id(1)
     columns = tl.cdiv(i, BI)
@@ -48,21 +50,24 @@ def kernel(
 
 
 def plan(a: Tensor, b: Tensor, da: Tensor, db: Tensor, splits: int) -> tuple[Launch, Tensor]:
-    """The launch for packed operands of one dtype, and the partial products [splits,o,i] it will
-    fill.
+    """The launch, and the partial products [splits,o,i] it will fill.
+
+    The packed operands are of one dtype.
     """
     tokens, o, i = a.shape[0], b.shape[1], a.shape[1]
     BO, BI, BT, warps, stages = tile_for(a.dtype)
     per_split = triton.cdiv(triton.cdiv(tokens, splits), BT) * BT
     parts = torch.empty(triton.cdiv(tokens, per_split), o, i, dtype=torch.float32, device=a.device)
-    arguments = {
-        "a": a, "b": b, "da": da, "db": db, "parts": parts, "tokens": tokens, "o": o, "i": i, "per_split": per_split
+    arguments: Arguments = {
+        "a": a, "b": b, "da": da, "db": db, "parts": parts, "tokens": tokens, "o": o, "i": i,
+        "per_split": per_split,
     }  # fmt: skip
-    constants = {
-        "BO": BO, "BI": BI, "BT": BT, "EVEN_O": o % BO == 0, "EVEN_I": i % BI == 0, "PRECISION": precision(a.dtype)
+    constants: Constants = {
+        "BO": BO, "BI": BI, "BT": BT, "PRECISION": precision(a.dtype),
+        "EVEN_O": o % BO == 0, "EVEN_I": i % BI == 0,
     }  # fmt: skip
     tiles = triton.cdiv(o, BO) * triton.cdiv(i, BI)
-    return Launch(kernel, (tiles, parts.shape[0]), arguments, constants, warps, stages), parts
+    return Launch(_kernel, (tiles, parts.shape[0]), arguments, constants, warps, stages), parts
 
 
 def tile_for(dtype: torch.dtype) -> tuple[int, int, int, int, int]:

@@ -1,5 +1,6 @@
-"""Triton form of the per-sample gradients of a norm: sum_t b (x - mean) rstd and sum_t b, one pass
-over x and b.
+"""Triton form of a norm's per-sample gradients, in one pass over x and b.
+
+sum_t b (x - mean) rstd of the scale and sum_t b of the shift.
 """
 
 import torch
@@ -7,11 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inrun_kernels.jit.common import Launch
+from inrun_kernels.jit.common import Arguments, Constants, Launch
 
 
 @triton.jit
-def kernel(
+def _kernel(
     x, b, rstd, mean, weight, bias, t, width,
     BT: tl.constexpr, BD: tl.constexpr, CENTRED: tl.constexpr,
 ):  # fmt: skip
@@ -42,12 +43,12 @@ def plan(x: Tensor, b: Tensor, rstd: Tensor, mean: Tensor | None) -> tuple[Launc
     n, t, width = x.shape
     weight = torch.empty(n, width, dtype=torch.float32, device=x.device)
     bias = torch.empty_like(weight)
-    arguments = {
-        "x": x, "b": b, "rstd": rstd, "mean": rstd if mean is None else mean, "weight": weight, "bias": bias, "t": t,
-        "width": width,
+    arguments: Arguments = {
+        "x": x, "b": b, "rstd": rstd, "mean": rstd if mean is None else mean,
+        "weight": weight, "bias": bias, "t": t, "width": width,
     }  # fmt: skip
-    constants = {"BT": 32, "BD": 128, "CENTRED": mean is not None}
-    return Launch(kernel, (n, triton.cdiv(width, 128)), arguments, constants, 4, 3), weight, bias
+    constants: Constants = {"BT": 32, "BD": 128, "CENTRED": mean is not None}
+    return Launch(_kernel, (n, triton.cdiv(width, 128)), arguments, constants, 4, 3), weight, bias
 
 
 def launch(x: Tensor, b: Tensor, rstd: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
-"""Triton form of inrun_kernels.pairwise_dots: token Grams by tiles in registers, in float32; never
-[t,s] in memory.
+"""Triton form of inrun_kernels.pairwise_dots: tiles of token Grams in registers.
+
+In float32; [t,s] is never in memory.
 """
 
 import torch
@@ -7,12 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inrun_kernels.jit.common import Launch, operand, precision
+from inrun_kernels.jit.common import Arguments, Constants, Launch, operand, precision
 
 
 @triton.jit
 def _gram(
-    x, y, rows, columns, d, BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+    x, y, rows, columns, d,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x [rows.., d] y [columns.., d]^T of at most BT and BS rows, summed over d in blocks."""
     t, s, c = tl.arange(0, BT), tl.arange(0, BS), tl.arange(0, BD)
@@ -27,7 +29,7 @@ def _gram(
 
 
 @triton.jit
-def kernel(
+def _kernel(
     a, b, av, bv, parts, t, s, i, o, samples, validations,
     BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -55,16 +57,16 @@ def plan(a: Tensor, b: Tensor, av: Tensor, bv: Tensor) -> tuple[Launch, Tensor]:
     )
     blocks = triton.cdiv(t, BT)
     parts = torch.empty(blocks, n, m, dtype=torch.float32, device=a.device)
-    arguments = {
-        "a": a, "b": b, "av": av, "bv": bv, "parts": parts, "t": t, "s": s, "i": i, "o": o, "samples": n,
-        "validations": m,
+    arguments: Arguments = {
+        "a": a, "b": b, "av": av, "bv": bv, "parts": parts, "t": t, "s": s, "i": i, "o": o,
+        "samples": n, "validations": m,
     }  # fmt: skip
-    constants = {"BT": BT, "BS": BS, "BD": BD, "PRECISION": precision(a.dtype)}
-    return Launch(kernel, (blocks, n, m), arguments, constants, warps, stages), parts
+    constants: Constants = {"BT": BT, "BS": BS, "BD": BD, "PRECISION": precision(a.dtype)}
+    return Launch(_kernel, (blocks, n, m), arguments, constants, warps, stages), parts
 
 
 def launch(a: Tensor, b: Tensor, av: Tensor, bv: Tensor) -> Tensor:
-    """StreamingDots [n,m]."""
+    """Dots [n,m]."""
     dtype = torch.promote_types(
         torch.promote_types(a.dtype, b.dtype), torch.promote_types(av.dtype, bv.dtype)
     )

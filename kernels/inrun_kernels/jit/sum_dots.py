@@ -1,22 +1,21 @@
-"""Triton form of inrun_kernels.sum_dots: every element of the per-sample gradients is read once,
-for the sum and for all dots.
-"""
+"""Triton form of inrun_kernels.sum_dots: the sum and all dots from one reading."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from inrun_kernels.jit.common import Launch
+from inrun_kernels.jit.common import Arguments, Launch
 
 
 @triton.jit
-def kernel(
+def _kernel(
     g, v, total, parts, samples, width, directions, stride,
     BLOCK: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """g [n,w] any dtype, v [k,w] -> total [w], parts [programs,n,k]: one block of columns, float32
-    sums.
+    """g [n,w] any dtype, v [k,w] -> total [w], parts [programs,n,k].
+
+    A program owns one block of columns; float32 sums.
     """
     program = tl.program_id(0)
     column = program * BLOCK + tl.arange(0, BLOCK)
@@ -43,8 +42,9 @@ def kernel(
 
 
 def plan(g: Tensor, V: Tensor) -> tuple[Launch, Tensor, Tensor]:
-    """The launch for g [n,w], V [k,w], and the sum [w] and partial dots [programs,n,k] it will
-    fill.
+    """The launch, and the sum [w] and partial dots [programs,n,k] it will fill.
+
+    g [n,w], V [k,w].
     """
     n, width, k = g.shape[0], g.shape[1], V.shape[0]
     padded = triton.next_power_of_2(k)
@@ -52,11 +52,15 @@ def plan(g: Tensor, V: Tensor) -> tuple[Launch, Tensor, Tensor]:
     programs = triton.cdiv(width, block)
     total = torch.empty(width, dtype=torch.float32, device=g.device)
     parts = torch.empty(programs, n, k, dtype=torch.float32, device=g.device)
-    arguments = {
-        "g": g, "v": V, "total": total, "parts": parts, "samples": n, "width": width, "directions": k,
-        "stride": g.stride(0),
+    arguments: Arguments = {
+        "g": g, "v": V, "total": total, "parts": parts, "samples": n, "width": width,
+        "directions": k, "stride": g.stride(0),
     }  # fmt: skip
-    return Launch(kernel, (programs,), arguments, {"BLOCK": block, "K": padded}, 8, 3), total, parts
+    return (
+        Launch(_kernel, (programs,), arguments, {"BLOCK": block, "K": padded}, 8, 3),
+        total,
+        parts,
+    )
 
 
 def launch(g: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:

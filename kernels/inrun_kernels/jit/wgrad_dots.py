@@ -1,18 +1,17 @@
-"""Triton form of inrun_kernels.wgrad_dots: one pass over a and b, per-sample dots taken where the
-products are, in registers.
+"""Triton form of inrun_kernels.wgrad_dots: dots taken where the products are.
 
-A program owns a tile [BO, BI] of the weight and the whole samples of its split. `acc` collects the
-tokens of one sample in float32; at the sample's end acc is dotted with the tile of every direction,
-written as one partial per (tile, direction, sample), and added to `total`. Partials are summed over
-tiles in float64 in a fixed order: no atomics, so that equal calls give equal bits. Splits own whole
-samples, so that dots need no combination.
+One pass over a and b; per-sample dots come from registers. A program owns a tile [BO, BI] of the
+weight and the whole samples of its split. `acc` collects the tokens of one sample in float32; at
+the sample's end acc is dotted with the tile of every direction, written as one partial per (tile,
+direction, sample), and added to `total`. Partials are summed over tiles in float64 in a fixed
+order: no atomics, so that equal calls give equal bits. Splits own whole samples, so that dots need
+no combination.
 
-    flat    all samples of one length: one software-pipelined loop over token blocks, whose copies stay in flight across
-            sample ends; with one direction its tile may stay in registers (RESIDENT)
+    flat    all samples of one length: one software-pipelined loop over token blocks, whose copies
+            stay in flight across sample ends; with one direction its tile may stay in registers
+            (RESIDENT)
     nested  any lengths, by offsets
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -20,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from inrun_kernels.jit.common import (
+    Arguments,
+    Constants,
     Launch,
     aligned,
     architecture,
@@ -28,15 +29,14 @@ from inrun_kernels.jit.common import (
     readable,
     splits_for,
 )
+from inrun_kernels.jit.wgrad_tiles import Config, config_for
 
 
 @triton.jit
 def _tile_dot(
     acc, v, o, i, stride, rows: tl.constexpr, columns: tl.constexpr, slices: tl.constexpr
 ):
-    """<acc, v tile>, v read in column slices of the accumulator: one slice of the direction in
-    registers at a time.
-    """
+    """<acc, v tile>, v read in column slices: one slice of it in registers at a time."""
     if slices == 1:
         r, c = tl.arange(0, rows), tl.arange(0, columns)
         inside = (r[:, None] < o) & (c[None, :] < i)
@@ -59,8 +59,9 @@ def _product(
     BT: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
     EVEN_T: tl.constexpr, EVEN_O: tl.constexpr, EVEN_I: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc [BO, BI] + b^T a over a block of at most BT tokens; `tokens`, read_o, read_i: what is
-    left to read.
+    """acc [BO, BI] + b^T a over a block of at most BT tokens.
+
+    `tokens`, read_o, read_i: what is left to read.
     """
     t, r, c = tl.arange(0, BT), tl.arange(0, BO), tl.arange(0, BI)
     at, bt = a + t[:, None] * stride_a + c[None, :], b + t[:, None] * stride_b + r[None, :]
@@ -77,8 +78,9 @@ def _product(
 
 @triton.jit
 def _tile_of(program, rows, columns, GROUP: tl.constexpr):
-    """(row, column) of a tile, rows taken in groups so that programs that run together share
-    columns of a in L2.
+    """(row, column) of a tile.
+
+    Rows are taken in groups, so that programs that run together share columns of a in L2.
     """
     wide = GROUP * columns
     first = (program // wide) * GROUP
@@ -88,9 +90,7 @@ def _tile_of(program, rows, columns, GROUP: tl.constexpr):
 
 @triton.jit
 def _store_total(total, tile, o, i, stride, ADD: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
-    """Write the tile at `tile`, of o rows and i columns that are left, added to what is there where
-    ADD.
-    """
+    """Write the tile at `tile`, added to what is there where ADD; o rows, i columns are left."""
     r, c = tl.arange(0, BO), tl.arange(0, BI)
     at = tile + r[:, None] * stride + c[None, :]
     inside = (r[:, None] < o) & (c[None, :] < i)
@@ -100,14 +100,28 @@ def _store_total(total, tile, o, i, stride, ADD: tl.constexpr, BO: tl.constexpr,
 
 
 @triton.jit
-def flat_kernel(
-    a, b, v, wgrad, parts, samples, t, o, i, read_o, read_i, directions, per_split, stride_a, stride_b,
-    BO: tl.constexpr, BI: tl.constexpr, BT: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
-    RESIDENT: tl.constexpr, ADD: tl.constexpr, EVEN_T: tl.constexpr, EVEN_O: tl.constexpr, EVEN_I: tl.constexpr,
-    PRECISION: tl.constexpr,
+def _store_dots(
+    acc, v_tile, part, samples, directions, o, i, row, column,
+    BO: tl.constexpr, BI: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
-    """a [n*t, i], b [n*t, o], v [k,o,i] -> wgrad [splits,o,i] (or added to [o,i]), parts
-    [tiles,k,n].
+    """Write a sample's dots of one tile, acc with the tile of every direction, at `part`."""
+    for k in range(directions):
+        v = v_tile + tl.cast(k, tl.int64) * o * i
+        dot = _tile_dot(acc, v, o - row, i - column, i, BO, BI, SLICES)
+        tl.store(part + k * samples, dot)
+
+
+@triton.jit
+def _flat_kernel(
+    a, b, v, wgrad, parts, samples, t, o, i, read_o, read_i, directions, per_split,
+    stride_a, stride_b,
+    BO: tl.constexpr, BI: tl.constexpr, BT: tl.constexpr, GROUP: tl.constexpr,
+    SLICES: tl.constexpr, RESIDENT: tl.constexpr, ADD: tl.constexpr, EVEN_T: tl.constexpr,
+    EVEN_O: tl.constexpr, EVEN_I: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Samples of t tokens: wgrad [splits,o,i] (or added to [o,i]), parts [tiles,k,n].
+
+    a [n*t, i], b [n*t, o], v [k,o,i].
     """
     program, split = tl.program_id(0), tl.program_id(1)
     tile_o, tile_i = _tile_of(program, tl.cdiv(o, BO), tl.cdiv(i, BI), GROUP)
@@ -128,25 +142,17 @@ def flat_kernel(
         token = tl.cast(sample, tl.int64) * t + block * BT
         acc = _product(
             acc, a + token * stride_a + column, b + token * stride_b + row, t - block * BT,
-            read_o - row, read_i - column, stride_a, stride_b, BT, BO, BI, EVEN_T, EVEN_O, EVEN_I, PRECISION,
+            read_o - row, read_i - column, stride_a, stride_b, BT, BO, BI, EVEN_T, EVEN_O, EVEN_I,
+            PRECISION,
         )  # fmt: skip
         if block == blocks - 1:
             part = parts + tl.cast(program * directions, tl.int64) * samples + sample
             if RESIDENT:
                 tl.store(part, tl.sum(tl.where(inside, acc * direction.to(tl.float32), 0.0)))
             else:
-                for k in range(directions):
-                    dot = _tile_dot(
-                        acc,
-                        v_tile + tl.cast(k, tl.int64) * o * i,
-                        o - row,
-                        i - column,
-                        i,
-                        BO,
-                        BI,
-                        SLICES,
-                    )
-                    tl.store(part + k * samples, dot)
+                _store_dots(
+                    acc, v_tile, part, samples, directions, o, i, row, column, BO, BI, SLICES
+                )
             total += acc
             acc = tl.zeros((BO, BI), tl.float32)
     w_tile = wgrad + (tl.cast(split, tl.int64) * o + row) * i + column
@@ -154,12 +160,14 @@ def flat_kernel(
 
 
 @triton.jit
-def nested_kernel(
-    a, b, v, wgrad, parts, offsets, samples, o, i, read_o, read_i, directions, per_split, stride_a, stride_b,
-    BO: tl.constexpr, BI: tl.constexpr, BT: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
-    ADD: tl.constexpr, EVEN_O: tl.constexpr, EVEN_I: tl.constexpr, PRECISION: tl.constexpr,
+def _nested_kernel(
+    a, b, v, wgrad, parts, offsets, samples, o, i, read_o, read_i, directions, per_split,
+    stride_a, stride_b,
+    BO: tl.constexpr, BI: tl.constexpr, BT: tl.constexpr, GROUP: tl.constexpr,
+    SLICES: tl.constexpr, ADD: tl.constexpr, EVEN_O: tl.constexpr, EVEN_I: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """a [p, i], b [p, o], v [k,o,i], offsets [n+1] int64 -> as flat_kernel."""
+    """a [p, i], b [p, o], v [k,o,i], offsets [n+1] int64 -> as _flat_kernel."""
     program, split = tl.program_id(0), tl.program_id(1)
     tile_o, tile_i = _tile_of(program, tl.cdiv(o, BO), tl.cdiv(i, BI), GROUP)
     row, column = tile_o * BO, tile_i * BI
@@ -171,56 +179,15 @@ def nested_kernel(
         acc = tl.zeros((BO, BI), tl.float32)
         for token in range(0, length, BT):
             acc = _product(
-                acc, a + (start + token) * stride_a + column, b + (start + token) * stride_b + row, length - token,
-                read_o - row, read_i - column, stride_a, stride_b, BT, BO, BI, False, EVEN_O, EVEN_I, PRECISION,
+                acc, a + (start + token) * stride_a + column, b + (start + token) * stride_b + row,
+                length - token, read_o - row, read_i - column, stride_a, stride_b, BT, BO, BI,
+                False, EVEN_O, EVEN_I, PRECISION,
             )  # fmt: skip
         part = parts + tl.cast(program * directions, tl.int64) * samples + sample
-        for k in range(directions):
-            dot = _tile_dot(
-                acc, v_tile + tl.cast(k, tl.int64) * o * i, o - row, i - column, i, BO, BI, SLICES
-            )
-            tl.store(part + k * samples, dot)
+        _store_dots(acc, v_tile, part, samples, directions, o, i, row, column, BO, BI, SLICES)
         total += acc
     w_tile = wgrad + (tl.cast(split, tl.int64) * o + row) * i + column
     _store_total(total, w_tile, o - row, i - column, i, ADD, BO, BI)
-
-
-class Config(NamedTuple):
-    """Tile [BO, BI] of the weight, BT tokens a step, column slices of a direction's tile, warps,
-    pipeline stages.
-    """
-
-    BO: int
-    BI: int
-    BT: int
-    slices: int
-    warps: int
-    stages: int
-    resident: bool = False
-
-
-def config_for(
-    arch: int, dtype: torch.dtype, o: int, i: int, directions: int, ragged: bool
-) -> Config:
-    """The shipped tile: the largest of those that compile without a spill for this case
-    (inrun_kernels.aot checks them all).
-
-    Rows of V whose length is no multiple of 16 cost address registers, hence the smaller tiles
-    there.
-    """
-    even_rows = i % 16 == 0
-    if dtype == torch.float32:
-        if not even_rows or precision(dtype) == "tf32":
-            return Config(64, 64, 32, 2, 8, 2)
-        return Config(32, 32, 32, 1, 4, 2) if ragged else Config(64, 32, 16, 1, 4, 3)
-    if not even_rows:
-        return Config(64, 64, 64, 1, 8, 3)
-    if ragged:
-        return Config(128, 64, 32, 2, 8, 4)
-    if directions == 1:
-        even = o % 128 == 0 and i % 128 == 0
-        return Config(128 if arch >= 90 and even else 64, 128, 64, 1, 8, 3, resident=True)
-    return Config(128, 128, 32, 4, 8, 4) if arch >= 90 else Config(128, 128, 32, 8, 8, 3)
 
 
 def plan(
@@ -233,37 +200,35 @@ def plan(
     config: Config,
     add: bool,
 ) -> tuple[Launch, Tensor]:
-    """The launch for packed a [p,i], b [p,o] of one dtype, and the partial dots [tiles,k,n] it will
-    fill.
+    """The launch, and the partial dots [tiles,k,n] it will fill.
 
-    `wgrad` is [parts_of,o,i], or [o,i] with one part, to which the gradient is added where `add`.
+    Packed a [p,i], b [p,o] of one dtype. `wgrad` is [parts_of,o,i], or [o,i] with one part, to
+    which the gradient is added where `add`.
     """
     o, i, n, k = b.shape[1], a.shape[1], len(spans), V.shape[0]
     tiles = triton.cdiv(o, config.BO) * triton.cdiv(i, config.BI)
     parts = torch.empty(tiles, k, n, dtype=torch.float32, device=a.device)
-    arguments = {
-        "a": a, "b": b, "v": V, "wgrad": wgrad, "parts": parts, "samples": n, "o": o, "i": i, "directions": k,
-        "read_o": readable(b), "read_i": readable(a), "per_split": triton.cdiv(n, parts_of),
-        "stride_a": a.stride(0), "stride_b": b.stride(0),
+    arguments: Arguments = {
+        "a": a, "b": b, "v": V, "wgrad": wgrad, "parts": parts, "samples": n, "o": o, "i": i,
+        "directions": k, "read_o": readable(b), "read_i": readable(a),
+        "per_split": triton.cdiv(n, parts_of), "stride_a": a.stride(0), "stride_b": b.stride(0),
     }  # fmt: skip
-    constants = {
-        "BO": config.BO, "BI": config.BI, "BT": config.BT, "GROUP": 8, "SLICES": config.slices, "ADD": add,
-        "EVEN_O": o % config.BO == 0, "EVEN_I": i % config.BI == 0, "PRECISION": precision(a.dtype),
+    constants: Constants = {
+        "BO": config.BO, "BI": config.BI, "BT": config.BT, "GROUP": 8, "SLICES": config.slices,
+        "ADD": add, "EVEN_O": o % config.BO == 0, "EVEN_I": i % config.BI == 0,
+        "PRECISION": precision(a.dtype),
     }  # fmt: skip
     lengths = {last - first for first, last in spans}
     if len(lengths) == 1:
         t = lengths.pop()
-        kernel, arguments["t"] = flat_kernel, t
+        kernel, arguments["t"] = _flat_kernel, t
         constants |= {"RESIDENT": config.resident, "EVEN_T": t % config.BT == 0}
     else:
         edges = [first for first, _ in spans] + [spans[-1][1]]
-        kernel, arguments["offsets"] = (
-            nested_kernel,
-            torch.tensor(edges, dtype=torch.int64, device=a.device),
-        )
-    return Launch(
-        kernel, (tiles, parts_of), arguments, constants, config.warps, config.stages
-    ), parts
+        offsets = torch.tensor(edges, dtype=torch.int64, device=a.device)
+        kernel, arguments["offsets"] = _nested_kernel, offsets
+    grid = tiles, parts_of
+    return Launch(kernel, grid, arguments, constants, config.warps, config.stages), parts
 
 
 def launch(
@@ -274,8 +239,9 @@ def launch(
     wgrad: Tensor | None,
     splits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Weight gradient [o,i] (added to `wgrad` where given) and dots [k, spans]; spans must be
-    adjacent.
+    """Weight gradient [o,i] (added to `wgrad` where given) and dots [k, spans].
+
+    Spans must be adjacent.
     """
     o, i = b.shape[1], a.shape[1]
     a, b, V = aligned(a), aligned(b), V.contiguous()
