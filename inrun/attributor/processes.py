@@ -35,6 +35,10 @@ class Processes:
         rank, size: this process's place, and how many there are.
         quietly: a context in which a forward of the wrapped model announces no exchange of
             gradients.
+
+    >>> alone = Processes()
+    >>> alone.size, alone.leads
+    (1, True)
     """
 
     def __init__(self, group: "dist.ProcessGroup | None" = None, share_targets: bool = False):

@@ -31,6 +31,14 @@ class ValueStore:
         memory: a query spills to the system's temporary folder beyond this.
 
     `target` and `method` may be left out in every question if the run has only one.
+
+    >>> from inrun.store import ValueWriter
+    >>> run = {"targets": ["val"], "methods": ["path"]}
+    >>> with ValueWriter("values", run) as writer:
+    ...     writer.terms(0, [7, 8, 9], "val", {"path": [0.5, -0.25, 0.0]})
+    >>> with ValueStore("values") as store:
+    ...     store.top(1).to_pylist()
+    [{'sample_id': 7, 'value': 0.5, 'uses': 1}]
     """
 
     def __init__(self, path: str | Path, threads: int | None = None, memory: str = "2GB") -> None:
