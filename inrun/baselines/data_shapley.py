@@ -25,20 +25,25 @@ from inrun.shapley import Truncated, truncated
 
 @dataclass(frozen=True)
 class DataShapleyOptions:
-    """pool: folder, None: in memory. utility: loss, accuracy or margin. trainings: budget.
-    tolerance: of the truncation, as a share of |U(all) - U(none)| averaged over three seeds; 0: no
-    truncation. patience: places in a row within it. seed: of orders and trainings."""
+    """Budget and truncation of the orders."""
 
     pool: str | None = None
+    "Folder of the pool; null keeps it in memory."
     utility: str = "loss"
+    "loss, accuracy or margin."
     trainings: int = 1000
+    "Budget."
     tolerance: float = 0.05
+    "Of the truncation, as a share of |U(all) - U(none)| averaged over three seeds; 0 for none."
     patience: int = 5
+    "Places in a row within the tolerance before an order is cut."
     seed: int = 0
+    "Of orders and trainings."
 
 
 @baseline("data_shapley", DataShapleyOptions, needs=(Retrainable,))
 def data_shapley(run: RetrainableRun, target: str, options: DataShapleyOptions) -> pa.Table:
+    """Mean marginal contributions over random orders."""
     return value_table(run, estimate(Pool(run, options.pool), target, options).values)
 
 

@@ -29,20 +29,25 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class DatamodelsOptions:
-    """pool: folder, None: in memory. utility: margin (the original's), loss or accuracy. trainings:
-    number of subsets. share: of the samples in each. penalty: lasso (the original's) or ridge.
-    seed: of subsets and trainings."""
+    """Which subsets are trained on, and how the linear model is fitted."""
 
     pool: str | None = None
+    "Folder of the pool; null keeps it in memory."
     utility: str = "margin"
+    "margin (the original's), loss or accuracy."
     trainings: int = 1000
+    "Number of subsets."
     share: float = 0.5
+    "Of the samples in each subset."
     penalty: str = "lasso"
+    "lasso (the original's) or ridge."
     seed: int = 0
+    "Of subsets and trainings."
 
 
 @baseline("datamodels", DatamodelsOptions, needs=(Retrainable,))
 def datamodels(run: RetrainableRun, target: str, options: DatamodelsOptions) -> pa.Table:
+    """Coefficients of the linear model."""
     pool = Pool(run, options.pool)
     outcomes = pool.outcomes(
         *random_subsets(pool.n, options.trainings, options.share, options.seed)

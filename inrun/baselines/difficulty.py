@@ -19,9 +19,10 @@ from inrun.baselines.runs import Classified, Featured, LabelledRun, Watched, Wat
 
 @dataclass(frozen=True)
 class DifficultyOptions:
-    """prefer: hard (as published) | easy."""
+    """What is worth more."""
 
     prefer: str = "hard"
+    "hard (as published) or easy."
 
     def __post_init__(self):
         if self.prefer not in ("hard", "easy"):
@@ -33,9 +34,10 @@ class DifficultyOptions:
 
 @dataclass(frozen=True)
 class EL2NOptions(DifficultyOptions):
-    """epoch: after how many the error is taken (Paul et al.: early, 10 to 20 of 200)."""
+    """When the error is taken."""
 
     epoch: int = 10
+    "After how many epochs (Paul et al.: early, 10 to 20 of 200)."
 
 
 @baseline("forgetting", DifficultyOptions, needs=(Watched,))

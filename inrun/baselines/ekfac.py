@@ -57,20 +57,22 @@ class Sampled(Protocol):
 
 @dataclass(frozen=True)
 class EKFACOptions:
-    """damping: share of a block's mean eigenvalue (Grosse et al.: 0.1). fisher: sampled (labels
-    drawn from the model: the Fisher matrix proper) or empirical (the samples' own labels). samples:
-    training samples that the curvature is estimated on, 0 for all. max_side: see above. params:
-    regular expression of the parameters that count, "" for all. batch: samples that go through the
-    model at once.
-    """
+    """How the curvature is estimated."""
 
     damping: float = 0.1
+    "Share of a block's mean eigenvalue (Grosse et al.: 0.1)."
     fisher: str = "sampled"
+    "sampled: labels drawn from the model, the Fisher matrix proper. empirical: the samples' own."
     samples: int = 0
+    "Training samples that the curvature is estimated on, 0 for all."
     max_side: int = 2048
+    "A weight with a longer side has a diagonal instead of factors."
     params: str = ""
+    "Regular expression of the parameters that count, empty for all."
     batch: int = 16
+    "Samples that go through the model at once."
     seed: int = 0
+    "Of samples and drawn labels."
 
     def __post_init__(self):
         if self.fisher not in ("sampled", "empirical"):

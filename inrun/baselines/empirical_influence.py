@@ -24,18 +24,23 @@ from inrun.baselines.subsets import coin_subsets, random_subsets
 
 @dataclass(frozen=True)
 class SubsetOptions:
-    """pool: folder, None: in memory. utility: accuracy (the original's), loss or margin. trainings:
-    number of subsets. share: of the samples in each. seed: of subsets and trainings."""
+    """Which subsets are trained on."""
 
     pool: str | None = None
+    "Folder of the pool; null keeps it in memory."
     utility: str = "accuracy"
+    "accuracy (the original's), loss or margin."
     trainings: int = 1000
+    "Number of subsets."
     share: float = 0.5
+    "Of the samples in each subset."
     seed: int = 0
+    "Of subsets and trainings."
 
 
 @baseline("empirical_influence", SubsetOptions, needs=(Retrainable,))
 def empirical_influence(run: RetrainableRun, target: str, options: SubsetOptions) -> pa.Table:
+    """Difference of the target's outcome between subsets with and without the sample."""
     outcomes = _trained(run, options)
     return value_table(run, difference(outcomes.members, outcomes.utility(target, options.utility)))
 
@@ -56,14 +61,16 @@ def memorization(run: RetrainableRun, target: str, options: SubsetOptions) -> pa
 
 @dataclass(frozen=True)
 class BanzhafOptions:
-    """pool: folder, None: in memory. utility: loss, accuracy or margin. trainings: number of
-    subsets. seed: of subsets and trainings.
-    """
+    """How many subsets are trained on."""
 
     pool: str | None = None
+    "Folder of the pool; null keeps it in memory."
     utility: str = "loss"
+    "loss, accuracy or margin."
     trainings: int = 1000
+    "Number of subsets."
     seed: int = 0
+    "Of subsets and trainings."
 
 
 @baseline("data_banzhaf", BanzhafOptions, needs=(Retrainable,))

@@ -13,13 +13,15 @@ from inrun.baselines.runs import Valued, ValuedRun
 
 @dataclass(frozen=True)
 class InRunOptions:
-    """method: its name in the run's store."""
+    """Which of the run's values."""
 
     method: str = "path"
+    "Its name in the run's store."
 
 
 @baseline("in_run", InRunOptions, needs=(Valued,))
 def in_run(run: ValuedRun, target: str, options: InRunOptions) -> pa.Table:
+    """The run's own values, as they are."""
     table = run.values(options.method, target)
     value = dict(zip(table["sample_id"].to_pylist(), table["value"].to_pylist()))
     if missing := [i for i in run.sample_ids if i not in value]:

@@ -30,21 +30,26 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class InfluenceOptions:
-    """solver: cg | lissa. curvature: gauss_newton (needs a classification or a regression) |
-    hessian. damping: added to C. cg: `steps` at most, until the residual is below `tolerance` of
-    |v|. lissa: `steps` of `batch` samples, `repetitions`, `scale` above the largest eigenvalue of C
-    (0: estimated by power iteration). seed: of the batches.
-    """
+    """The curvature C, and how (C + damping) is inverted."""
 
     solver: str = "cg"
+    "cg or lissa."
     curvature: str = "gauss_newton"
+    "gauss_newton (of a classification or a regression) or hessian."
     damping: float = 0.01
+    "Added to C."
     steps: int = 200
+    "Of cg at most; of lissa in each repetition."
     tolerance: float = 1e-4
+    "cg stops when the residual is below this share of |v|."
     batch: int = 128
+    "Samples in a step of lissa."
     repetitions: int = 2
+    "Of lissa, averaged."
     scale: float = 0.0
+    "Of lissa, above the largest eigenvalue of C; 0 estimates it by power iteration."
     seed: int = 0
+    "Of the batches."
 
     def __post_init__(self):
         if self.solver not in ("cg", "lissa") or self.curvature not in ("gauss_newton", "hessian"):
@@ -58,6 +63,7 @@ class InfluenceOptions:
 
 @baseline("influence", InfluenceOptions)
 def influence(run: TrainedRun, target: str, options: InfluenceOptions) -> pa.Table:
+    """Change of the target's loss when a sample is given more weight, C inverted by iteration."""
     model = run.model()
     v = target_gradient(run, model, target)
     solve = conjugate_gradients if options.solver == "cg" else lissa

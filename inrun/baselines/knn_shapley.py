@@ -23,9 +23,10 @@ from inrun.baselines.runs import Classified, Featured, LabelledRun
 
 @dataclass(frozen=True)
 class KNNShapleyOptions:
-    """k: neighbours (paper: 5)."""
+    """The classifier whose values are exact."""
 
     k: int = 5
+    "Neighbours (paper: 5)."
 
     def __post_init__(self):
         if self.k < 1:

@@ -20,18 +20,21 @@ from inrun.baselines.subsets import training_seeds
 
 @dataclass(frozen=True)
 class LeaveOneOutOptions:
-    """pool: folder, None: in memory. utility: loss, accuracy or margin. seeds: trainings of every
-    subset. seed: of the first one.
-    """
+    """How many trainings average the noise out."""
 
     pool: str | None = None
+    "Folder of the pool; null keeps it in memory."
     utility: str = "loss"
+    "loss, accuracy or margin."
     seeds: int = 1
+    "Trainings of every subset."
     seed: int = 0
+    "Of the first training."
 
 
 @baseline("leave_one_out", LeaveOneOutOptions, needs=(Retrainable,))
 def leave_one_out(run: RetrainableRun, target: str, options: LeaveOneOutOptions) -> pa.Table:
+    """Mean over seeds of what is lost without the sample."""
     return value_table(run, differences(Pool(run, options.pool), target, options).mean(0))
 
 

@@ -24,17 +24,19 @@ from inrun.baselines.tracin import spread
 
 @dataclass(frozen=True)
 class LessOptions:
-    """checkpoints: number of them, evenly spread (paper: epochs 10, 20, 30, 40, 50). projection:
-    coordinates, 0 for none. seed: of the projection.
-    """
+    """Which checkpoints, and how gradients are projected."""
 
     checkpoints: int = 5
+    "Number of them, evenly spread (paper: epochs 10, 20, 30, 40, 50)."
     projection: int = 2048
+    "Coordinates, 0 for no projection."
     seed: int = 0
+    "Of the projection."
 
 
 @baseline("less", LessOptions, needs=(Adaptive,))
 def less(run: AdaptiveRun, target: str, options: LessOptions) -> pa.Table:
+    """Cosines between Adam's direction for a sample and the target's gradient, at checkpoints."""
     project = Projection(options.projection, options.seed)
     total = torch.zeros(len(run.sample_ids), dtype=torch.float64)
     for k in spread(len(run.checkpoints), options.checkpoints):

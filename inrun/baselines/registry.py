@@ -49,14 +49,16 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A registered baseline: `score(run, target, options) -> table`, the dataclass of its options,
-    and the capabilities that it needs.
-    """
+    """A registered baseline."""
 
     name: str
+    "As in `configs/baseline/<name>.yaml`."
     score: Score
+    "(run, target, options) -> table."
     options: type
+    "The dataclass of its options."
     needs: tuple[type, ...]
+    "The capabilities that a run must have beside `TrainedRun`."
 
     def check(self, run: TrainedRun, target: str) -> None:
         """Raises MissingCapabilityError or BaselineError if `run` cannot be scored."""
@@ -116,13 +118,18 @@ def value_table(run: TrainedRun, values: Sequence[float] | np.ndarray | Tensor) 
 
 @dataclass(frozen=True)
 class Scored:
-    """A baseline's table (sample_id, value) and its cost."""
+    """A baseline's table and its cost."""
 
     name: str
+    "Of the baseline."
     target: str
+    "Of the run."
     options: dict[str, Any]
+    "That it was asked with."
     table: pa.Table
+    "sample_id, value."
     cost: Cost
+    "Beside the run itself."
 
     @property
     def values(self) -> np.ndarray:

@@ -25,16 +25,17 @@ from inrun.baselines.runs import Classified, Featured, LabelledRun
 
 @dataclass(frozen=True)
 class RepresenterOptions:
-    """strength: lambda (Yeh et al.: 0.003). tolerance: largest entry of the gradient of the
-    regularised sum at which the layer counts as stationary.
-    """
+    """How the last layer is fitted again."""
 
     strength: float = 0.003
+    "lambda (Yeh et al.: 0.003)."
     tolerance: float = 1e-6
+    "Largest entry of the regularised sum's gradient at which the layer counts as stationary."
 
 
 @baseline("representer", RepresenterOptions, needs=(Featured, Classified))
 def representer(run: LabelledRun, target: str, options: RepresenterOptions) -> pa.Table:
+    """What a sample adds to the logits of the right classes, averaged over the target."""
     model, ids = run.model(), np.asarray(run.sample_ids)
     with torch.no_grad():
         x = forward(lambda part: run.features(model, part), ids)

@@ -19,24 +19,26 @@ Ids: TypeAlias = Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights that a run kept: after `step` optimizer steps, `lr` being the learning rate of the
-    step that led there.
-    """
+    """Weights that a run kept."""
 
     step: int
+    "Optimizer steps done."
     lr: float
+    "The learning rate of the step that led there."
 
 
 @dataclass(frozen=True)
 class AdamMoments:
-    """Adam's state at a checkpoint: parameter name -> first and second moment, not
-    bias-corrected.
-    """
+    """Adam's state at a checkpoint, not bias-corrected."""
 
     first: dict[str, Tensor]
+    "Parameter name -> first moment."
     second: dict[str, Tensor]
+    "Parameter name -> second moment."
     betas: tuple[float, float]
+    "Decay of both."
     eps: float
+    "Added to the root of the second moment."
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from inrun.baselines.runs import TrainedRun
 
 @dataclass(frozen=True)
 class RandomOptions:
-    """No choice but the dice."""
+    """Which random values."""
 
     seed: int = 0
     "Of the values."

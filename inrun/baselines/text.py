@@ -19,19 +19,20 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class BM25Options:
-    """k1, b: as in the paper's table (E.5)."""
+    """As in the paper's table (E.5)."""
 
     k1: float = 1.5
+    "Where repeated words saturate."
     b: float = 0.75
+    "How much long chunks are held back."
 
 
 @dataclass(frozen=True)
 class EmbeddingOptions:
-    """center: take the mean over the training chunks off first; hidden states of a language model
-    share one large component, which says nothing.
-    """
+    """How features are made comparable."""
 
     center: bool = True
+    "Take the mean over the training chunks off first: hidden states share a large component."
 
 
 def words(text: str) -> list[str]:

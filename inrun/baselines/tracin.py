@@ -20,15 +20,15 @@ from inrun.baselines.runs import TrainedRun
 
 @dataclass(frozen=True)
 class TracInOptions:
-    """checkpoints: number of them, evenly spread over the run, the last one included (paper: epochs
-    10, 20, 30, 40, 50).
-    """
+    """Which checkpoints."""
 
     checkpoints: int = 5
+    "Number of them, evenly spread, the last one included (paper: epochs 10, 20, 30, 40, 50)."
 
 
 @baseline("tracin", TracInOptions)
 def tracin(run: TrainedRun, target: str, options: TracInOptions) -> pa.Table:
+    """Gradient dots at checkpoints, weighted by the learning rate."""
     total = torch.zeros(len(run.sample_ids), dtype=torch.float64)
     for k in spread(len(run.checkpoints), options.checkpoints):
         model = run.model(k)

@@ -27,14 +27,16 @@ from inrun.baselines.runs import Classified, Ids, Regressed, TrainedRun
 
 @dataclass(frozen=True)
 class TrakOptions:
-    """checkpoints: the last so many of the run. projection: coordinates, 0 for none. ridge: as a
-    share of the mean eigenvalue of Phi^T Phi. seed: of the projection.
-    """
+    """Which checkpoints, and how gradients are projected."""
 
     checkpoints: int = 5
+    "The last so many of the run."
     projection: int = 2048
+    "Coordinates, 0 for no projection."
     ridge: float = 0.1
+    "Share of the mean eigenvalue of Phi^T Phi."
     seed: int = 0
+    "Of the projection."
 
 
 @baseline("trak", TrakOptions)

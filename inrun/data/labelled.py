@@ -41,24 +41,21 @@ FOUND_BY_THEMSELVES = ("digits", "mnist-5k", "diabetes")
 
 @dataclass(frozen=True)
 class ProblemConfig:
-    """Which data, how much of it, and how much of it is wrong.
-
-    Attributes:
-        source: digits | mnist-5k | cifar10 | diabetes.
-        train, validation, test: samples, disjoint; the training part may be corrupted, the others
-            never are.
-        flipped: share of the training samples with a wrong label: another class, drawn uniformly;
-            in a regression, the number of another such sample.
-        path: of cifar10 only: a local folder in the hub's layout (parquet files with `img` and
-            `label`); empty for the hub.
-    """
+    """Which data, how much of it, and how much of it is wrong."""
 
     source: str = "digits"
+    "digits, mnist-5k, cifar10, diabetes, or a source of your own."
     train: int = 1000
+    "Training samples, some of which are corrupted."
     validation: int = 300
+    "Validation samples, never corrupted."
     test: int = 497
+    "Test samples, never corrupted."
     flipped: float = 0.1
+    """Share of the training samples with a wrong label: another class, or another such sample's
+    number."""
     path: str = ""
+    "Of cifar10: a folder in the hub's layout (parquet with `img` and `label`), empty for the hub."
 
     def __post_init__(self):
         LABELLED[self.source]
@@ -80,14 +77,15 @@ class ProblemConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Samples of one part: ids int64 [n] ascending (rows of the source), x float32 [n, ...], y
-    int64 [n], float32 [n] in a regression.
-    """
+class LabelledPart:
+    """Samples of one part."""
 
     ids: np.ndarray
+    "int64 [n], ascending: rows of the source."
     x: np.ndarray
+    "float32 [n, ...]."
     y: np.ndarray
+    "int64 [n]; float32 [n] in a regression."
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,23 +93,22 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class LabelledProblem:
-    """A corrupted training part, and two clean parts to judge it by.
-
-    Attributes:
-        name: of the source.
-        classes: their number, 0 for a regression.
-        train: with the labels that are trained on.
-        clean: float or int [n], the training part's own labels.
-        wrong: bool [n], the samples whose label was exchanged.
-    """
+    """A corrupted training part, and two clean parts to judge it by."""
 
     name: str
+    "Of the source."
     classes: int
-    train: Part
+    "Their number, 0 for a regression."
+    train: LabelledPart
+    "With the labels that are trained on."
     clean: np.ndarray
+    "int or float [n]: the training part's own labels."
     wrong: np.ndarray
-    validation: Part
-    test: Part
+    "bool [n]: the samples whose label was exchanged."
+    validation: LabelledPart
+    "Clean."
+    test: LabelledPart
+    "Clean."
 
     def digest(self) -> str:
         """Of every number in it."""
@@ -155,11 +152,11 @@ def sample_problem(config: ProblemConfig, seed: int, root: str | Path = "data") 
     return LabelledProblem(
         config.source,
         classes,
-        Part(train, x[train], labels),
+        LabelledPart(train, x[train], labels),
         y[train],
         wrong,
-        Part(validation, x[validation], y[validation]),
-        Part(test, x[test], y[test]),
+        LabelledPart(validation, x[validation], y[validation]),
+        LabelledPart(test, x[test], y[test]),
     )
 
 

@@ -5,15 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """Counts so far, and the tokens and seconds of this run alone (a resumed preparation starts
-    them at 0).
-    """
+    """Counts so far."""
 
     documents: int
+    "Read."
     tokens: int
+    "Written."
     chunks: int
+    "Written."
     run_tokens: int
+    "Of this run alone: a resumed preparation begins at 0."
     run_seconds: float
+    "Of this run alone."
 
     def __str__(self) -> str:
         rate = self.run_tokens / max(self.run_seconds, 1e-9)

@@ -24,17 +24,18 @@ TRANSLATIONS = ("kjv", "asv", "web", "ylt")
 
 @dataclass(frozen=True)
 class Passage:
-    """Consecutive verses of one chapter. `texts[translation]` is the passage in that translation,
-    verses joined by spaces.
-
-    `book` 1..66 in Protestant order, `chapter` and verses counted from 1; `last_verse` is included.
-    """
+    """Consecutive verses of one chapter."""
 
     book: int
+    "1..66 in Protestant order."
     chapter: int
+    "From 1."
     first_verse: int
+    "From 1."
     last_verse: int
+    "Included."
     texts: dict[str, str]
+    "Translation -> the passage in it, verses joined by spaces."
 
     @property
     def name(self) -> str:

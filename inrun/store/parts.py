@@ -31,12 +31,16 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """One whole parquet file of a table: rank, and the first and last step that it may contain."""
+    """One whole parquet file of a table."""
 
     rank: int
+    "The process that wrote it."
     first: int
+    "The first step that it may contain."
     last: int
+    "The last step that it may contain."
     path: Path
+    "Where it lies."
 
     @staticmethod
     def name(rank: int, first: int, last: int) -> str:

@@ -1,6 +1,6 @@
 """The contract of baselines: what is registered, refused, checked and charged."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from inrun.baselines import (
     value_table,
 )
 from inrun.baselines.registry import BASELINES
-from inrun.config import ConfigError, build
+from inrun.config import ConfigError, build, fields_help
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "baseline"
 
@@ -142,3 +142,9 @@ def test_every_baseline_has_a_config_that_builds_its_options_and_no_config_lacks
     for values in files.values():
         chosen = get_baseline(values.pop("name"))
         assert build(chosen.options, values)  # strict: unknown keys are errors
+
+
+def test_every_option_of_every_baseline_has_its_text():
+    for name in baseline_names():
+        options = get_baseline(name).options
+        assert set(fields_help(options)) == {field.name for field in fields(options)}, name

@@ -1,5 +1,6 @@
-"""Small runs in float64 on which every formula of a baseline can be written out: a two-layer
-classifier, and a linear regression at its exact minimum.
+"""Runs for tests/baselines in float64, on which every formula can be written out.
+
+A two-layer classifier, and a linear regression at its exact minimum.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""A folder in the layout of CIFAR-10 on the hub, with images of noise."""
+"""For tests of labelled data and of ResNet: CIFAR-10's layout on the hub, with images of noise."""
 
 import io
 from pathlib import Path

@@ -1,5 +1,7 @@
-"""Runs that can be trained again in no time: a ridge regression in closed form, and softmax
-regression on scikit-learn's digits by plain gradient descent.
+"""Runs for tests of retraining and pools (tests/baselines) that are trained again in no time.
+
+A ridge regression in closed form, and softmax regression on scikit-learn's digits by plain gradient
+descent.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,4 @@
-"""A small run that the tests of the store write: every number follows from its step and rank
-alone.
-"""
+"""A small run that tests/store write and read: every number follows from step and rank alone."""
 
 import numpy as np
 import pyarrow as pa

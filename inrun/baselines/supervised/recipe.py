@@ -12,20 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inrun.baselines.runs import Ids
-from inrun.data.labelled import LabelledProblem, Part
+from inrun.data.labelled import LabelledPart, LabelledProblem
 from inrun.models.small import MLP, ConvNet
 from inrun.train.precision import Precision
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """name: conv (GroupNorm) | mlp | resnet18 (frozen BatchNorm statistics). width: of conv and
-    mlp. pretrained: of resnet18, a hub name or a folder.
-    """
+    """Which network."""
 
     name: str = "conv"
+    "conv (GroupNorm), mlp, or resnet18 (frozen BatchNorm statistics)."
     width: int = 8
+    "Of conv and mlp."
     pretrained: str = "microsoft/resnet-18"
+    "Of resnet18, a hub name or a folder."
 
     def __post_init__(self):
         if self.name not in ("conv", "mlp", "resnet18"):
@@ -47,27 +48,30 @@ class NetworkConfig:
 class Recipe:
     """Training as in appendix E.6 of the paper: Adam, learning rate x 0.1 every 10 of 50 epochs,
     batches of 64.
-
-    Attributes:
-        label_smoothing: of the training loss of a classification; validation and test losses have
-            none.
-        drop_every, drop: the learning rate is multiplied by `drop` after every `drop_every` epochs.
-        checkpoint_every: epochs between the checkpoints that a run keeps. moments_every: those of
-            them that keep Adam's state too.
-        device: auto (CUDA where there is one) | cpu | cuda.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    "What is trained."
     lr: float = 1e-3
+    "Of the first epochs."
     weight_decay: float = 1e-4
+    "Of Adam, added to the gradient."
     label_smoothing: float = 0.1
+    "Of a classification's training loss; validation and test losses have none."
     epochs: int = 50
+    "Passes over the training samples."
     batch: int = 64
+    "Samples in a step."
     drop_every: int = 10
+    "Epochs between falls of the learning rate."
     drop: float = 0.1
+    "The learning rate is multiplied by this."
     checkpoint_every: int = 1
+    "Epochs between the checkpoints that a run keeps."
     moments_every: int = 10
+    "Epochs between those of them that keep Adam's state too."
     device: str = "auto"
+    "auto (CUDA where there is one), cpu or cuda."
 
     def __post_init__(self):
         if min(self.epochs, self.batch, self.drop_every, self.checkpoint_every) < 1:
@@ -94,7 +98,7 @@ class Data:
             "test": self._tensors(problem.test),
         }
 
-    def _tensors(self, part: Part) -> tuple[Tensor, Tensor]:
+    def _tensors(self, part: LabelledPart) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(part.x).to(self.device), torch.from_numpy(part.y).to(self.device)
 
     def rows(self, ids: Ids) -> np.ndarray:
