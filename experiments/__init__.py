@@ -1,3 +1,1 @@
-"""Thin: compose a config, call inrun, write one table, draw one figure. The only place that knows
-Hydra.
-"""
+"""Studies and commands: `python -m experiments --list`. The only place that knows Hydra."""

@@ -151,10 +151,9 @@ def plot_methods(rows: Rows, about: str, regression: bool = False) -> Figure:
             (middle, "detection", "found", INSPECTED),
             (right, "selection", "quality", shares),
         ):
-            values = [_values(rows, task, method, quantity, share) for share in places]
-            axis.errorbar(
-                places, [np.mean(v) for v in values], [spread(v) for v in values], **style
-            )
+            points = [_values(rows, task, method, quantity, share) for share in places]
+            means, spreads = [np.mean(p) for p in points], [spread(p) for p in points]
+            axis.errorbar(places, means, spreads, **style)
     middle.plot(INSPECTED, INSPECTED, ":", color="black", linewidth=0.8)
     middle.set(xlabel="share inspected, lowest values first", ylabel="share of wrong labels found")
     right.axhline(

@@ -122,10 +122,12 @@ def prose_originals(
     config: TextsConfig, data: DataConfig, tokenizer: Tokenizer, cache: Path
 ) -> tuple[list[Original], set[str]]:
     """Originals, and the ids of the articles that they come from."""
-    paraphraser = Paraphraser(cache) if config.prose else None
     originals: list[Original] = []
     used: set[str] = set()
-    for article in read_offline(cache, ["wiki-en"], 0, config.seed) if config.prose else ():
+    if not config.prose:
+        return originals, used
+    paraphraser = Paraphraser(cache)
+    for article in read_offline(cache, ["wiki-en"], 0, config.seed):
         if len(originals) == config.prose:
             break
         body = article.text.partition("\n\n")[2]

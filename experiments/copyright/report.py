@@ -16,7 +16,7 @@ from inrun.evaluate import bootstrap
 
 #: Wang et al. 2025, table 2: mean rank of 3 originals among about 320,000 chunks; influence
 #: function and BM25 as there
-PAPER = {
+PAPER: dict[str, dict[str, float]] = {
     "exact": {"paper": 1, "second_order": 1, "influence": 1, "bm25": 1},
     "close": {"paper": 1, "second_order": 1, "influence": 1, "bm25": 1},
     "free": {"paper": 32.3, "second_order": 32, "influence": 39.3, "bm25": 1.6},
@@ -103,10 +103,10 @@ def cells(rows: Sequence[dict], method: str) -> dict[str, str]:
         found = where(rows, level=level, method=method)
         if not found:
             continue
-        (r,) = found
-        median, first = interval(r, "median_rank", "{:.0f}"), interval(r, "first", "{:.0%}")
+        (one,) = found
+        median, first = interval(one, "median_rank", "{:.0f}"), interval(one, "first", "{:.0%}")
         published = PAPER.get(level, {}).get(method)
-        row[level] = f"{median}; {first}; {r['mean_rank']:.1f}" + (
+        row[level] = f"{median}; {first}; {one['mean_rank']:.1f}" + (
             "" if published is None else f" ({published:g})"
         )
     return row

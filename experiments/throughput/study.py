@@ -135,10 +135,11 @@ def rows_of(plan: Plan, times: dict[str, list[float]], memory: dict[str, int | N
     """
     facts = SIZES[plan.size]
 
-    def ratios(reference: str, seconds: list[float]) -> list[float] | None:
-        return (
-            sorted(r / s for r, s in zip(times[reference], seconds)) if reference in times else None
-        )
+    def ratios(reference: str, seconds: list[float]) -> list[float]:
+        return sorted(r / s for r, s in zip(times.get(reference, []), seconds))
+
+    def middle_of(found: list[float]) -> float | None:
+        return round(statistics.median(found), 3) if found else None
 
     rows = []
     for name, seconds in times.items():
@@ -158,12 +159,10 @@ def rows_of(plan: Plan, times: dict[str, list[float]], memory: dict[str, int | N
                 "samples_per_second": round(facts.n / middle, 3),
                 "tokens_per_second": round(facts.n * facts.t / middle, 1),
                 "ratio_min": round(same[0], 3),
-                "ratio": round(statistics.median(same), 3),
+                "ratio": middle_of(same),
                 "ratio_max": round(same[-1], 3),
-                "ratio_to_train_only": None
-                if alone is None
-                else round(statistics.median(alone), 3),
-                "ratio_to_stock": None if stock is None else round(statistics.median(stock), 3),
+                "ratio_to_train_only": middle_of(alone),
+                "ratio_to_stock": middle_of(stock),
                 "peak_mib": memory.get(name),
                 "rounds": len(seconds),
                 "threads": torch.get_num_threads(),

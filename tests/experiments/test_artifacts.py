@@ -72,15 +72,15 @@ def test_a_table_is_written_as_parquet_and_markdown(tmp_path):
 def test_equal_figures_give_equal_bytes(tmp_path):
     out = Outputs.open(tmp_path, CONFIG)
 
-    def drawn():
+    def plotted():
         figure, axis = plt.subplots(figsize=(2, 2))
         axis.plot([1, 2], [3, 4], label="line")
         axis.legend()
         out.figure("f", figure)
         return [(out.folder / f"f.{kind}").read_bytes() for kind in ("svg", "png")]
 
-    first = drawn()
-    assert first == drawn()
+    first = plotted()
+    assert first == plotted()
     assert first[1].startswith(b"\x89PNG")
     assert not plt.get_fignums()
 

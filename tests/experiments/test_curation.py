@@ -90,18 +90,18 @@ def test_study_trains_every_arm_on_what_its_values_kept(study, runs):
                 "sample_id"
             ].to_pylist()
             assert kept == sorted(set(range(total)) - negative)
-            drawn = set(mean_chunk_losses(runs / "seed-3-full")["sample_id"].to_pylist())
-            assert negative <= drawn
+            used = set(mean_chunk_losses(runs / "seed-3-full")["sample_id"].to_pylist())
+            assert negative <= used
     assert {
         by_arm[arm]["chunks"] for arm in ("path", "random", "high_loss", "low_loss", "influence")
     } == {by_arm["path"]["chunks"]}
     # every second one of those that were measured
     assert {by_arm[arm]["chunks"] for arm in ("path-50", "random-50")} == {
-        total - round(len(drawn) / 2)
+        total - round(len(used) / 2)
     }
     half = pq.read_table(runs / "seed-3-path-50" / "chunks.parquet")["sample_id"].to_pylist()
     values = {i: value for i, value in zip(*(path_means[key] for key in ("sample_id", "value")))}
-    assert max(values[i] for i in drawn - set(half)) <= min(values[i] for i in drawn & set(half))
+    assert max(values[i] for i in used - set(half)) <= min(values[i] for i in used & set(half))
     for name in ("curation.md", "curation.png", "curation.svg", "kinds.parquet", "finished"):
         assert (study / name).is_file()
 
@@ -122,7 +122,7 @@ def test_finished_training_runs_are_not_repeated_and_results_can_be_recorded(
     assert all(row["config_digest"] and row["revision"] for row in recorded)
 
 
-def test_online_run_draws_nothing_that_its_last_decision_left_out(runs):
+def test_online_run_uses_nothing_that_its_last_decision_left_out(runs):
     folder = runs / "seed-3-online"
     assert (
         json.loads((folder / "run.json").read_text())["config"]["attribution"]["method"][0]["name"]
@@ -132,11 +132,11 @@ def test_online_run_draws_nothing_that_its_last_decision_left_out(runs):
         for decision, last in ((4, 5), (6, 7)):
             values = store.means(before=decision, unit="step").to_pydict()
             bad = {i for i, value in zip(values["sample_id"], values["value"]) if value < 0}
-            drawn = store.sql(
+            used = store.sql(
                 f"SELECT sample_id FROM terms WHERE step BETWEEN {decision} AND {last}"
             )["sample_id"].to_pylist()
             assert bad
-            assert not bad & set(drawn)
+            assert not bad & set(used)
 
 
 LABELS = np.array(["useful"] * 4 + ["foreign"] * 2 + ["numbers"] * 3 + ["useful"])
