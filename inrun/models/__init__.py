@@ -7,6 +7,7 @@ state dicts. To add one, write such a module and `FAMILIES.add(name, Family(...)
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -61,14 +62,15 @@ FAMILIES.add("pythia", Family(PythiaConfig, Pythia, pythia))
 
 
 def config(name: str, preset: str, **overrides) -> Config:
-    """The config of a preset with some fields replaced. Unknown names raise ValueError that lists
-    the known ones.
+    """The config of a preset with some fields replaced.
+
+    Unknown names raise ValueError that lists the known ones.
     """
     family = FAMILIES[name]
     presets = family.module.PRESETS
     if preset not in presets:
         raise ValueError(f"{name} has no preset {preset!r}; known: {sorted(presets)}")
-    known = [field.name for field in fields(family.config_type)]
+    known = [field.name for field in fields(cast(Any, family.config_type))]
     unknown = sorted(set(overrides) - set(known))
     if unknown:
         raise ValueError(f"{name} has no option {unknown}; known: {known}")
@@ -76,8 +78,9 @@ def config(name: str, preset: str, **overrides) -> Config:
 
 
 def build(name: str, preset: str, **overrides) -> LanguageModel:
-    """A freshly initialised model, drawn from torch's global generator: `build("gpt2", "tiny",
-    bias=False)`.
+    """A freshly initialised model: `build("gpt2", "tiny", bias=False)`.
+
+    Its weights are from torch's global generator.
     """
     return build_from(config(name, preset, **overrides))
 

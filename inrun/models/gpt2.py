@@ -7,7 +7,7 @@ number of terms that are summed there.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,32 +27,38 @@ from inrun.models.language_model import (
 )
 
 INIT_STD = 0.02
-ACTIVATIONS = {"gelu_new": partial(F.gelu, approximate="tanh"), "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+}
 
 
 @dataclass(frozen=True)
 class GPT2Config(Config):
-    """Shape of a GPT-2.
-
-    vocab_size: rows of the token table. 50304 is GPT-2's 50257 padded to a multiple of 64 (see
-    `padded_vocab`); the
-        logits of padding ids are ordinary outputs. A published checkpoint needs 50257.
-    block_size: the most tokens of a sample. bias: biases in linear layers and norms (GPT-2 has
-    them; the paper's
-        code base goes without). activation: "gelu_new" (tanh, GPT-2's) or "gelu" (erf).
-    dropout: of embeddings, attention weights and residual branches, while training.
-    fused_head: take the summed loss without ever holding whole logits (see `LanguageModel`).
-    """
+    """Shape of a GPT-2."""
 
     vocab_size: int = 50304
+    """Rows of the token table.
+
+    50304 is GPT-2's 50257 padded to a multiple of 64 (see `padded_vocab`); the logits of padding
+    ids are ordinary outputs. A published checkpoint needs 50257.
+    """
     block_size: int = 1024
+    """The most tokens of a sample."""
     n_layer: int = 12
+    """Blocks."""
     n_head: int = 12
+    """Heads of attention."""
     d_model: int = 768
+    """Width."""
     bias: bool = True
+    """Biases in linear layers and norms: GPT-2 has them, the paper's code base goes without."""
     dropout: float = 0.0
+    """Of embeddings, attention weights and residual branches, while training."""
     activation: str = "gelu_new"
+    """gelu_new (tanh, GPT-2's) or gelu (erf)."""
     fused_head: bool = True
+    """Take the summed loss without ever holding whole logits (see `LanguageModel`)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -110,6 +116,8 @@ class Block(nn.Module):
 class GPT2(LanguageModel):
     """GPT-2. The head is `wte` used a second time, so the state dict holds the tied weight once."""
 
+    config: GPT2Config
+
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.config = config
@@ -145,6 +153,7 @@ def initialise(model: GPT2) -> None:
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
     for block in model.h:
+        assert isinstance(block, Block)
         for proj in (block.attn.proj, block.mlp.proj):
             nn.init.normal_(proj.weight, std=INIT_STD / math.sqrt(2 * model.config.n_layer))
 

@@ -16,12 +16,15 @@ Axes: n samples, t tokens, v vocabulary, d model width, h heads, c width of a he
 import math
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import inrun_kernels
+
+M = TypeVar("M", bound=nn.Module)
 
 IGNORED_TARGET = -100
 VOCAB_MULTIPLE = 64
@@ -42,6 +45,8 @@ class LanguageModel(nn.Module):
     and no forward mode; code that needs them enters
     `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around the call.
     """
+
+    config: "Config"
 
     def loss(
         self,
@@ -108,7 +113,8 @@ class LanguageModel(nn.Module):
     def compile(self, *args, **kwargs) -> None:
         """`nn.Module.compile`, for the features that `loss` calls as well."""
         super().compile(*args, **kwargs)
-        self.features = torch.compile(self.features, *args, **kwargs)
+        compiled = torch.compile(self.features, *args, **kwargs)
+        self.features = compiled  # type: ignore[method-assign]  # the same method, compiled
 
     def num_parameters(self) -> int:
         """Number of trained numbers, a tied weight counted once."""
@@ -175,6 +181,7 @@ class Config:
     n_layer: int
     n_head: int
     d_model: int
+    fused_head: bool
 
     @property
     def d_mlp(self) -> int:
@@ -182,19 +189,16 @@ class Config:
         return 4 * self.d_model
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for field in fields(cast(Any, self)):  # a subclass is a dataclass
+            value, kind = getattr(self, field.name), cast(Any, field.type)
             # bool is an int in Python, and an int is a fine float; anything else is a typo in a
             # config file.
-            accepted = (float, int) if field.type is float else (field.type,)
-            if not isinstance(value, accepted) or (
-                isinstance(value, bool) and field.type is not bool
-            ):
+            accepted = (float, int) if kind is float else (kind,)
+            if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
                 raise TypeError(
-                    f"{type(self).__name__}.{field.name} = {value!r}: expected "
-                    f"{field.type.__name__}"
+                    f"{type(self).__name__}.{field.name} = {value!r}: expected {kind.__name__}"
                 )
-            if field.type is int and value < 1:
+            if kind is int and value < 1:
                 raise ValueError(
                     f"{type(self).__name__}.{field.name} = {value}: expected at least 1"
                 )
@@ -232,8 +236,8 @@ def flops_per_token(config: Config, context: int | None = None) -> int:
     The convention of PaLM (Chowdhery et al. 2022, appendix B) and nanoGPT: a multiply-add is 2, the
     backward costs twice the forward, and attention counts the full T x T square (a causal kernel
     computes about half of it). N counts the weights of matrix products only: 4 d^2 + 2 d d_mlp per
-    layer and the head, v d, padding rows included. Look-ups, norms, biases, activations and the softmax are
-    left out. T is `context`, by default block_size.
+    layer and the head, v d, padding rows included. Look-ups, norms, biases, activations and the
+    softmax are left out. T is `context`, by default block_size.
     """
     d = config.d_model
     layer = 4 * d * d + 2 * d * config.d_mlp
@@ -242,9 +246,7 @@ def flops_per_token(config: Config, context: int | None = None) -> int:
     return 6 * matmul_weights + 12 * config.n_layer * d * tokens
 
 
-def load_named(
-    model: nn.Module, tensors: Mapping[str, Tensor], source: Mapping[str, str]
-) -> nn.Module:
+def load_named(model: M, tensors: Mapping[str, Tensor], source: Mapping[str, str]) -> M:
     """Copy `tensors` (named as in the model's own state dict, all of them) into `model`, in their
     dtype and device.
 

@@ -29,24 +29,27 @@ from inrun.models.language_model import (
 
 @dataclass(frozen=True)
 class PythiaConfig(Config):
-    """Shape of a Pythia.
-
-    vocab_size: rows of the two token tables, as published 50304 for a tokenizer of 50277; the
-    logits of padding ids
-        are ordinary outputs. block_size: the most tokens of a sample.
-    rotary_pct: share of a head's width that is rotated. rotary_base: wavelength of the slowest
-    rotation is about
-        2 pi rotary_base tokens. fused_head: take the summed loss without ever holding whole logits (see `LanguageModel`).
-    """
+    """Shape of a Pythia."""
 
     vocab_size: int = 50304
+    """Rows of the two token tables, as published 50304 for a tokenizer of 50277.
+
+    The logits of padding ids are ordinary outputs.
+    """
     block_size: int = 2048
+    """The most tokens of a sample."""
     n_layer: int = 12
+    """Blocks."""
     n_head: int = 12
+    """Heads of attention."""
     d_model: int = 768
+    """Width."""
     rotary_pct: float = 0.25
+    """Share of a head's width that is rotated."""
     rotary_base: float = 10000.0
+    """The wavelength of the slowest rotation is about 2 pi times this, in tokens."""
     fused_head: bool = True
+    """Take the summed loss without ever holding whole logits (see `LanguageModel`)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -135,6 +138,10 @@ class Block(nn.Module):
 class Pythia(LanguageModel):
     """Pythia. The head is `embed_out`, a table of its own."""
 
+    config: PythiaConfig
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: PythiaConfig):
         super().__init__()
         self.config = config
@@ -171,6 +178,7 @@ def initialise(model: Pythia) -> None:
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
     for block in model.layers:
+        assert isinstance(block, Block)
         for proj in (block.attn.proj, block.mlp.proj):
             nn.init.normal_(proj.weight, std=2 / (model.config.n_layer * math.sqrt(d)))
 
