@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from experiments.artifacts import Outputs
 
-#: what the README shows: label, size, precision, case
+#: what the page shows: label, size, precision, case
 SHOWN = (
     ("first order", "first_order"),
     ("path", "path"),
@@ -52,8 +52,9 @@ def table(rows: list[dict]) -> str:
 
 
 def short_table(rows: list[dict]) -> str:
-    """The README's table: medians of throughput against regular training on the same tokens with
-    the same fused head, by size and precision.
+    """The table of the page on performance: medians of ratios, by size and precision.
+
+    They are throughputs against regular training on the same tokens with the same fused head.
     """
     settings = list(
         dict.fromkeys((r["size"], r["precision"], r["samples"], r["tokens"]) for r in rows)
