@@ -103,13 +103,9 @@ def build(cls: type[T], values: Any, where: str = "config") -> T:
         raise ConfigError(
             f"{where}: expected a mapping with the keys of {cls.__name__}, got {values!r}"
         )
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]  # a dataclass, as said
-    if unknown := sorted(set(values) - set(fields), key=str):
-        raise ConfigError(
-            f"{where}: unknown key {', '.join(map(repr, unknown))}; known are {', '.join(fields)}"
-        )
+    refuse_unknown(cls, values, where)
     required = [
-        name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING
+        f.name for f in _given(cls) if f.default is f.default_factory is dataclasses.MISSING
     ]
     if missing := [name for name in required if name not in values]:
         raise ConfigError(f"{where}: {', '.join(missing)} must be given")
@@ -145,6 +141,30 @@ def build_kind(base: type[T], kinds: Mapping[str, type], values: Any, where: str
     return build(kinds[kind], given, f"{where} ({kind})")
 
 
+def refuse_unknown(cls: type, keys: Iterable[str], where: str) -> None:
+    """ConfigError if a key is no field of the dataclass `cls`; it names the known ones."""
+    known = [field.name for field in _given(cls)]
+    if unknown := sorted(set(keys) - set(known), key=str):
+        raise ConfigError(
+            f"{where}: unknown key {', '.join(map(repr, unknown))}; known are {', '.join(known)}"
+        )
+
+
+def fits(value: Any, kind: type) -> bool:
+    """Whether `value` may stand where a plain type is asked for.
+
+    A bool is an int in Python, but not here; an int is a fine float. Anything else is a typo in a
+    config file.
+    """
+    accepted = (float, int) if kind is float else (kind,)
+    return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+
+
+def _given(cls: Any) -> list[dataclasses.Field]:
+    """The fields that whoever builds a `cls` may give."""
+    return [field for field in dataclasses.fields(cls) if field.init]
+
+
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -164,9 +184,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: expected a mapping, got {value!r}")
         return dict(value)
-    # bool is an int in Python, and an int is a fine float; anything else is a typo in a config file
-    accepted = (float, int) if kind is float else (kind,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+    if not fits(value, kind):
         raise ConfigError(f"{where} = {value!r}: expected {kind.__name__}")
     return float(value) if kind is float else value
 

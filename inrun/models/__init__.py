@@ -5,13 +5,13 @@ state dicts. To add one, write such a module and `FAMILIES.add(name, Family(...)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from inrun.config import refuse_unknown
 from inrun.models import gpt2, pythia
 from inrun.models.gpt2 import GPT2, GPT2Config
 from inrun.models.language_model import (
@@ -70,10 +70,7 @@ def config(name: str, preset: str, **overrides) -> Config:
     presets = family.module.PRESETS
     if preset not in presets:
         raise ValueError(f"{name} has no preset {preset!r}; known: {sorted(presets)}")
-    known = [field.name for field in fields(cast(Any, family.config_type))]
-    unknown = sorted(set(overrides) - set(known))
-    if unknown:
-        raise ValueError(f"{name} has no option {unknown}; known: {known}")
+    refuse_unknown(family.config_type, overrides, name)
     return replace(presets[preset], **overrides)
 
 

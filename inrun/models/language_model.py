@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import inrun_kernels
+from inrun.config import fits
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -191,10 +192,7 @@ class Config:
     def __post_init__(self):
         for field in fields(cast(Any, self)):  # a subclass is a dataclass
             value, kind = getattr(self, field.name), cast(Any, field.type)
-            # bool is an int in Python, and an int is a fine float; anything else is a typo in a
-            # config file.
-            accepted = (float, int) if kind is float else (kind,)
-            if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            if not fits(value, kind):
                 raise TypeError(
                     f"{type(self).__name__}.{field.name} = {value!r}: expected {kind.__name__}"
                 )

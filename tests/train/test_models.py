@@ -572,7 +572,7 @@ def test_the_erf_activation_can_be_chosen():
         ),
         (
             lambda: models.build("pythia", "tiny", dropout=0.1),
-            r"no option \['dropout'\]; known: \['vocab_size'",
+            "unknown key 'dropout'; known are vocab_size",
         ),
         (lambda: small("gpt2", n_head=5), "d_model=64 is not a multiple of n_head=5"),
         (lambda: small("gpt2", n_layer=0), "n_layer = 0: expected at least 1"),
