@@ -39,4 +39,5 @@ print(f"wrong labels among the 100 lowest values: {int(wrong[lowest].sum())}, by
 print(f"best: {values.top(1).to_pylist()[0]}")
 print(f"worst: {values.bottom(1).to_pylist()[0]}")
 total = values.ledger()
-print(f"the loss fell by {total.drop:.3f} = {total.drift:.3f} drift + {total.values:.3f} values")
+line = f"drop {total.drop:.4f} = drift {total.drift:.4f} + values {total.values:.4f}"
+print(line, f"+ residual {total.residual:.4f}")

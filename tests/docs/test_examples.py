@@ -80,7 +80,7 @@ def test_example_runs(example, tmp_path, monkeypatch, capsys):
         shown = readme_blocks("")[0]
         assert NUMBER.sub("#", shown) == NUMBER.sub("#", printed)
         numbers = [list(map(float, NUMBER.findall(text))) for text in (shown, printed)]
-        np.testing.assert_allclose(*numbers, rtol=ROUNDING)
+        np.testing.assert_allclose(*numbers, rtol=ROUNDING, atol=5e-4)
 
 
 def readme_blocks(language: str) -> list[str]:

@@ -165,6 +165,15 @@ def test_python_names_that_are_used_exist(page):
             resolve(match[1])
 
 
+@each_page_of_today
+def test_python_in_pages_parses_and_imports_what_exists(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("inrun"):
+                for alias in node.names:
+                    resolve(f"{node.module}.{alias.name}")
+
+
 @each_page
 def test_prose_is_no_wider_than_100_columns(page):
     wide = [
