@@ -156,11 +156,10 @@ def accumulate(
 ) -> Tensor:
     """Dots [k, spans] of packed a [p,i], b [p,o] of one dtype, product by product.
 
-    The weight gradient is added to `wgrad` where given, or written to it if it is `fresh`. One
-    product per span and tile of rows goes to a reused buffer, is dotted while hot, and is added to
-    the total. The tile is the outer loop, so that V's tile and the total's stay in cache for all
-    spans. On a CPU several directions are dotted with all spans of a tile together, so that V comes
-    from memory once.
+    The weight gradient is added to `wgrad` where given, or written to it if it is `fresh`. Products
+    go to a reused buffer, are dotted while hot, and are added to the total. The tile of rows is the
+    outer loop: V's tile and the total's stay in cache for all spans. On a CPU several directions
+    are dotted with all spans of a tile together, so that V comes from memory once.
     """
     wide = accumulation_dtype(a, b, V)
     o, i, k, n = b.shape[1], a.shape[1], V.shape[0], len(spans)

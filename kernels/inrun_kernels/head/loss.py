@@ -107,8 +107,8 @@ def _backward(ctx, gradient, *_):
 _cross_entropy_sum.register_autograd(_backward, setup_context=save_gradients)
 
 
-CROSS_ENTROPY_SUM = _cross_entropy_sum._opoverload
+CROSS_ENTROPY_SUM = torch.ops.inrun.cross_entropy_sum.default
 """The operation as a torch-function mode sees it: (x, w, targets, ignore_index) -> (loss, dx,
 wgrad)."""
-CROSS_ENTROPY_LOSS = head_loss._opoverload
+CROSS_ENTROPY_LOSS = torch.ops.inrun.head_loss.default
 """The same without gradients: (x, w, targets, weights, ignore_index) -> loss."""

@@ -119,10 +119,7 @@ def _flat_kernel(
     SLICES: tl.constexpr, RESIDENT: tl.constexpr, ADD: tl.constexpr, EVEN_T: tl.constexpr,
     EVEN_O: tl.constexpr, EVEN_I: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Samples of t tokens: wgrad [splits,o,i] (or added to [o,i]), parts [tiles,k,n].
-
-    a [n*t, i], b [n*t, o], v [k,o,i].
-    """
+    """a [n*t,i], b [n*t,o], v [k,o,i] -> wgrad [splits,o,i] (or to [o,i]), parts [tiles,k,n]."""
     program, split = tl.program_id(0), tl.program_id(1)
     tile_o, tile_i = _tile_of(program, tl.cdiv(o, BO), tl.cdiv(i, BI), GROUP)
     row, column = tile_o * BO, tile_i * BI
@@ -134,11 +131,9 @@ def _flat_kernel(
         r, c = tl.arange(0, BO), tl.arange(0, BI)
         inside = (r[:, None] < o - row) & (c[None, :] < i - column)
         direction = tl.load(v_tile + r[:, None] * i + c[None, :], mask=inside, other=0.0)
-    acc = tl.zeros((BO, BI), tl.float32)
-    total = tl.zeros((BO, BI), tl.float32)
+    acc, total = tl.zeros((BO, BI), tl.float32), tl.zeros((BO, BI), tl.float32)
     for step in range(count * blocks):
-        sample = first + step // blocks
-        block = step % blocks
+        sample, block = first + step // blocks, step % blocks
         token = tl.cast(sample, tl.int64) * t + block * BT
         acc = _product(
             acc, a + token * stride_a + column, b + token * stride_b + row, t - block * BT,
