@@ -32,7 +32,8 @@ def test_spread_of_chance_is_that_of_random_scores():
     random, positives, negatives = np.random.default_rng(0), 30, 100
     noise = np.arange(positives + negatives) < positives
     areas = [auroc(random.random(len(noise)), noise) for _ in range(2000)]
-    # a standard deviation over 2000 samples has a standard error of 1 / sqrt(4000), 1.6 %; four of them
+    # a standard deviation over 2000 samples has a standard error of 1 / sqrt(4000), 1.6 %; four of
+    # them
     assert np.std(areas) == pytest.approx(chance_spread(positives, negatives), rel=0.065)
     assert chance_spread(0, 5) is None
 
