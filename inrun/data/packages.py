@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inrun.data.errors import SourceUnreachable
+from inrun.files import publish
 
 REQUIREMENTS = Path(__file__).with_name("offline-requirements.txt")
 DOWNLOAD_TIMEOUT_S = (
@@ -145,4 +146,4 @@ def _download(missing: list[Pin], folder: Path) -> None:
                 "from a machine that can; set INRUN_CACHE to use a cache that is already filled."
             )
         for path in Path(temporary).glob("*.whl"):
-            os.replace(path, folder / path.name)
+            publish(path, folder / path.name)
