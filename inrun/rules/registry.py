@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from inrun.registry import RegisteredTwiceError
 from inrun.rules.factors import Factor
 
 Contribution = Callable[[int, Tensor, list[Tensor]], Factor]
@@ -50,19 +51,37 @@ def known(operation: Callable) -> Operation:
     return OPERATIONS.setdefault(operation, Operation())
 
 
+def _once(operation: Callable, form: str, before: Callable | None, now: Callable) -> None:
+    """Refuse a second form of one kind; the same function again is none (a notebook's cell)."""
+    if before is None or _source(before) == _source(now):
+        return
+    raise RegisteredTwiceError(
+        f"two entries for the operation {getattr(operation, '__name__', operation)}, {form}: "
+        f"{'.'.join(_source(before))} and {'.'.join(_source(now))}; remove one of them"
+    )
+
+
+def _source(function: Callable) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
+
+
 def rule(*operations: Callable, argument: str | None = None) -> Callable:
     """Decorator: the exact form for `argument` of these operations.
 
     Without `argument` it serves any argument that is a parameter, and is called as ``form(n, b,
-    call)`` with a `Call`.
+    call)`` with a `Call`. As all decorators here it raises `RegisteredTwiceError` where another
+    function has this place.
     """
 
     def add(function: Callable) -> Callable:
         for operation in operations:
             entry = known(operation)
             if argument is None:
+                _once(operation, "rule for any argument", entry.general, function)
                 entry.general = function
             else:
+                before = entry.arguments.get(argument)
+                _once(operation, f"rule for argument {argument!r}", before, function)
                 entry.arguments[argument] = function
                 signature = inspect.signature(function)
                 own = list(signature.parameters.values())[2:]
@@ -83,6 +102,7 @@ def fused(*operations: Callable, same_bits: bool = False) -> Callable:
     def add(function: Callable) -> Callable:
         for operation in operations:
             entry = known(operation)
+            _once(operation, "fused form", entry.fused, function)
             entry.fused, entry.same_bits = function, same_bits
         return function
 
@@ -98,7 +118,9 @@ def compiled(*operations: Callable) -> Callable:
 
     def add(function: Callable) -> Callable:
         for operation in operations:
-            known(operation).compiled = function
+            entry = known(operation)
+            _once(operation, "compiled form", entry.compiled, function)
+            entry.compiled = function
         return function
 
     return add
@@ -111,7 +133,9 @@ def refuse(*operations: Callable) -> Callable:
 
     def add(function: Callable) -> Callable:
         for operation in operations:
-            known(operation).refusal = function
+            entry = known(operation)
+            _once(operation, "refusal", entry.refusal, function)
+            entry.refusal = function
         return function
 
     return add
