@@ -106,7 +106,7 @@ class Attributor:
         self.step = 0
         self.last_step: StepResult | None = None
         self._open: OpenStep | None = None
-        self._hooks = [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
+        self.hooks = [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
         self._closed = False
 
     # -- what a training loop calls
@@ -276,7 +276,7 @@ class Attributor:
 
     def _remove_hooks(self) -> None:
         self._closed = True
-        for hook in self._hooks:
+        for hook in self.hooks:
             hook.remove()
         self._end_step()
 

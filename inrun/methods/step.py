@@ -119,7 +119,7 @@ class Step:
         rule, g = self.rules(method)[name], self.gradient[name]
         if rule.elementwise:
             V = blockwise(lambda rule, g, v: rule.secant(g, lo, hi) * v, rule, g, cotangent)
-            return self._smooth(V, rule, name, cotangent, lo, hi)
+            return self.smoothed(V, rule, name, cotangent, lo, hi)
         if at is not None:
             return (hi - lo) * rule.vjp(at * g, cotangent)
         points, weights = gauss(_JACOBIAN_NODES)
@@ -129,7 +129,7 @@ class Step:
         ]
         return reduce(torch.add, parts)
 
-    def _smooth(
+    def smoothed(
         self, V: Tensor, rule: Update, name: str, cotangent: Tensor, lo: float, hi: float
     ) -> Tensor:
         """V with the slope of elements without state, or with one that this batch outweighs,

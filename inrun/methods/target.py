@@ -57,7 +57,7 @@ class Target:
             fused,
         )
         self._around, self._shared = around, shared
-        self._buffers = dict(model.named_buffers())
+        self.buffers = dict(model.named_buffers())
         # contents of the buffers by the version they were copied at, so that one that nobody writes
         # is copied once; one that the closure has written before is copied each time
         self._copies: dict[str, tuple[int, Tensor]] = {}
@@ -225,13 +225,13 @@ class Target:
         """Have a copy of every buffer's present content; which ones the closure will write is not
         known before.
         """
-        for name, buffer in self._buffers.items():
+        for name, buffer in self.buffers.items():
             known = name in self._copies and self._copies[name][0] == buffer._version
             if name in self._written or not known:
                 self._copies[name] = buffer._version, buffer.detach().clone()
 
     def _restore_buffers(self) -> None:
-        for name, buffer in self._buffers.items():
+        for name, buffer in self.buffers.items():
             version, content = self._copies[name]
             if buffer._version != version:
                 with torch.no_grad():

@@ -19,9 +19,11 @@ OUTWEIGHS = 10.0
 class AdamUpdate(Update):
     """``torch.optim.Adam`` and ``AdamW``.
 
-    With e = wd w for L2 decay (0 for AdamW), step count t after this step, and n(g) = b1 m + (1 -
-    b1)(g + e),
-    D(g) = sqrt((b2 v + (1 - b2)(g + e)^2) / (1 - b2^t)) + eps:  u(g) = lr / (1 - b1^t) * n(g) / D(g) + [AdamW] lr wd w.
+    With e = wd w for L2 decay (0 for AdamW) and step count t after this step:
+
+        n(g) = b1 m + (1 - b1)(g + e)
+        D(g) = sqrt((b2 v + (1 - b2)(g + e)^2) / (1 - b2^t)) + eps
+        u(g) = lr / (1 - b1^t) * n(g) / D(g) + [AdamW] lr wd w
     """
 
     def __init__(self, weight: Tensor, state: dict, group: dict):
@@ -46,7 +48,7 @@ class AdamUpdate(Update):
     def _l2(self) -> Tensor | float:
         return 0.0 if self.decoupled or not self.weight_decay else self.weight_decay * self.weight
 
-    def _root(self, g: Tensor) -> Tensor:
+    def root(self, g: Tensor) -> Tensor:
         """sqrt of the bias-corrected second moment after seeing g (decay already inside g)."""
         second = self.b2 * self.second + (1.0 - self.b2) * g * g
         if self.amsgrad:
@@ -56,7 +58,7 @@ class AdamUpdate(Update):
     def __call__(self, g: Tensor) -> Tensor:
         g = self.sign * g + self._l2()
         numerator = self.b1 * self.first + (1.0 - self.b1) * g
-        out = (self.lr / self.bias1) * numerator / (self._root(g) + self.eps)
+        out = (self.lr / self.bias1) * numerator / (self.root(g) + self.eps)
         return (
             out + (self.lr * self.weight_decay) * self.weight
             if self.decoupled and self.weight_decay
@@ -71,7 +73,7 @@ class AdamUpdate(Update):
         if lo == 0 and not isinstance(extra, Tensor):
             return self._secant_from_nobody(g, hi)
         at_lo, at_hi = lo * g + extra, hi * g + extra
-        root_lo, root_hi = self._root(at_lo), self._root(at_hi)
+        root_lo, root_hi = self.root(at_lo), self.root(at_hi)
         d_lo, d_hi = root_lo + self.eps, root_hi + self.eps
         numerator_lo = self.b1 * self.first + (1.0 - self.b1) * at_lo
         # (D_hi - D_lo) / G = (root_hi^2 - root_lo^2) / G / (root_hi + root_lo), each factor free of
