@@ -31,10 +31,12 @@ class Adapter(Protocol):
 
         Returns: for each target, under the keys that ``case.quantities`` asks for, float64 tensors;
         positive = lowered the target's loss.
-            ``"<target>"``: values [steps, n], samples in the order of the batch (all micro-batches one after the other).
+            ``"<target>"``: values [steps, n], samples in the order of the batch (all
+            micro-batches one after the other).
             ``"<target>:tokens"``: [steps, n, t], the value of every predicted token.
             ``"<target>:drift"``: [steps], what the optimizer does to the loss without any sample.
-            ``"<target>:ledger"``: [1, 4], of the last step: drop, drift, sum of the values, residual.
+            ``"<target>:ledger"``: [1, 4], of the last step: drop, drift, sum of the values,
+            residual.
         """
         ...
 

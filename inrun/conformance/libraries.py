@@ -11,12 +11,13 @@ import copy
 import importlib
 import io
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inrun.conformance.problem import Batch, Case, Observer, TrainingRun, size, state_of
+from inrun.conformance.problem import Batch, Case, Observer, TrainingRun, added, size, state_of
 
 Weights = dict[str, Tensor]
 
@@ -93,7 +94,7 @@ class _Values(Observer):
     def before_step(self) -> None:
         g = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
         self.parts = []
-        norm = torch.sqrt(sum((x.sum(0) ** 2).sum() for x in g.values()))
+        norm = torch.sqrt(added((x.sum(0) ** 2).sum() for x in g.values()))
         c = (
             1.0
             if self.run.case.clip is None
@@ -102,7 +103,7 @@ class _Values(Observer):
         if "values" in self.run.case.quantities:
             for target, batch in self.run.targets.items():
                 V = self._direction(batch, {name: c * x.sum(0) for name, x in g.items()})
-                dots = sum((x * V[name]).reshape(len(x), -1).sum(1) for name, x in g.items())
+                dots = added((x * V[name]).reshape(len(x), -1).sum(1) for name, x in g.items())
                 self.found.setdefault(target, []).append(c * dots)
 
     def _direction(self, batch: Batch, G: Weights) -> Weights:
@@ -145,13 +146,14 @@ class _Values(Observer):
         return dict(zip(w, torch.autograd.grad(self.loss(batch, w), list(w.values()))))
 
 
-class Functional:
+class Functional(nn.Module):
     """A model that is called with given weights, and with copies of its buffers."""
 
     def __init__(self, model: nn.Module, weights: Weights):
+        super().__init__()
         self.model, self.weights = model, weights
 
-    def __call__(self, *args) -> Tensor:
+    def forward(self, *args) -> Tensor:
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         return torch.func.functional_call(self.model, ({**self.weights, **buffers},), args)
 
@@ -224,7 +226,8 @@ class _OpacusValues(_Values):
         yield
         found = {}
         for name, p in self.parameters.items():
-            g = p.grad_sample
+            sampled: Any = p  # opacus puts an attribute on it
+            g = sampled.grad_sample
             if g is None and p.grad is not None:
                 raise RuntimeError(f"{name} has a gradient and no grad_sample")
             if g is None:
@@ -233,7 +236,7 @@ class _OpacusValues(_Values):
                 what = f"a list of {len(g)}" if isinstance(g, list) else f"shape {tuple(g.shape)}"
                 raise RuntimeError(f"grad_sample of {name} is {what} for {size(part)} samples")
             found[name] = g.detach().clone()
-            p.grad_sample = None
+            sampled.grad_sample = None
         self.parts.append(found)
 
 

@@ -5,6 +5,7 @@ Axes: n samples, t tokens, d features, v vocabulary.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,6 +167,8 @@ class Counter(nn.Module):
     def __init__(self, d: int):
         super().__init__()
         self.layer = nn.Linear(d, d)
+        self.seen: Tensor
+        self.mean: Tensor
         self.register_buffer("seen", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(d))
 
@@ -241,6 +244,7 @@ class Text(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(VOCAB, WIDTH, padding_idx=padding_idx)
         self.positions = positions
+        self.place: Any  # an embedding or a parameter, as `positions` has it
         if positions in ("row", "flat", "batch"):
             self.place = nn.Embedding(LENGTH + 2, WIDTH)
         elif positions != "none":

@@ -166,7 +166,7 @@ def lion(**options) -> Callable[[nn.Module], torch.optim.Optimizer]:
 
 
 def two_groups(
-    build: type[torch.optim.Optimizer], lr: float
+    build: Callable[..., torch.optim.Optimizer], lr: float
 ) -> Callable[[nn.Module], torch.optim.Optimizer]:
     """Vectors without decay and with three times the learning rate of matrices, as language models
     are often trained.

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.conformance.optimizers import RULES, Rule
-from inrun.conformance.problem import Batch, Case, Observer, TrainingRun, size, state_of, take
+from inrun.conformance.problem import (
+    Batch,
+    Case,
+    Observer,
+    TrainingRun,
+    added,
+    size,
+    state_of,
+    take,
+)
 from inrun.shapley import exact
 
 Weights = dict[str, Tensor]
@@ -87,12 +96,14 @@ class _Oracle(Observer):
             for name, p in parameters.items()
             if name in self.names
         }
-        total = {name: sum(s.gradient[name] for s in self.samples) for name in self.names}
-        norm = torch.sqrt(sum((g * g).sum() for g in total.values()))
+        total = {name: added(s.gradient[name] for s in self.samples) for name in self.names}
+        norm = torch.sqrt(added((g * g).sum() for g in total.values()))
         self.c = 1.0 if self.case.clip is None else min(1.0, float(self.case.clip / (norm + 1e-6)))
         # the samples' sum must be the optimizer's gradient; from here on the latter, as an update
         # may hang on the sign of its rounding (Adam, where G is 0 but for that)
-        self.G = {name: parameters[name].grad.clone() for name in self.names}
+        self.G = {
+            name: g.clone() for name in self.names if (g := parameters[name].grad) is not None
+        }
         for name in self.names:
             self._agree(f"gradient of {name}", self.c * total[name], self.G[name])
         self.change = {name: rule(self.G[name]) for name, rule in self.rules.items()}
@@ -179,7 +190,7 @@ class _Oracle(Observer):
         used = {name: (p, g) for (name, p), g in zip(parameters.items(), first) if g is not None}
         if not used:  # the target depends on nothing that this batch moves
             return {}
-        along = sum((g * way[name]).sum() for name, (_, g) in used.items())
+        along = added((g * way[name]).sum() for name, (_, g) in used.items())
         second = torch.autograd.grad(along, [p for p, _ in used.values()])
         return {
             name: self._slope(name, rules[name], 0.0, 1.0) * (g - h).detach()
@@ -219,7 +230,7 @@ class _Oracle(Observer):
         secant = torch.where(
             G == 0, 0.0, (rule(hi * G) - rule(lo * G)) / torch.where(G == 0, 1.0, G)
         )
-        q = self.c**2 * sum(s.gradient[name] ** 2 for s in self.samples)
+        q = self.c**2 * added(s.gradient[name] ** 2 for s in self.samples)
         rough = rule.rough(G, q)
         return torch.where(rough, self._coalition_mean(rule, G, q, lo, hi), secant)
 
@@ -292,7 +303,7 @@ class _Oracle(Observer):
                 for (name, p), g in zip(trainable.items(), found)
             }
 
-        parts = rows.reshape(-1) if "tokens" in self.case.quantities else []
+        parts = list(rows.reshape(-1)) if "tokens" in self.case.quantities else []
         return _Sample(gradient(rows.sum()), [gradient(row) for row in parts])
 
     def _model(self, weights: Weights) -> nn.Module:

@@ -5,9 +5,11 @@ t]``, divided by one number for the whole step (the count of its labels), so tha
 gradient is defined by its own rows and does not depend on how the step is cut into micro-batches.
 """
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,11 @@ Batch = dict[str, Tensor]
 
 #: a label with this value is not predicted
 IGNORED = -100
+
+
+def added(terms: Iterable[Tensor]) -> Tensor:
+    """Their sum, from the first to the last."""
+    return reduce(operator.add, terms)
 
 
 def take(batch: Batch, first: int, last: int) -> Batch:
@@ -176,7 +183,7 @@ class TrainingRun:
     def closures(self) -> dict[str, Callable[[], Tensor]]:
         """target -> its loss with the model as it is."""
         return {
-            name: lambda batch=batch: self.problem.target_loss(self.model, batch)
+            name: partial(self.problem.target_loss, self.model, batch)
             for name, batch in self.targets.items()
         }
 

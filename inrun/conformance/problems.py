@@ -6,6 +6,8 @@ everywhere.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +44,7 @@ def mean_token_loss(model: nn.Module, part: Batch, divisor: float) -> Tensor:
     return mean * (count_labels(part) / divisor)
 
 
-def head_loss(model: nn.Module, part: Batch, divisor: float) -> Tensor:
+def head_loss(model: Any, part: Batch, divisor: float) -> Tensor:
     """The same number by the head that never holds whole logits."""
     loss = inrun_kernels.cross_entropy_sum(
         model.features(part["tokens"]), model.head.weight, part["labels"], ignore_index=IGNORED
@@ -100,7 +102,7 @@ def text(
             n, 100 + step, ragged, VOCAB // 2 if late and step == 0 else VOCAB
         ),
         targets={
-            name: lambda m=m, k=k: build(m, 900 + k, ragged and m > 1)
+            name: partial(build, m, 900 + k, ragged and m > 1)
             for k, (name, m) in enumerate(targets.items())
         },
         rows=token_losses,
@@ -130,9 +132,7 @@ def regression(
     return Problem(
         model=lambda: _built(model),
         batch=lambda step: build(n, 200 + step),
-        targets={
-            name: lambda m=m, k=k: build(m, 800 + k) for k, (name, m) in enumerate(targets.items())
-        },
+        targets={name: partial(build, m, 800 + k) for k, (name, m) in enumerate(targets.items())},
         rows=squared_errors,
         count=size,
         together=together,

@@ -3,7 +3,7 @@ text]``; exits with 1 if our own engine fails.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,7 +108,7 @@ def _differences(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 if our own engine fails a case, 0 otherwise."""
-    known = {
+    known: dict[str, Callable[[], Adapter]] = {
         "inrun": Engine,
         "fused": lambda: Engine("fused"),
         "replay": lambda: Engine("replay"),

@@ -109,7 +109,7 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
                 "so that its rows can be told apart"
             )
         gradients = torch.autograd.grad(loss, [leaf for leaf, _, _ in cutter.cuts])
-    total = None
+    total: Tensor | None = None
     for (_, tangent, func), gradient in zip(cutter.cuts, gradients):
         product = wide(gradient) * wide(tangent)
         if product.dim() > 1:
@@ -123,4 +123,5 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
                 f"{tuple(rows.shape)}, cannot be added token by token"
             )
         total = rows if total is None else total + rows
+    assert total is not None, "a cut was found above"
     return total

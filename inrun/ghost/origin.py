@@ -3,10 +3,12 @@
 A weight may pass through operations before it meets the batch: a transpose, a slice, a
 concatenation of query, key and value, positions looked up at ``arange(t)``, an adapter multiplied
 out. Such a tensor y(w) has no sample axis, and <g_i, V> = <dL_i/dy, (dy/dw) V>: the direction is
-pushed forward through the function (jvp), and the rules only ever see the operation where y meets the
-samples.
+pushed forward through the function (jvp), and the rules only ever see the operation where y meets
+the samples.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 
 import torch
@@ -79,6 +81,7 @@ class Derived(Origin):
 
     def vjp(self, root: str, g: Tensor) -> Tensor:
         wanted = [at for at, origin in enumerate(self.origins) if origin and root in origin.roots]
+        through = [origin for origin in self.origins if origin and root in origin.roots]
         with torch.enable_grad():
             leaves = list(self.leaves)
             for at in wanted:
@@ -86,4 +89,5 @@ class Derived(Origin):
             gradients = torch.autograd.grad(
                 self._call(leaves), [leaves[at] for at in wanted], g.to(self.value.dtype)
             )
-        return sum(self.origins[at].vjp(root, gradient) for at, gradient in zip(wanted, gradients))
+        parts = [origin.vjp(root, gradient) for origin, gradient in zip(through, gradients)]
+        return functools.reduce(operator.add, parts)

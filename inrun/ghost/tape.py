@@ -2,6 +2,8 @@
 from a tape, for those known after.
 """
 
+import functools
+import operator
 from collections.abc import Mapping
 
 import torch
@@ -129,7 +131,7 @@ class Tape(Recorder):
             for origin, factor in self.entries
             if root in origin.roots
         ]
-        return sum(gradients) if gradients else None
+        return functools.reduce(operator.add, gradients) if gradients else None
 
     def squares(self, root: str) -> Tensor | None:
         """``sum_i g_i^2`` elementwise, with one sample's gradient in memory at a time; None if the

@@ -1,9 +1,11 @@
 """Exact Shapley values and interactions by enumeration of all coalitions: the oracle for batches of
 up to a dozen samples.
 
-    value_i         = sum_{S without i}      |S|! (n - |S| - 1)! / n!       [ U(S+i) - U(S) ]                        (Shapley 1953)
-    interaction_ij  = sum_{S without i, j}   |S|! (n - |S| - 2)! / (n-1)!   [ U(S+ij) - U(S+i) - U(S+j) + U(S) ]
-                                                                                                  (Grabisch & Roubens 1999)
+    value_i        = sum_{S without i}     |S|! (n - |S| - 1)! / n!      [ U(S+i) - U(S) ]
+    interaction_ij = sum_{S without i, j}  |S|! (n - |S| - 2)! / (n-1)!  [ U(S+ij) - U(S+i)
+                                                                           - U(S+j) + U(S) ]
+
+(Shapley 1953; Grabisch and Roubens 1999.)
 Worked example: U({}) = 0, U({1}) = 0.3, U({2}) = -0.2, U({1,2}) = 0.4 gives the values 0.45 and
 -0.05.
 """

@@ -1,8 +1,9 @@
 """Truncated Monte Carlo Shapley values (Ghorbani and Zou 2019, "Data Shapley", algorithm 1), many
 orders side by side.
 
-    value_i = mean over orders of U(P_i + i) - U(P_i),        P_i = the players before i in the order
-    with U(P_i + i) - U(P_i) := 0 from the first place on at which |U(all) - U(P_i)| <= tolerance for `patience` places.
+    value_i = mean over orders of U(P_i + i) - U(P_i),    P_i = the players before i in the order
+    with U(P_i + i) - U(P_i) := 0 from the first place on
+    at which |U(all) - U(P_i)| <= tolerance for `patience` places.
 
 For utilities that cost a training each: an order costs as many evaluations as it has places before
 the truncation, so that a budget of evaluations buys few orders of many players, and the values are
@@ -78,7 +79,8 @@ def truncated(
         )
     most = max(1, budget // (2 * n)) if side_by_side is None else side_by_side
     rng = np.random.default_rng(seed)
-    means, evaluations, skipped = [], 0, 0
+    means: list[np.ndarray] = []
+    evaluations, skipped = 0, 0
     price = 2.0 * n
     while not means or evaluations + price / 2 <= budget:
         count = min(most, max(1, round((budget - evaluations) / price)))

@@ -2,6 +2,8 @@
 parts.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -36,13 +38,12 @@ def _frozen_first():
 
 
 def _still_batch_norm():
-    model = nn.Sequential(
-        nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)
-    )
+    norm: Any = nn.BatchNorm1d(4)  # its statistics are tensors here, whatever its type says
+    model = nn.Sequential(nn.Conv1d(3, 4, 2), norm, nn.Tanh(), nn.Flatten(), nn.Linear(16, 2))
     generator = torch.Generator().manual_seed(3)
-    model[1].running_mean.normal_(generator=generator)
-    model[1].running_var.uniform_(0.5, 2.0, generator=generator)
-    model[1].eval()
+    norm.running_mean.normal_(generator=generator)
+    norm.running_var.uniform_(0.5, 2.0, generator=generator)
+    norm.eval()
     return model
 
 
