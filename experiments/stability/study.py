@@ -37,7 +37,7 @@ from inrun.baselines import score
 from inrun.baselines.pool import Pool
 from inrun.baselines.subsets import random_subsets
 from inrun.baselines.supervised import Recipe, train_run, untrained
-from inrun.config import ConfigError
+from inrun.config import ConfigError, require
 from inrun.data.labelled import LabelledProblem, ProblemConfig, sample_problem
 from inrun.evaluate import agreement, auroc, linear_datamodelling_score
 from inrun.files import remember
@@ -79,7 +79,8 @@ class StabilityConfig(StudyConfig):
     runs: str = "runs/stability"
 
     def __post_init__(self):
-        demands = [
+        require(
+            "stability",
             (self.repeats >= 2, "repeats: two or more, to be compared"),
             (not set(self.methods) - set(RETRAINING), f"methods must be among {RETRAINING}"),
             (
@@ -87,10 +88,7 @@ class StabilityConfig(StudyConfig):
                 "budgets and runs_averaged: numbers of at least 1",
             ),
             (self.held_out >= 2, "held_out: two or more"),
-        ]
-        for holds, message in demands:
-            if not holds:
-                raise ConfigError(f"stability: {message}")
+        )
 
 
 @dataclass(frozen=True)
