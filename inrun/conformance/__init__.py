@@ -11,7 +11,8 @@ write an `Adapter` and give it to `judge`.
 from inrun.conformance.adapter import Adapter
 from inrun.conformance.cases import CASES
 from inrun.conformance.engine import Engine
-from inrun.conformance.libraries import Dattri, NotInstalledError, Opacus, TorchFunc
+from inrun.conformance.libraries import Dattri, Opacus, TorchFunc
+from inrun.conformance.library import NotInstalledError
 from inrun.conformance.problem import Case, Formula, Observer, Problem, TrainingRun
 from inrun.conformance.run import Outcome, judge
 

@@ -13,7 +13,6 @@ Axes: n train samples, t tokens.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,19 +20,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.conformance.optimizers import RULES, Rule
+from inrun.conformance.per_sample import Sample, sample_gradients
 from inrun.conformance.problem import (
     Batch,
     Case,
     Observer,
     TrainingRun,
+    Weights,
     added,
-    size,
     state_of,
-    take,
 )
+from inrun.conformance.slopes import slope
 from inrun.shapley import exact
-
-Weights = dict[str, Tensor]
 
 #: The update written down here against the one that the optimizer took, per element, relative to
 #: the largest weight: a few roundings.
@@ -58,17 +56,9 @@ def plain_training(case: Case) -> dict[str, Tensor]:
     return state_of(case.run())
 
 
-@dataclass
-class _Sample:
-    """One sample's gradient per parameter, and that of each of its rows."""
-
-    gradient: Weights
-    rows: list[Weights]
-
-
 class _Oracle(Observer):
     def __init__(self):
-        self.samples: list[_Sample] = []
+        self.samples: list[Sample] = []
         self.found: dict[str, list[Tensor]] = {}
         self.ledger: dict[str, Tensor] = {}
 
@@ -78,7 +68,7 @@ class _Oracle(Observer):
     def micro(self, first: int, part: Batch, forward: Callable[[], Tensor]):
         if first == 0:
             self.samples = []
-        self.samples += self._sample_gradients(part)
+        self.samples += sample_gradients(self.run, part)
         return super().micro(first, part, forward)
 
     def before_step(self) -> None:
@@ -223,32 +213,8 @@ class _Oracle(Observer):
         return total
 
     def _slope(self, name: str, rule: Rule, lo: float, hi: float) -> Tensor:
-        """The secant of the update between lo G and hi G; where the update is a sign, its mean over
-        coalitions.
-        """
-        G = self.G[name]
-        secant = torch.where(
-            G == 0, 0.0, (rule(hi * G) - rule(lo * G)) / torch.where(G == 0, 1.0, G)
-        )
         q = self.c**2 * added(s.gradient[name] ** 2 for s in self.samples)
-        rough = rule.rough(G, q)
-        return torch.where(rough, self._coalition_mean(rule, G, q, lo, hi), secant)
-
-    def _coalition_mean(self, rule: Rule, G: Tensor, q: Tensor, lo: float, hi: float) -> Tensor:
-        """E[u(c + h) - u(c - h)] / (2 h) over c ~ N(x G (n-1)/n, x (1-x) q (n-1)/n), h = sqrt(q /
-        n), x uniform on [lo, hi]; times hi - lo.
-        """
-        n = len(self.samples)
-        h = torch.sqrt(q / n)
-        sizes, noises = np.polynomial.legendre.leggauss(8), np.polynomial.hermite_e.hermegauss(9)
-        total = torch.zeros_like(G)
-        for x, weight in zip(lo + (hi - lo) * (sizes[0] + 1) / 2, sizes[1] / 2):
-            for z, share in zip(noises[0], noises[1] / np.sqrt(2 * np.pi)):
-                c = float(x) * G * (n - 1) / n + float(z) * torch.sqrt(
-                    float(x * (1 - x)) * q * (n - 1) / n
-                )
-                total += float(weight * share) * (rule(c + h) - rule(c - h))
-        return torch.where(q == 0, 0.0, (hi - lo) * total / (2 * torch.where(q == 0, 1.0, h)))
+        return slope(rule, self.G[name], q, len(self.samples), lo, hi)
 
     def _game(self, batch: Batch) -> Tensor:
         """Shapley values by all coalitions, each one a step of a copy of the real optimizer."""
@@ -272,39 +238,6 @@ class _Oracle(Observer):
         return torch.from_numpy(exact(utility, n))
 
     # -- the model, on a copy
-
-    def _sample_gradients(self, part: Batch) -> list[_Sample]:
-        problem, n = self.run.problem, size(part)
-        model = copy.deepcopy(self.run.model)
-        with torch.random.fork_rng(devices=[]):
-            # such a forward is run once for the micro-batch, as training does, and its rows are
-            # taken apart
-            whole = problem.rows(model, part) if problem.together else None
-            return [
-                self._one_sample(
-                    model,
-                    whole[i] if whole is not None else problem.rows(model, take(part, i, i + 1))[0],
-                )
-                for i in range(n)
-            ]
-
-    def _one_sample(self, model: nn.Module, rows: Tensor) -> _Sample:
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-        def gradient(loss: Tensor) -> Weights:
-            found = torch.autograd.grad(
-                loss / self.run.divisor,
-                list(trainable.values()),
-                retain_graph=True,
-                allow_unused=True,
-            )
-            return {
-                name: torch.zeros_like(p) if g is None else g
-                for (name, p), g in zip(trainable.items(), found)
-            }
-
-        parts = list(rows.reshape(-1)) if "tokens" in self.case.quantities else []
-        return _Sample(gradient(rows.sum()), [gradient(row) for row in parts])
 
     def _model(self, weights: Weights) -> nn.Module:
         model = copy.deepcopy(self.run.model)

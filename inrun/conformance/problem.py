@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
 
+#: name of a parameter -> a tensor of its shape
+Weights = dict[str, Tensor]
+
 #: a label with this value is not predicted
 IGNORED = -100
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from inrun.conformance.adapter import Adapter
 from inrun.conformance.cases import CASES
 from inrun.conformance.engine import Engine
-from inrun.conformance.libraries import Dattri, NotInstalledError, Opacus, TorchFunc
+from inrun.conformance.libraries import Dattri, Opacus, TorchFunc
+from inrun.conformance.library import NotInstalledError
 from inrun.conformance.oracle import plain_training, truth
 from inrun.conformance.problem import Case
 

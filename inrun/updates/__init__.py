@@ -25,9 +25,9 @@ from inrun.updates.base import (
     snapshot,
     snapshots,
 )
+from inrun.updates.blocks import blockwise
 from inrun.updates.lion import Lion, LionUpdate
 from inrun.updates.muon import MuonUpdate
-from inrun.updates.pieces import blockwise
 from inrun.updates.sgd import PlainSGD, SGDUpdate
 from inrun.updates.smoothing import coalition_slope
 

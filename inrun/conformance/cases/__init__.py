@@ -6,8 +6,9 @@ updates are a visible part of every value.
 """
 
 from inrun.conformance.cases.layers import LAYERS
+from inrun.conformance.cases.losses import LOSSES
 from inrun.conformance.cases.methods import METHODS, OPTIMIZERS
-from inrun.conformance.cases.steps import LOSSES, REST, STEPS
+from inrun.conformance.cases.steps import REST, STEPS
 from inrun.conformance.problem import Case
 
 #: all of them, in the order of the table

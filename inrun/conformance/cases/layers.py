@@ -2,9 +2,6 @@
 parts.
 """
 
-from typing import Any
-
-import torch
 from torch import nn
 
 from inrun.conformance import networks as net
@@ -13,39 +10,11 @@ from inrun.conformance.cases.common import (
     SHORT,
     mlp,
 )
+from inrun.conformance.cases.layer_parts import frozen_first, image, norm, pair, still_batch_norm
 from inrun.conformance.networks import WIDTH
 from inrun.conformance.optimizers import adamw, sgd
 from inrun.conformance.problem import Case
 from inrun.conformance.problems import ONE, regression, text
-
-
-def _pair(layer, d: int = WIDTH):
-    return lambda: nn.Sequential(layer(d, d + 2), nn.Tanh(), layer(d + 2, d))
-
-
-def _image(*layers, out: int):
-    return lambda: nn.Sequential(*(build() for build in layers), nn.Flatten(), nn.Linear(out, 3))
-
-
-def _norm(build):
-    return lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), build(), nn.Tanh())
-
-
-def _frozen_first():
-    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
-    model[0].requires_grad_(False)
-    return model
-
-
-def _still_batch_norm():
-    norm: Any = nn.BatchNorm1d(4)  # its statistics are tensors here, whatever its type says
-    model = nn.Sequential(nn.Conv1d(3, 4, 2), norm, nn.Tanh(), nn.Flatten(), nn.Linear(16, 2))
-    generator = torch.Generator().manual_seed(3)
-    norm.running_mean.normal_(generator=generator)
-    norm.running_var.uniform_(0.5, 2.0, generator=generator)
-    norm.eval()
-    return model
-
 
 LAYERS = [
     Case("linear, few tokens", "2 T^2 below the layer's size: the pairwise route", SHORT, sgd()),
@@ -80,19 +49,17 @@ LAYERS = [
     Case(
         "Conv1D",
         "Hugging Face's transposed layer through addmm",
-        regression(_pair(net.Conv1D), (3, WIDTH)),
+        regression(pair(net.Conv1D), (3, WIDTH)),
         sgd(),
     ),
     Case(
         "Conv1D, many tokens",
         "the same on the other route",
-        regression(_pair(net.Conv1D, 3), (8, 3)),
+        regression(pair(net.Conv1D, 3), (8, 3)),
         sgd(),
     ),
-    Case(
-        "matrix product", "x @ w has no module", regression(_pair(net.Product), (3, WIDTH)), sgd()
-    ),
-    Case("einsum", "w in an einsum", regression(_pair(net.Einsum), (3, WIDTH)), sgd()),
+    Case("matrix product", "x @ w has no module", regression(pair(net.Product), (3, WIDTH)), sgd()),
+    Case("einsum", "w in an einsum", regression(pair(net.Einsum), (3, WIDTH)), sgd()),
     Case(
         "embedding",
         "rows that occur twice in a sample add up",
@@ -136,25 +103,25 @@ LAYERS = [
         text(nn.Identity, positions="slice"),
         sgd(),
     ),
-    Case("LayerNorm", "gain and offset", text(_norm(lambda: nn.LayerNorm(WIDTH))), sgd()),
+    Case("LayerNorm", "gain and offset", text(norm(lambda: nn.LayerNorm(WIDTH))), sgd()),
     Case(
         "LayerNorm over two axes",
         "normalised_shape of two axes",
         regression(lambda: nn.Sequential(nn.LayerNorm((3, 4)), nn.Linear(4, 2)), (2, 3, 4)),
         sgd(),
     ),
-    Case("RMSNorm", "gain without an offset", text(_norm(lambda: nn.RMSNorm(WIDTH))), sgd()),
+    Case("RMSNorm", "gain without an offset", text(norm(lambda: nn.RMSNorm(WIDTH))), sgd()),
     Case(
         "RMSNorm, written out",
         "the gain is a product, as in Llama",
-        text(_norm(lambda: net.RMSGain(WIDTH))),
+        text(norm(lambda: net.RMSGain(WIDTH))),
         sgd(),
     ),
     Case(
         "GroupNorm",
         "per channel, after a convolution",
         regression(
-            _image(lambda: nn.Conv2d(2, 4, 2), lambda: nn.GroupNorm(2, 4), nn.Tanh, out=36),
+            image(lambda: nn.Conv2d(2, 4, 2), lambda: nn.GroupNorm(2, 4), nn.Tanh, out=36),
             (2, 4, 4),
         ),
         sgd(),
@@ -163,7 +130,7 @@ LAYERS = [
         "InstanceNorm",
         "per channel and sample",
         regression(
-            _image(
+            image(
                 lambda: nn.Conv1d(2, 4, 2),
                 lambda: nn.InstanceNorm1d(4, affine=True),
                 nn.Tanh,
@@ -176,14 +143,14 @@ LAYERS = [
     Case(
         "BatchNorm, statistics frozen",
         "with its statistics frozen it is a gain and an offset",
-        regression(_still_batch_norm, (3, 5)),
+        regression(still_batch_norm, (3, 5)),
         sgd(),
     ),
     Case(
         "convolution 1d",
         "stride, padding, dilation, groups",
         regression(
-            _image(
+            image(
                 lambda: nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2),
                 nn.Tanh,
                 lambda: nn.Conv1d(6, 4, 2),
@@ -197,7 +164,7 @@ LAYERS = [
         "convolution 1d, padding by word",
         "padding='same'",
         regression(
-            _image(lambda: nn.Conv1d(2, 3, 3, padding="same", dilation=2), nn.Tanh, out=18), (2, 6)
+            image(lambda: nn.Conv1d(2, 3, 3, padding="same", dilation=2), nn.Tanh, out=18), (2, 6)
         ),
         sgd(),
     ),
@@ -205,7 +172,7 @@ LAYERS = [
         "convolution 2d",
         "stride, padding and dilation that differ by axis",
         regression(
-            _image(
+            image(
                 lambda: nn.Conv2d(2, 4, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1)),
                 nn.Tanh,
                 lambda: nn.Conv2d(4, 3, 2),
@@ -218,20 +185,20 @@ LAYERS = [
     Case(
         "convolution 2d, C k k = O",
         "shapes that agree by chance: a contraction over the wrong axis goes unnoticed",
-        regression(_image(lambda: nn.Conv2d(2, 8, 2, bias=False), nn.Tanh, out=72), (2, 4, 4)),
+        regression(image(lambda: nn.Conv2d(2, 8, 2, bias=False), nn.Tanh, out=72), (2, 4, 4)),
         sgd(),
     ),
     Case(
         "convolution 2d, width = O",
         "a bias summed over the wrong axes goes unnoticed",
-        regression(_image(lambda: nn.Conv2d(2, 4, 3, padding=1), nn.Tanh, out=64), (2, 4, 4)),
+        regression(image(lambda: nn.Conv2d(2, 4, 3, padding=1), nn.Tanh, out=64), (2, 4, 4)),
         sgd(),
     ),
     Case(
         "convolution 2d, groups",
         "grouped and depthwise",
         regression(
-            _image(
+            image(
                 lambda: nn.Conv2d(4, 8, 2, groups=4),
                 nn.Tanh,
                 lambda: nn.Conv2d(8, 6, 2, groups=2),
@@ -245,7 +212,7 @@ LAYERS = [
         "convolution 3d",
         "three axes, stride and groups",
         regression(
-            _image(
+            image(
                 lambda: nn.Conv3d(2, 4, 2, stride=(1, 2, 1), padding=1, groups=2), nn.Tanh, out=160
             ),
             (2, 3, 3, 4),
@@ -291,7 +258,7 @@ LAYERS = [
     Case(
         "frozen first layer",
         "attaching switched its gradient on, and it moved",
-        regression(_frozen_first, (2, WIDTH)),
+        regression(frozen_first, (2, WIDTH)),
         adamw(),
         steps=2,
     ),
