@@ -1,4 +1,4 @@
-"""Slopes of an update between two points of the segment from nobody to everybody, for the oracle."""
+"""Slopes of an update on the segment from nobody to everybody, for the oracle."""
 
 import numpy as np
 import torch

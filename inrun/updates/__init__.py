@@ -7,8 +7,8 @@ Attribution needs three things of it:
 - `__call__`: u(g), for any gradient g, nothing being modified;
 - `secant`: ``(u(hi G) - u(lo G)) / G``, the slope of the update along the segment from
   "nobody" to "everybody";
-- `frozen_slope`: du/dG with the optimizer's state frozen as it was before the step, known before the
-  gradient is.
+- `frozen_slope`: du/dG with the optimizer's state frozen as it was before the step, known before
+  the gradient is.
 
 To add an optimizer: subclass `Update`, write `__call__`, and name the optimizer class in
 `@register`. That is enough: an elementwise rule gets its secant from differences in float64 (give a

@@ -126,8 +126,8 @@ RULES: Registry[type, Callable[..., Update]] = Registry(
     "update rule for the optimizer",
     error=UnknownOptimizerError,
     hint="Write a subclass of inrun.updates.Update with __call__(g) = the change it makes, "
-    "decorate it with @inrun.updates.register({key}), or use update='sgd' for the paper's formula lr * "
-    "gradient.",
+    "decorate it with @inrun.updates.register({key}), or use update='sgd' for the paper's formula "
+    "lr * gradient.",
 )
 
 
