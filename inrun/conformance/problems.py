@@ -61,6 +61,20 @@ def squared_errors(model: nn.Module, batch: Batch) -> Tensor:
     return F.mse_loss(model(batch["x"]), batch["y"], reduction="none").flatten(1).mean(1)
 
 
+def _tokens(count: int, seed: int, ragged: bool, padding: bool, vocabulary: int = VOCAB) -> Batch:
+    """Tokens below `vocabulary` and labels [count, 5]; `ragged` and `padding` as in `text`."""
+    generator = _generator(seed)
+    tokens = torch.randint(1, vocabulary, (count, LENGTH), generator=generator)
+    labels = torch.randint(0, VOCAB, (count, LENGTH), generator=generator)
+    if ragged:
+        for i in range(count):
+            # the first sample keeps its last label, the next one loses it, ...
+            labels[i, LENGTH - i % (LENGTH + 1) :] = IGNORED
+    if padding:
+        tokens[::2, -2:] = 0
+    return {"tokens": tokens, "labels": labels}
+
+
 def text(
     body: Callable[[], nn.Module],
     n: int = 6,
@@ -83,26 +97,13 @@ def text(
         loss: what training uses instead of the sum of rows.
     """
 
-    def build(count: int, seed: int, masked: bool, vocabulary: int = VOCAB) -> Batch:
-        generator = _generator(seed)
-        tokens = torch.randint(1, vocabulary, (count, LENGTH), generator=generator)
-        labels = torch.randint(0, VOCAB, (count, LENGTH), generator=generator)
-        if masked:
-            for i in range(count):
-                labels[i, LENGTH - i % (LENGTH + 1) :] = (
-                    IGNORED  # LENGTH labels, LENGTH - 1, ..., none
-                )
-        if padding:
-            tokens[::2, -2:] = 0
-        return {"tokens": tokens, "labels": labels}
-
     return Problem(
         model=lambda: _built(lambda: Text(body(), **options)),
-        batch=lambda step: build(
-            n, 100 + step, ragged, VOCAB // 2 if late and step == 0 else VOCAB
+        batch=lambda step: _tokens(
+            n, 100 + step, ragged, padding, VOCAB // 2 if late and step == 0 else VOCAB
         ),
         targets={
-            name: partial(build, m, 900 + k, ragged and m > 1)
+            name: partial(_tokens, m, 900 + k, ragged and m > 1, padding)
             for k, (name, m) in enumerate(targets.items())
         },
         rows=token_losses,

@@ -28,6 +28,16 @@ VALUE_TOLERANCE = 1e-9
 #: The same for weights and gradients of engines that do not claim the same bits.
 TRAINING_TOLERANCE = 1e-9
 
+#: Name on the command line -> how the engine is made.
+ENGINES: dict[str, Callable[[], Adapter]] = {
+    "inrun": Engine,
+    "fused": lambda: Engine("fused"),
+    "replay": lambda: Engine("replay"),
+    "torch.func": TorchFunc,
+    "opacus": Opacus,
+    "dattri": Dattri,
+}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -107,36 +117,36 @@ def _differences(
     return wrong
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; 1 if our own engine fails a case, 0 otherwise."""
-    known: dict[str, Callable[[], Adapter]] = {
-        "inrun": Engine,
-        "fused": lambda: Engine("fused"),
-        "replay": lambda: Engine("replay"),
-        "torch.func": TorchFunc,
-        "opacus": Opacus,
-        "dattri": Dattri,
-    }
+def _choose(arguments: Sequence[str] | None) -> tuple[list[str], list[Case]]:
+    """Names of engines and the cases to ask them, from the command line; exits where one names
+    none.
+    """
     parser = argparse.ArgumentParser(prog="python -m inrun.conformance", description=__doc__)
     parser.add_argument(
         "engines",
         nargs="*",
         default=["inrun"],
-        help=f"of {', '.join(known)}; inrun if none is given",
+        help=f"of {', '.join(ENGINES)}; inrun if none is given",
     )
     parser.add_argument("--case", default="", help="only cases whose name contains this text")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.engines if name not in known]
+    unknown = [name for name in options.engines if name not in ENGINES]
     if unknown:
-        parser.error(f"unknown engine {', '.join(unknown)}; choose from {', '.join(known)}")
+        parser.error(f"unknown engine {', '.join(unknown)}; choose from {', '.join(ENGINES)}")
     cases = [case for case in CASES if options.case in case.name]
     if not cases:
         parser.error(f"no case has {options.case!r} in its name")
+    return options.engines, cases
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; 1 if our own engine fails a case, 0 otherwise."""
+    names, cases = _choose(arguments)
     console = Console()
     adapters = []
-    for name in options.engines:
+    for name in names:
         try:
-            adapters.append(known[name]())
+            adapters.append(ENGINES[name]())
         except NotInstalledError as missing:
             console.print(f"{name}: not installed ({missing})")
     if not adapters:

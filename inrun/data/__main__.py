@@ -19,8 +19,7 @@ from inrun.data.prepare import prepare
 from inrun.progress import live_line
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Prepare a corpus; its folder is the one line on stdout, everything else goes to stderr."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m inrun.data",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,7 +43,12 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="KEY=VALUE",
         help="settings that replace those of the config file",
     )
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prepare a corpus; its folder is the one line on stdout, everything else goes to stderr."""
+    chosen = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
         config = build(DataConfig, _settings(chosen.config, chosen.changes), "data")

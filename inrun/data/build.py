@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -190,7 +191,14 @@ class Build:
             )
         file_name = "tokenizer.json" if self.tokenizer.name == "pythia" else "tokenizer.tiktoken"
         write_bytes(self.partial / file_name, self.tokenizer.file_bytes)
-        manifest = {
+        write_json(self.partial / "manifest.json", self._manifest(file_name, dropped), indent=1)
+        (self.partial / STATE_FILE).unlink(missing_ok=True)
+        os.replace(self.partial, self.folder)
+        sync(self.folder.parent)
+
+    def _manifest(self, tokenizer_file: str, dropped: dict[str, int]) -> dict[str, Any]:
+        """What `manifest.json` says; `dropped`: split -> tokens of its tail that fill no chunk."""
+        return {
             "format": FORMAT,
             "name": self.config.name,
             "settings": self.settings,
@@ -201,7 +209,7 @@ class Build:
                 "sha256": self.tokenizer.sha256,
                 "n_vocab": self.tokenizer.n_vocab,
                 "eot": self.tokenizer.eot,
-                "file": file_name,
+                "file": tokenizer_file,
             },
             "block_size": self.config.block_size,
             "dtype": token_dtype(self.tokenizer.n_vocab).name,
@@ -219,10 +227,6 @@ class Build:
                 for split, writer in self.writers.items()
             },
         }
-        write_json(self.partial / "manifest.json", manifest, indent=1)
-        (self.partial / STATE_FILE).unlink(missing_ok=True)
-        os.replace(self.partial, self.folder)
-        sync(self.folder.parent)
 
 
 def _unusable(text: str) -> str:

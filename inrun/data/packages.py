@@ -22,9 +22,8 @@ from inrun.data.errors import SourceUnreachable
 from inrun.files import publish
 
 REQUIREMENTS = Path(__file__).with_name("offline-requirements.txt")
-DOWNLOAD_TIMEOUT_S = (
-    15  # per attempt; two attempts: a machine without a registry learns it in seconds, not minutes
-)
+# per attempt; two attempts: a machine without a registry learns it in seconds, not minutes
+DOWNLOAD_TIMEOUT_S = 15
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,15 @@ def _cached(pin: Pin, folder: Path) -> Path | None:
     return None
 
 
+def _run_pip(requirements: Path, folder: str) -> subprocess.CompletedProcess[str]:
+    """Download the wheels of a requirements file into a folder, hashes checked, nothing built."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
+    command += ["--no-input", "--progress-bar=off", "--retries=1"]
+    command += [f"--timeout={DOWNLOAD_TIMEOUT_S}", "--dest", folder, "-r", str(requirements)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def _download(missing: list[Pin], folder: Path) -> None:
     wanted = ", ".join(f"{pin.name}=={pin.version}" for pin in missing)
     if importlib.util.find_spec("pip") is None:
@@ -113,30 +121,7 @@ def _download(missing: list[Pin], folder: Path) -> None:
         requirements.write_text(
             "\n".join(pin.requirement for pin in missing) + "\n", encoding="utf-8"
         )
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-        ]
-        command += [
-            "--require-hashes",
-            "--disable-pip-version-check",
-            "--no-input",
-            "--progress-bar=off",
-        ]
-        command += [
-            "--retries=1",
-            f"--timeout={DOWNLOAD_TIMEOUT_S}",
-            "--dest",
-            temporary,
-            "-r",
-            str(requirements),
-        ]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = _run_pip(requirements, temporary)
         if result.returncode != 0:
             words = "\n".join(result.stderr.strip().splitlines()[-6:])
             raise SourceUnreachable(

@@ -82,10 +82,31 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
     Raises:
         ForwardRouteError: the loss is not computed by a loss function of torch.nn.functional.
     """
-    with (
-        dual_level(),
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # fused attention has no forward-mode derivative
+    total: Tensor | None = None
+    for gradient, tangent, func in _gradients_and_tangents(forward, weights):
+        product = wide(gradient) * wide(tangent)
+        if product.dim() > 1:
+            # the class axis; the output's features
+            product = product.sum(1 if func in (F.cross_entropy, F.nll_loss) else -1)
+        rows = by_sample(product, n).reshape(n, -1)
+        if total is not None and rows.shape != total.shape:
+            raise ForwardRouteError(
+                f"two loss functions with different rows, {tuple(total.shape)} and "
+                f"{tuple(rows.shape)}, cannot be added token by token"
+            )
+        total = rows if total is None else total + rows
+    assert total is not None, "there is at least one"
+    return total
+
+
+def _gradients_and_tangents(
+    forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor]
+) -> list[tuple[Tensor, Tensor, Callable]]:
+    """For every call of a loss function: the loss's gradient in its input, the input's tangent,
+    the function. At least one.
+    """
+    # fused attention has no forward-mode derivative
+    with dual_level(), sdpa_kernel(SDPBackend.MATH):
         duals = {
             p: fwad.make_dual(p.detach(), V.to(p.dtype).expand_as(p).contiguous())
             for p, V in weights.items()
@@ -109,19 +130,6 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
                 "so that its rows can be told apart"
             )
         gradients = torch.autograd.grad(loss, [leaf for leaf, _, _ in cutter.cuts])
-    total: Tensor | None = None
-    for (_, tangent, func), gradient in zip(cutter.cuts, gradients):
-        product = wide(gradient) * wide(tangent)
-        if product.dim() > 1:
-            product = product.sum(
-                1 if func in (F.cross_entropy, F.nll_loss) else -1
-            )  # the class axis; the output's features
-        rows = by_sample(product, n).reshape(n, -1)
-        if total is not None and rows.shape != total.shape:
-            raise ForwardRouteError(
-                f"two loss functions with different rows, {tuple(total.shape)} and "
-                f"{tuple(rows.shape)}, cannot be added token by token"
-            )
-        total = rows if total is None else total + rows
-    assert total is not None, "a cut was found above"
-    return total
+    return [
+        (gradient, tangent, func) for (_, tangent, func), gradient in zip(cutter.cuts, gradients)
+    ]

@@ -92,14 +92,16 @@ def truncated(
         price = evaluations / len(means)
         skipped += left_out
     samples = np.array(means)
-    with np.errstate(invalid="ignore"):
-        errors = (
-            samples.std(0, ddof=1) / np.sqrt(len(samples))
-            if len(samples) > 1
-            else np.full(n, np.nan)
-        )
-    orders = 2 * len(samples)
+    errors, orders = _standard_errors(samples), 2 * len(samples)
     return Truncated(samples.mean(0), errors, orders, evaluations, skipped / (orders * n))
+
+
+def _standard_errors(samples: np.ndarray) -> np.ndarray:
+    """Of the mean over the rows of samples [k, n]; NaN for a single row."""
+    if len(samples) == 1:
+        return np.full(samples.shape[1], np.nan)
+    with np.errstate(invalid="ignore"):
+        return samples.std(0, ddof=1) / np.sqrt(len(samples))
 
 
 def _pairs(

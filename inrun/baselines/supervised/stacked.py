@@ -9,10 +9,11 @@ for the networks of `inrun.models.small`.
 """
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from inrun.baselines.batches import FORWARD
@@ -29,9 +30,8 @@ def train_subsets(data: Data, recipe: Recipe, members: np.ndarray, seeds: np.nda
     with its seed.
     """
     record_training(count=len(seeds))
-    steps = -(
-        -members.sum(1) // recipe.batch
-    )  # per epoch: those that are stacked take steps together
+    # per epoch: those that are stacked take steps together
+    steps = -(-members.sum(1) // recipe.batch)
     pieces: list[tuple[np.ndarray, Outcomes]] = []
     for count in np.unique(steps):
         alike = np.flatnonzero(steps == count)
@@ -43,11 +43,7 @@ def train_subsets(data: Data, recipe: Recipe, members: np.ndarray, seeds: np.nda
 
 def _train_stack(data: Data, recipe: Recipe, members: np.ndarray, seeds: np.ndarray) -> Outcomes:
     began = time.process_time()
-    models = []
-    with torch.random.fork_rng(devices=[]):
-        for seed in seeds:
-            torch.manual_seed(int(seed))
-            models.append(network(recipe.network, data.problem).to(data.device))
+    models = _networks(data, recipe, seeds)
     weights, buffers = stack_module_state(models)
     base = models[0]
 
@@ -71,20 +67,23 @@ def _train_stack(data: Data, recipe: Recipe, members: np.ndarray, seeds: np.ndar
             (each_loss * share.flatten()).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-    with torch.no_grad():
-        judged = {
-            SAMPLES: _judge(
-                data, recipe.label_smoothing, data.train, lambda x: shared(weights, buffers, x)
-            )
-        }
-        for target, part in data.targets.items():
-            judged[target] = _judge(data, 0.0, part, lambda x: shared(weights, buffers, x))
+    judged = _judge_all(data, recipe.label_smoothing, lambda x: shared(weights, buffers, x))
     losses, margins, correct = (
         {key: kinds[kind] for key, kinds in judged.items() if len(kinds) > kind}
         for kind in range(3)
     )
     seconds = np.full(len(seeds), (time.process_time() - began) / len(seeds))
     return Outcomes(members, seeds, losses, margins, correct, seconds)
+
+
+def _networks(data: Data, recipe: Recipe, seeds: np.ndarray) -> list[nn.Module]:
+    """A network for each seed, with the initial weights that `fit` gives it."""
+    models = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in seeds:
+            torch.manual_seed(int(seed))
+            models.append(network(recipe.network, data.problem).to(data.device))
+    return models
 
 
 def _orders(members: np.ndarray, seeds: np.ndarray, recipe: Recipe):
@@ -105,8 +104,22 @@ def _orders(members: np.ndarray, seeds: np.ndarray, recipe: Recipe):
         yield [(order[:, cut], there[:, cut] / there[:, cut].sum(1, keepdims=True)) for cut in cuts]
 
 
+@torch.no_grad()
+def _judge_all(
+    data: Data, label_smoothing: float, outputs: Callable[[Tensor], Tensor]
+) -> dict[str, list[np.ndarray]]:
+    """Part of the data -> what `_judge` finds on it; smoothed labels for the training part only."""
+    judged = {SAMPLES: _judge(data, label_smoothing, data.train, outputs)}
+    for target, part in data.targets.items():
+        judged[target] = _judge(data, 0.0, part, outputs)
+    return judged
+
+
 def _judge(
-    data: Data, label_smoothing: float, part: tuple[Tensor, Tensor], outputs
+    data: Data,
+    label_smoothing: float,
+    part: tuple[Tensor, Tensor],
+    outputs: Callable[[Tensor], Tensor],
 ) -> list[np.ndarray]:
     """Losses [k, m], and for a classification margins and whether it is right, of the whole stack
     on a part of the data.
