@@ -18,7 +18,7 @@ PROCESSES = 2
 
 
 def train(rank: int, folder: str) -> None:
-    """What each process does; only the DistributedDataParallel tells the Attributor of the others."""
+    """What each process does; DistributedDataParallel alone tells the Attributor of the others."""
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES
     )

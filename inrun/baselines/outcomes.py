@@ -92,7 +92,8 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
-            np.savez(file, **_arrays(outcomes))  # type: ignore[arg-type]  # names of arrays, no option
+            # the keys name arrays, never an option
+            np.savez(file, **_arrays(outcomes))  # type: ignore[arg-type]
 
     write_file(path, write)
 

@@ -23,7 +23,10 @@ class Run:
 
     def __init__(self):
         generator = torch.Generator().manual_seed(1)
-        normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
         self.model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
         with torch.no_grad():
             for p in self.model.parameters():

@@ -30,11 +30,14 @@ def train(case: StepCase, steps: int, method, batches, tmp_path, name: str):
 @pytest.fixture
 def ten_batches():
     generator = torch.Generator().manual_seed(11)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
-    rows = [(draw(4, 4), draw(4, 2).sin()) for _ in range(10)]
+    rows = [(normal(4, 4), normal(4, 2).sin()) for _ in range(10)]
     batches = [lambda m, x=x, y=y: (m(x) - y).square().mean(1) / 4 for x, y in rows]
-    x, y = draw(5, 4), draw(5, 2).sin()
+    x, y = normal(5, 4), normal(5, 2).sin()
     return model, batches, lambda m: (m(x) - y).square().mean()
 
 

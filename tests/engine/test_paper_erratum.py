@@ -51,7 +51,10 @@ class Chain:
 
     def __init__(self, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
-        normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
         self.weights = [
             (normal(o, i) / i**0.5).requires_grad_()
             for i, o in zip(self.widths[:-1], self.widths[1:])

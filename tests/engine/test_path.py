@@ -21,21 +21,24 @@ from tests.support.truth_cases import AFFINE
 def matrix_case(make_optimizer) -> StepCase:
     """Two matrices, no biases (Muon takes matrices only), moments warm."""
     generator = torch.Generator().manual_seed(8)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
     model = nn.Sequential(
         nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False)
     ).double()
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(0.5 * draw(*p.shape))
-    x, val_x = draw(5, 4), draw(4, 4)
-    y, val_y = draw(5, 3).sin(), draw(4, 3).sin()
+            p.copy_(0.5 * normal(*p.shape))
+    x, val_x = normal(5, 4), normal(4, 4)
+    y, val_y = normal(5, 3).sin(), normal(4, 3).sin()
     losses = lambda m: F.mse_loss(m(x), y, reduction="none").mean(1) / 5  # noqa: E731
     case = StepCase(
         model, make_optimizer(model.parameters()), losses, lambda m: F.mse_loss(m(val_x), val_y)
     )
     for _ in range(4):
-        noise = draw(5, 3)
+        noise = normal(5, 3)
         warm = StepCase(
             model,
             case.optimizer,

@@ -84,12 +84,15 @@ def test_interactions_of_a_language_model_are_its_hessian_between_per_sample_gra
 def small_network_case(lr: float) -> StepCase:
     """A tanh network on two classes: smooth, far from quadratic."""
     generator = torch.Generator().manual_seed(5)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(0.7 * draw(*p.shape))
-    x, val_x = draw(6, 4), draw(5, 4)
+            p.copy_(0.7 * normal(*p.shape))
+    x, val_x = normal(6, 4), normal(5, 4)
     y, val_y = (x.sum(1) > 0).long(), (val_x.sum(1) > 0).long()
     losses = lambda m: F.cross_entropy(m(x), y, reduction="none") / 6  # noqa: E731
     return StepCase(

@@ -136,15 +136,18 @@ def regression_case(
 ) -> StepCase:
     """Linear regression with a squared error: the target is exactly quadratic in the weights."""
     generator = torch.Generator().manual_seed(3)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
     model = nn.Linear(5, 3).double()
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(draw(*p.shape))
+            p.copy_(normal(*p.shape))
     optimizer = make_optimizer(model.parameters())
-    truth = draw(5, 3)
-    x, val_x = draw(n, 5), draw(6, 5)
-    y, val_y = x @ truth + 0.3 * draw(n, 3), val_x @ truth
+    truth = normal(5, 3)
+    x, val_x = normal(n, 5), normal(6, 5)
+    y, val_y = x @ truth + 0.3 * normal(n, 3), val_x @ truth
     losses = lambda m: F.mse_loss(m(x), y, reduction="none").mean(1) / n  # noqa: E731
     case = StepCase(model, optimizer, losses, lambda m: F.mse_loss(m(val_x), val_y))
     for _ in range(warm_steps):
