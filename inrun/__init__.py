@@ -1,4 +1,4 @@
-"""In-Run Data Shapley: the worth of every training sample, measured while the model is trained once.
+"""In-Run Data Shapley: the worth of every training sample, from training once.
 
 What is public is here: the `Attributor`, what it can be told, and the `ValueStore` that it leaves.
 """

@@ -165,7 +165,7 @@ class Attributor:
     def interactions(self, target: str | None = None) -> Tensor:
         """Pairwise Shapley interaction index of the current step's samples [n, n].
 
-        ``-eta^2 g_i^T H_L g_j``, for the quadratic utility; eta is the secant of the update. Call it
+        ``-eta^2 g_i^T H_L g_j``, of the quadratic utility; eta is the update's secant. Call it
         between the backward and ``optimizer.step()``. Negative: the two are redundant; positive:
         they complement each other. Needs a method that keeps a tape (second_order, path).
         """

@@ -46,13 +46,11 @@ def model() -> torch.nn.Module:
 
 
 def arguments(folder, **changes):
-    return transformers.TrainingArguments(
-        **{
-            "output_dir": str(folder), "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": LR,
-            "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.5, "report_to": [], "use_cpu": True, "save_strategy": "no",
-            "disable_tqdm": True, "logging_strategy": "no", "seed": 3, **changes,
-        }
-    )  # fmt: skip
+    given = {"max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    given |= {"learning_rate": LR, "lr_scheduler_type": "constant", "optim": "sgd", "seed": 3}
+    given |= {"max_grad_norm": 0.5, "report_to": [], "use_cpu": True, "save_strategy": "no"}
+    given |= {"disable_tqdm": True, "logging_strategy": "no"}
+    return transformers.TrainingArguments(output_dir=str(folder), **{**given, **changes})
 
 
 def trainer(folder, methods=("path",), **changes) -> ValuedTrainer:
