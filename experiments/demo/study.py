@@ -48,13 +48,11 @@ def demo(given: dict[str, Any], errors: Console) -> None:
         plot_domains(store, run.folder)
     about = [
         f"GPT-2 with {run.model.num_parameters():,} parameters, {run.step} steps of "
-        f"{run.config.train.batch_size} chunks of "
-        f"{run.corpus.block_size} tokens, {run.config.optim.name}; corpus "
-        f"{run.corpus.digest[:12]}, seed {run.config.seed}.",
+        f"{run.config.train.batch_size} chunks of {run.corpus.block_size} tokens, "
+        f"{run.config.optim.name}; corpus {run.corpus.digest[:12]}, seed {run.config.seed}.",
         f"Training with values took {time.monotonic() - prepared:.0f} s, preparing the data "
-        f"{prepared - began:.0f} s, on "
-        f"{run.precision.device.type} with {torch.get_num_threads()} threads "
-        f"({platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}).",
+        f"{prepared - began:.0f} s, on {run.precision.device.type} with {torch.get_num_threads()} "
+        f"threads ({platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}).",
     ]
     path = run.folder / "summary.md"
     write_text(path, summary(found, run.corpus, about))

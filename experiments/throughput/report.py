@@ -43,10 +43,9 @@ def table(rows: list[dict]) -> str:
             for key in ("ratio_to_train_only", "ratio_to_stock")
         )
         lines.append(
-            f"| {r['size']}, {r['samples']} x {r['tokens']} | {r['precision']} | {r['case']} "
-            f"| {r['seconds']:.2f} | "
-            f"{r['ratio_min']:.3f} / **{r['ratio']:.3f}** / {r['ratio_max']:.3f} | {alone} | "
-            f"{stock} | {r['peak_mib'] or ''} |"
+            f"| {r['size']}, {r['samples']} x {r['tokens']} | {r['precision']} | {r['case']} | "
+            f"{r['seconds']:.2f} | {r['ratio_min']:.3f} / **{r['ratio']:.3f}** / "
+            f"{r['ratio_max']:.3f} | {alone} | {stock} | {r['peak_mib'] or ''} |"
         )
     return "\n".join(lines)
 

@@ -237,9 +237,8 @@ class EKFAC:
             )
             return F.cross_entropy(logits, drawn, reduction="none")
         raise BaselineError(
-            f"fisher='sampled' draws labels from the model, which a {type(run).__name__} "
-            "cannot (it has neither sampled_losses nor logits). "
-            "Next: fisher='empirical'"
+            f"fisher='sampled' draws labels from the model, which a {type(run).__name__} cannot "
+            "(it has neither sampled_losses nor logits). Next: fisher='empirical'"
         )
 
     # -- gradients

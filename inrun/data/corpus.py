@@ -81,11 +81,10 @@ class Corpus:
         if tokens.size and tokens.max() >= self.n_vocab:
             chunk = int(ids[np.argmax(tokens.max(axis=1))])
             raise TokenOutOfRange(
-                f"{self.folder}, {self.split} chunk {chunk}: token id {tokens.max()}, but "
-                "the vocabulary of "
-                f"{self.manifest['tokenizer']['name']} has {self.n_vocab}. The shard is "
-                "damaged. Next: delete the folder "
-                "and prepare it again; Corpus.open(..., verify='hash') names the file"
+                f"{self.folder}, {self.split} chunk {chunk}: token id {tokens.max()}, but the "
+                f"vocabulary of {self.manifest['tokenizer']['name']} has {self.n_vocab}. The shard "
+                "is damaged. Next: delete the folder and prepare it again; Corpus.open(..., "
+                "verify='hash') names the file"
             )
         return torch.from_numpy(tokens)
 
@@ -99,17 +98,15 @@ class Corpus:
         if n_vocab is not None and n_vocab < self.n_vocab:
             raise TokenOutOfRange(
                 f"the model has {n_vocab} token embeddings, but tokenizer {mine['name']} of "
-                f"{self.folder} gives ids up to "
-                f"{self.n_vocab - 1}. Next: set the model's vocabulary to {self.n_vocab} or "
-                "more, or prepare the corpus "
-                "with the model's tokenizer"
+                f"{self.folder} gives ids up to {self.n_vocab - 1}. Next: set the model's "
+                f"vocabulary to {self.n_vocab} or more, or prepare the corpus with the model's "
+                "tokenizer"
             )
         if tokenizer_sha256 is not None and tokenizer_sha256 != mine["sha256"]:
             raise TokenizerMismatch(
                 f"{self.folder} was made with tokenizer {mine['name']} (sha256 "
-                f"{mine['sha256'][:12]}), the model expects "
-                f"sha256 {tokenizer_sha256[:12]}. Next: prepare the corpus with the model's "
-                "tokenizer (tokenizer=...)"
+                f"{mine['sha256'][:12]}), the model expects sha256 {tokenizer_sha256[:12]}. Next: "
+                "prepare the corpus with the model's tokenizer (tokenizer=...)"
             )
 
     @cached_property
@@ -170,8 +167,7 @@ class Corpus:
             if wanted - present:
                 raise DataError(
                     f"{self.folder}, {self.split}: no chunk has {column} "
-                    f"{sorted(wanted - present)}; there are "
-                    f"{sorted(present)}"
+                    f"{sorted(wanted - present)}; there are {sorted(present)}"
                 )
             chosen &= pc.is_in(
                 self.chunks[column], value_set=pa.array(sorted(wanted), pa.string())
@@ -233,9 +229,8 @@ def _manifest(folder: Path, split: str) -> dict[str, Any]:
             "its preparation was interrupted" if partial.is_dir() else "nothing was prepared there"
         )
         raise CorpusIncomplete(
-            f"{folder} is no finished corpus: {state}. Next: python -m inrun.data.prepare "
-            "with its settings "
-            "(it goes on where it stopped)"
+            f"{folder} is no finished corpus: {state}. Next: python -m inrun.data.prepare with its "
+            "settings (it goes on where it stopped)"
         )
     manifest = json.loads(path.read_text(encoding="utf-8"))
     if manifest["format"] != FORMAT:

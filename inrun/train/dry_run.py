@@ -69,10 +69,9 @@ class ResourceEstimate:
     def __str__(self) -> str:
         lines = [
             f"parameters          {self.parameters:,}",
-            f"memory (estimate)   {self.memory / GIB:.1f} GiB: weights "
-            f"{self.weights / GIB:.2f}, gradients {self.gradients / GIB:.2f}, "
-            f"optimizer {self.optimizer / GIB:.2f}, directions of values "
-            f"{self.directions / GIB:.2f}, tape {self.tape / GIB:.2f}, "
+            f"memory (estimate)   {self.memory / GIB:.1f} GiB: weights {self.weights / GIB:.2f}, "
+            f"gradients {self.gradients / GIB:.2f}, optimizer {self.optimizer / GIB:.2f}, "
+            f"directions of values {self.directions / GIB:.2f}, tape {self.tape / GIB:.2f}, "
             f"activations {max(self.training, self.targets) / GIB:.2f}",
             f"checkpoint          {self.checkpoint / GIB:.2f} GiB each",
             f"values (estimate)   {self.store / GIB:.3f} GiB for {self.rows:,} rows",

@@ -26,8 +26,7 @@ def ghost_hvp(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
     if a.shape != da.shape or b.shape != db.shape or a.shape[:-1] != b.shape[:-1]:
         raise ValueError(
             f"ghost_hvp: a {list(a.shape)} and da {list(da.shape)} must be [...,i], b "
-            f"{list(b.shape)} and "
-            f"db {list(db.shape)} [...,o], with equal leading axes"
+            f"{list(b.shape)} and db {list(db.shape)} [...,o], with equal leading axes"
         )
     shapes.check_floating("ghost_hvp", a, b, da, db)
     return _ghost_hvp(a, b, da, db)

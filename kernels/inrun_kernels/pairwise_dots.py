@@ -34,9 +34,8 @@ def pairwise_dots(a: Tensor, b: Tensor, av: Tensor, bv: Tensor) -> Tensor:
             )
     if a.shape[2] != av.shape[2] or b.shape[2] != bv.shape[2]:
         raise ValueError(
-            f"pairwise_dots: train widths {a.shape[2]}, {b.shape[2]} differ from validation "
-            f"widths {av.shape[2]}, "
-            f"{bv.shape[2]}: both must come from one layer"
+            f"pairwise_dots: train widths {a.shape[2]}, {b.shape[2]} differ from validation widths "
+            f"{av.shape[2]}, {bv.shape[2]}: both must come from one layer"
         )
     shapes.check_floating("pairwise_dots", a, b, av, bv)
     return _pairwise_dots(a, b, av, bv)

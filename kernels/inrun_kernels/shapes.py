@@ -31,9 +31,8 @@ def check_directions(op: str, V: Tensor, weight: tuple[int, ...], axes: str) -> 
     """Raise ValueError unless V is a stack of at least one weight-shaped direction."""
     if V.ndim != len(weight) + 1 or tuple(V.shape[1:]) != tuple(weight) or V.shape[0] == 0:
         raise ValueError(
-            f"{op}: V {list(V.shape)} must be {axes}, one or more directions of the weight's "
-            f"shape {list(weight)}; "
-            "a single direction is V.unsqueeze(0)"
+            f"{op}: V {list(V.shape)} must be {axes}, one or more directions of the weight's shape "
+            f"{list(weight)}; a single direction is V.unsqueeze(0)"
         )
 
 
@@ -53,9 +52,8 @@ def check_offsets(op: str, offsets: Tensor) -> None:
     """
     if offsets.ndim != 1 or offsets.numel() < 2 or offsets.dtype not in (torch.int32, torch.int64):
         raise ValueError(
-            f"{op}: offsets {list(offsets.shape)} {offsets.dtype} must be an int32 or int64 "
-            "vector [n+1] of cumulative "
-            "lengths: sample n is rows offsets[n]:offsets[n+1]"
+            f"{op}: offsets {list(offsets.shape)} {offsets.dtype} must be an int32 or int64 vector "
+            "[n+1] of cumulative lengths: sample n is rows offsets[n]:offsets[n+1]"
         )
 
 
@@ -88,7 +86,6 @@ def check_probe(op: str, probe: Tensor, directions: int, samples: int) -> None:
     """Raise ValueError unless probe is [k,n]."""
     if tuple(probe.shape) != (directions, samples):
         raise ValueError(
-            f"{op}: probe {list(probe.shape)} must be zeros [k,n] = [{directions}, "
-            f"{samples}]: one slot per direction "
-            "and sample"
+            f"{op}: probe {list(probe.shape)} must be zeros [k,n] = [{directions}, {samples}]: one "
+            "slot per direction and sample"
         )
