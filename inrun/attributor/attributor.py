@@ -146,9 +146,7 @@ class Attributor:
             raise
 
     def annotate(self, **columns: float | int | None) -> None:
-        """Columns for the store's row of the coming step: loss, tokens, seconds, or numbers of your
-        own, the same ones every step.
-        """
+        """Columns for the store's row of the coming step, the same ones every step."""
         self.recorder.annotate(columns)
 
     @property
@@ -166,8 +164,8 @@ class Attributor:
         """Pairwise Shapley interaction index of the current step's samples [n, n].
 
         ``-eta^2 g_i^T H_L g_j``, of the quadratic utility; eta is the update's secant. Call it
-        between the backward and ``optimizer.step()``. Negative: the two are redundant; positive:
-        they complement each other. Needs a method that keeps a tape (second_order, path).
+        between the backward and ``optimizer.step()``, with a method that keeps a tape
+        (second_order, path). Negative: the two are redundant.
         """
         step = self._open or OpenStep(self._setting, self.step, valued=False)
         chosen = self.targets[target if target is not None else next(iter(self.targets))]

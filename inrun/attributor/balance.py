@@ -10,6 +10,7 @@ that names the parameter.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -109,51 +110,52 @@ def check_balance(
         BalanceError: names the parameter that is furthest off, and the likely causes.
     """
     names = [name for name in directions if name in gradients]
+    if not names:
+        return
     entries, tolerances = [], []
     for name in names:
-        V = directions[name]
-        g = gradients[name]
-        V = V.reshape(len(keys), -1)
-        total = (V * g.flatten().to(V.dtype)).sum(1, dtype=torch.float64)
-        parts = (
-            c * dots[name]
-            if name in dots
-            else torch.zeros(V.shape[0], 1, dtype=torch.float64, device=V.device)
-        )
-        typical = (V.norm(dim=1) * g.norm()).double() / math.sqrt(g.numel())
+        V, g = directions[name].reshape(len(keys), -1), gradients[name]
+        none = torch.zeros(V.shape[0], 1, dtype=torch.float64, device=V.device)
+        entries.append(_sides(g, V, c * dots[name] if name in dots else none))
         dtype = min(lowest, g.dtype, key=lambda dtype: torch.finfo(dtype).bits)
-        entries.append((total, typical, parts.sum(1), parts.abs().sum(1)))
         tolerances.append((BALANCE_TOLERANCE[dtype], torch.finfo(dtype).eps))
-    if not entries:
-        return
     device = entries[0][0].device
     # [parameters, k], looked at together: one wait for the device
     total, typical, parts, sizes = (
         torch.stack([x.to(device) for x in column]) for column in zip(*entries)
     )
     parts, sizes = over_processes(torch.stack([parts, sizes]))
-    allowed, rounding = torch.tensor(tolerances, dtype=torch.float64, device=device).T[
-        :, :, None
-    ] * (sizes + typical)
+    shares = torch.tensor(tolerances, dtype=torch.float64, device=device).T[:, :, None]
+    allowed, rounding = shares * (sizes + typical)
     # a gradient that vanishes mathematically (a key's bias) is pure rounding of summands as large
     # as other parameters'
-    off = (total - parts).abs() / (allowed + rounding.sum(0)).clamp(
-        min=torch.finfo(torch.float64).tiny
-    )
+    largest = (allowed + rounding.sum(0)).clamp(min=torch.finfo(torch.float64).tiny)
+    off = (total - parts).abs() / largest
     place = off.nan_to_num(torch.inf).argmax()
     worst, here, given = torch.stack([torch.take(x, place) for x in (off, parts, total)]).tolist()
     if not worst <= 1.0:
         at, k = divmod(int(place), len(keys))
-        name, (method, target) = names[at], keys[k]
-        raise BalanceError(
-            f"parameter {name}: the samples' parts add up to {here:.6g}, but the gradient "
-            f"gives {given:.6g} (method {method}, target {target}). Likely causes: the "
-            "parameter got a gradient outside `with attr.batch(...)` (a regulariser, an "
-            "earlier backward without zero_grad), it is used inside a compiled region or "
-            "an extension that is not seen, .grad was changed by other than a common factor "
-            "(noise, a per-parameter clip), or it was averaged over processes without the "
-            "Attributor being told (give it the DistributedDataParallel itself, or group=...)."
-        )
+        _refuse(names[at], keys[k], here, given)
+
+
+def _sides(g: Tensor, V: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``<G, V_k>``, its typical size, the sum of the parts, and of their sizes: [k] each."""
+    total = (V * g.flatten().to(V.dtype)).sum(1, dtype=torch.float64)
+    typical = (V.norm(dim=1) * g.norm()).double() / math.sqrt(g.numel())
+    return total, typical, parts.sum(1), parts.abs().sum(1)
+
+
+def _refuse(name: str, key: tuple[str, str], here: float, given: float) -> NoReturn:
+    method, target = key
+    raise BalanceError(
+        f"parameter {name}: the samples' parts add up to {here:.6g}, but the gradient gives "
+        f"{given:.6g} (method {method}, target {target}). Likely causes: the parameter got a "
+        "gradient outside `with attr.batch(...)` (a regulariser, an earlier backward without "
+        "zero_grad), it is used inside a compiled region or an extension that is not seen, .grad "
+        "was changed by other than a common factor (noise, a per-parameter clip), or it was "
+        "averaged over processes without the Attributor being told (give it the "
+        "DistributedDataParallel itself, or processes=Processes(group))."
+    )
 
 
 def check_forward_balance(
