@@ -1,4 +1,4 @@
-"""Imports only go down the floors of CONTRIBUTING.md, and some libraries live in one place only."""
+"""The shape of the house: floors, places of libraries, ceilings of sizes, no circles, no trespass."""
 
 import ast
 import sys
@@ -53,8 +53,13 @@ def imports_of(name: str, path: Path) -> Iterator[tuple[int, str]]:
     """(line, module) of every import in the file, at whatever depth; `from p import m` counts as
     p.m if that is a module.
     """
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return imports_in(name, path.name == "__init__.py", ast.parse(path.read_text(encoding="utf-8")))
+
+
+def imports_in(name: str, is_package: bool, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """The same of a tree."""
+    package = name if is_package else name.rpartition(".")[0]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -161,3 +166,120 @@ def test_parser_sees_nested_and_relative_imports(tmp_path):
         (3, "inrun.store.schema"),
         (4, "torch.nn"),
     }
+
+
+# -- ceilings: what is larger is cut by topic, or listed with its reason
+
+LINES_OF_A_FILE, LINES_OF_A_CLASS, LINES_OF_A_FUNCTION, ARGUMENTS = 300, 250, 40, 12
+EXCEPTIONS: dict[str, str] = {}
+
+
+def every_file() -> list[Path]:
+    folders = ("kernels", "inrun", "experiments", "notebooks", "examples", "tests")
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def sizes(path: Path) -> Iterator[tuple[str, int, int]]:
+    """(what, its size, the ceiling) of a file and of what is defined in it; docstrings are free."""
+    where, source = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+    yield where, source.count("\n"), LINES_OF_A_FILE
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            continue
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        if isinstance(node, ast.ClassDef):
+            yield f"{where}:{node.name}", lines, LINES_OF_A_CLASS
+            continue
+        if ast.get_docstring(node):
+            text = node.body[0]
+            lines -= (text.end_lineno or text.lineno) - text.lineno + 1
+        if where.startswith(("inrun/", "kernels/")):
+            yield f"{where}:{node.name}", lines, LINES_OF_A_FUNCTION
+        kernel = any(ast.unparse(d).endswith(".jit") for d in node.decorator_list)  # of Triton
+        if not kernel and (not node.name.startswith("_") or node.name == "__init__"):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = len([a for a in given if a.arg not in ("self", "cls")])
+            yield f"{where}:{node.name}()", count, ARGUMENTS
+
+
+def test_files_classes_functions_and_signatures_stay_under_their_ceilings():
+    found = [size for path in every_file() for size in sizes(path)]
+    above = {what: size for what, size, ceiling in found if size > ceiling}
+    assert {what: size for what, size in above.items() if what not in EXCEPTIONS} == {}
+    assert not set(EXCEPTIONS) - set(above), "these are under the ceiling by now"
+
+
+def test_sizes_are_counted_without_docstrings(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "inrun" / "thing.py"
+    path.parent.mkdir()
+    path.write_text(
+        'def f(a, *, b):\n    """One\n\n    two."""\n    return a\n\n\nclass C:\n    x = 1\n'
+    )
+    assert list(sizes(path)) == [
+        ("inrun/thing.py", 9, LINES_OF_A_FILE),
+        ("inrun/thing.py:f", 2, LINES_OF_A_FUNCTION),
+        ("inrun/thing.py:f()", 2, ARGUMENTS),
+        ("inrun/thing.py:C", 2, LINES_OF_A_CLASS),
+    ]
+
+
+# -- circles and trespass
+
+
+def imported_at_once(name: str, path: Path) -> set[str]:
+    """Modules of the project that are imported when this one is, not later and not for types only."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    found = imports_in(name, path.name == "__init__.py", tree)
+    return {target for _, target in found if target in MODULES and target != name}
+
+
+def test_no_module_imports_itself_round_a_circle():
+    graph = {name: imported_at_once(name, path) for name, path in MODULES.items()}
+    done: set[str] = set()
+
+    def walk(name: str, way: tuple[str, ...]) -> tuple[str, ...] | None:
+        if name in way:
+            return (*way[way.index(name) :], name)
+        if name in done:
+            return None
+        for target in sorted(graph[name]):
+            if circle := walk(target, (*way, name)):
+                return circle
+        done.add(name)
+        return None
+
+    circles = [circle for name in graph if (circle := walk(name, ()))]
+    assert not circles, " -> ".join(circles[0])
+
+
+def private_names(name: str, path: Path) -> Iterator[str]:
+    """Uses of another module's names that begin with an underscore."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
+            for alias in node.names:
+                if alias.name.startswith("_") and not alias.name.startswith("__"):
+                    yield f"{name}:{node.lineno} imports {node.module}.{alias.name}"
+                if f"{node.module}.{alias.name}" in MODULES:
+                    modules.add(alias.asname or alias.name)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in modules
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+        ):
+            yield f"{name}:{node.lineno} reads {node.value.id}.{node.attr}"
+
+
+OURS = {"inrun_kernels", "inrun", "experiments", "tests"}
+
+
+def test_no_module_uses_the_private_names_of_another():
+    files = {str(path.relative_to(ROOT)): path for path in every_file()}
+    found = [use for name, path in files.items() for use in private_names(name, path)]
+    assert not found, found
