@@ -185,9 +185,8 @@ class Attributor:
         """
         if self._open:
             raise RuntimeError(
-                "state_dict() is called between optimizer steps, not after a backward whose "
-                "step has "
-                "not been taken"
+                "state_dict() is called between optimizer steps, not after a backward whose step "
+                "has not been taken"
             )
         self.flush()
         # a resumed run has no gradient to reuse, so this one must not have one either

@@ -95,9 +95,8 @@ class LearningRates:
             return 1.0
         if then == 0.0:
             raise RuntimeError(
-                "the learning rate was 0 when the step began and is not at optimizer.step(); "
-                "set it "
-                "before the first micro-batch"
+                "the learning rate was 0 when the step began and is not at optimizer.step(); set "
+                "it before the first micro-batch"
             )
         return now / then
 

@@ -149,9 +149,8 @@ class OpenStep:
             self.setting.told_coarse = True
             log.warning(
                 "step %d: the optimizer has no state yet for some elements, or one of its first "
-                "steps; route=%r cannot average their slope over coalitions and takes the "
-                "secant, so "
-                "the values of the first steps are coarse. route='tap' has no such limit.",
+                "steps; route=%r cannot average their slope over coalitions and takes the secant, "
+                "so the values of the first steps are coarse. route='tap' has no such limit.",
                 self.number,
                 self.setting.options.route.kind,
             )
@@ -220,9 +219,8 @@ class OpenStep:
         who = f"samples {', '.join(map(str, bad[:8]))}" if len(bad) else everybody
         raise NonFiniteError(
             f"step {self.number}: the gradient of {who} is not finite. The weights have not been "
-            "changed and no value of this step was stored; zero the gradient and go on "
-            "without these "
-            "samples, or look at their text, the learning rate and the loss scale."
+            "changed and no value of this step was stored; zero the gradient and go on without "
+            "these samples, or look at their text, the learning rate and the loss scale."
         )
 
     def interactions(self, target: Target, method: Method) -> Tensor:

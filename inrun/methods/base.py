@@ -55,9 +55,8 @@ class Method:
             one_of("credit", self.credit, ("immediate", "impulse")),
             (
                 self.update == "auto" or self.credit == "immediate",
-                "update='sgd' with credit='impulse': the formula lr * gradient has no "
-                "momentum that "
-                "could answer later; leave out one of them",
+                "update='sgd' with credit='impulse': the formula lr * gradient has no momentum "
+                "that could answer later; leave out one of them",
             ),
         )
         if not self.name:

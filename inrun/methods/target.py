@@ -114,10 +114,9 @@ class Target:
         if not gradients:
             raise TargetError(
                 f"target {self.name!r}: the loss does not depend on the weights it was to be "
-                "evaluated at; a model inside torch.compile must be traced with this "
-                "context "
-                "active (call the compiled model, not a graph that was exported before), or "
-                "give the closure the uncompiled model"
+                "evaluated at; a model inside torch.compile must be traced with this context "
+                "active (call the compiled model, not a graph that was exported before), or give "
+                "the closure the uncompiled model"
             )
         if at is None:
             self._here = gradients
@@ -252,10 +251,9 @@ class Target:
             )
         if needs_grad and not loss.requires_grad:
             raise TargetError(
-                f"target {self.name!r}: the loss does not depend on the model's parameters. "
-                "It must be computed in the closure, with gradients enabled, by the model "
-                "given "
-                "to the Attributor"
+                f"target {self.name!r}: the loss does not depend on the model's parameters. It "
+                "must be computed in the closure, with gradients enabled, by the model given to "
+                "the Attributor"
             )
 
     def _refuse_non_finite(self, loss: Tensor) -> None:
