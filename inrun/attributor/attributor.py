@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inrun.attributor.ledger import Ledger
 from inrun.attributor.options import Intervals, Options
 from inrun.attributor.processes import Processes
 from inrun.attributor.recording import Recorder, Recording
@@ -22,6 +21,7 @@ from inrun.attributor.result import StepResult
 from inrun.attributor.routes import Route
 from inrun.attributor.setting import Setting
 from inrun.attributor.step import OpenStep
+from inrun.attributor.steps import Steps
 from inrun.ghost import GradientBuffers
 from inrun.methods import Method
 from inrun.store import ValueStore
@@ -58,8 +58,6 @@ class Attributor:
 
     Attributes:
         parameters: name -> tracked parameter.
-        step: optimizer steps so far.
-        last_step: what the step just taken left; None before the first one.
 
     Raises:
         ValueError, UnknownOptimizerError: at construction, for options that cannot work.
@@ -101,12 +99,9 @@ class Attributor:
         self.optimizers = setting.parameters.optimizers
         self.parameters, self.processes = setting.parameters.by_name, setting.processes
         about = self.options.about(list(targets))
-        self.ledger = Ledger(self.targets, self.processes)
         self.recorder = Recorder(self.options.store, about, self.processes)
-        self.step = 0
-        self.last_step: StepResult | None = None
-        self._open: OpenStep | None = None
-        self.hooks = [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
+        self._steps = Steps(setting, self.recorder)
+        self.ledger = self._steps.ledger
         self._closed = False
 
     # -- what a training loop calls
@@ -131,23 +126,22 @@ class Attributor:
                 "per_token=True, route='replay' and route='forward' need attr.batch(ids, "
                 "forward=lambda: <the loss that is backpropagated>)"
             )
-        ids = _integers(ids)
-        if self._open and self._open.was_zeroed():
-            self._end_step()
-        if self._open is None:
-            self.recorder.open()
-            self._open = self._begin()
-        try:
-            with self._open.micro_batch(ids, forward):
-                yield
-        except BaseException:
-            if self._open and self._open.valued:
-                self._end_step()
-            raise
+        with self._steps.micro_batch(_integers(ids), forward):
+            yield
 
     def annotate(self, **columns: float | int | None) -> None:
         """Columns for the store's row of the coming step, the same ones every step."""
         self.recorder.annotate(columns)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far."""
+        return self._steps.number
+
+    @property
+    def last_step(self) -> StepResult | None:
+        """What the step just taken left; None before the first one."""
+        return self._steps.last
 
     @property
     def last(self) -> dict[str, Tensor]:
@@ -167,15 +161,13 @@ class Attributor:
         between the backward and ``optimizer.step()``, with a method that keeps a tape
         (second_order, path). Negative: the two are redundant.
         """
-        step = self._open or OpenStep(self._setting, self.step, valued=False)
+        step = self._steps.open or OpenStep(self._setting, self.step, valued=False)
         chosen = self.targets[target if target is not None else next(iter(self.targets))]
         return step.interactions(chosen, self.methods[0])
 
     def flush(self) -> None:
-        """Complete the ledger at the current weights and make all rows durable, of all
-        processes.
-        """
-        self._complete_ledger()
+        """Complete the ledger at the present weights, and make all processes' rows durable."""
+        self._steps.complete_ledger()
         self.recorder.flush()
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,7 +175,7 @@ class Attributor:
 
         Flushes the store first, so that nothing before the checkpoint can be missing.
         """
-        if self._open:
+        if self._steps.open:
             raise RuntimeError(
                 "state_dict() is called between optimizer steps, not after a backward whose step "
                 "has not been taken"
@@ -200,9 +192,9 @@ class Attributor:
             RuntimeError: a batch was valued already.
             StoreError: the store's folder holds no run, or one of other targets or methods.
         """
-        if self._open or self.step or self.recorder.writer:
+        if self._steps.open or self.step or self.recorder.writer:
             raise RuntimeError("load_state_dict() is called before the first batch")
-        self.step = int(state["step"])
+        self._steps.number = int(state["step"])
         self.recorder.open(self.step)
 
     def close(self) -> ValueStore | None:
@@ -212,7 +204,7 @@ class Attributor:
         """
         if not self._closed:
             self._remove_hooks()
-            self._complete_ledger()
+            self._steps.complete_ledger()
             self._setting.buffers = GradientBuffers()
             memory.release()
             self.recorder.open()
@@ -229,53 +221,10 @@ class Attributor:
             self._remove_hooks()
             self.recorder.close(together=False)
 
-    # -- one step
-
-    def _begin(self) -> OpenStep:
-        """First micro-batch of a step: the weights are those of the step."""
-        valued = self.options.valued(self.step)
-        self.targets.begin(valued)
-        self.ledger.close(self.recorder.for_all)
-        return OpenStep(self._setting, self.step, valued)
-
-    @torch.no_grad()
-    def _before_step(self, optimizer, args, kwargs) -> None:
-        if self._open is None:
-            return
-        try:
-            if self._open.valued and self._open.passes.done:
-                self._value(self._open)
-                self.step += 1
-            elif not self._open.valued:
-                self.step += 1
-        finally:
-            self._end_step()
-
-    def _value(self, open_step: OpenStep) -> None:
-        result, step = open_step.finish()
-        intervals = self.options.intervals
-        if intervals.ledger:
-            with_drift = self.options.is_due(intervals.ledger, self.step)
-            self.ledger.open(result, step, self.methods, with_drift)
-        lr = float(self.optimizers[0].param_groups[0]["lr"])
-        self.recorder.write(result, self.methods, lr, open_step.samples)
-        self.last_step = result
-
-    def _end_step(self) -> None:
-        self._open = None
-        self._setting.buffers.release()
-
-    def _complete_ledger(self) -> None:
-        """Close the waiting rows between steps: the weights have moved since they were opened."""
-        if self.ledger.waiting and self._open is None:
-            self.targets.forget()
-        self.ledger.close(self.recorder.for_all)
-
     def _remove_hooks(self) -> None:
         self._closed = True
-        for hook in self.hooks:
-            hook.remove()
-        self._end_step()
+        self._steps.hooks.remove()
+        self._steps.drop()
 
 
 def _integers(ids) -> np.ndarray:

@@ -34,12 +34,28 @@ class TrackedParameters:
         optimizers: Sequence[torch.optim.Optimizer],
         pattern: str | None = None,
     ):
-        self.optimizers = list(optimizers)
+        self.optimizers = [plain_optimizer(optimizer) for optimizer in optimizers]
+        self.model, self.pattern = model, pattern
+        self.by_name: dict[str, Tensor] = {}
+        self.constants: list[Tensor] = []
+        self.read_again()
+
+    def read_again(self) -> bool:
+        """Look anew at what requires a gradient and what the optimizers' groups hold.
+
+        Done at the beginning of every step: layers are unfrozen, groups added. Returns whether
+        other parameters are tracked than before.
+        """
         self.owners = self.find_owners()
-        self.by_name = self.track(model, pattern)
-        tracked = {id(p) for p in self.by_name.values()}
-        others = (p for p in model.parameters() if id(p) not in tracked)
-        self.constants: list[Tensor] = [*model.buffers(), *others]
+        found = self.track(self.model, self.pattern)
+        if {n: id(p) for n, p in found.items()} == {n: id(p) for n, p in self.by_name.items()}:
+            return False
+        self.by_name.clear()  # in place: others hold this very dictionary
+        self.by_name.update(found)
+        tracked = {id(p) for p in found.values()}
+        others = (p for p in self.model.parameters() if id(p) not in tracked)
+        self.constants = [*self.model.buffers(), *others]
+        return True
 
     def find_owners(self) -> dict[int, tuple[torch.optim.Optimizer, dict]]:
         """id of a parameter -> its optimizer and parameter group."""
@@ -62,6 +78,8 @@ class TrackedParameters:
                 "the optimizer updates no trainable parameter of the model; was it built from "
                 "another model's parameters?"
             )
+        if pattern is None:
+            self._refuse_foreign(model)
         tracked: dict[str, Tensor] = {
             name: p for name, p in trainable.items() if pattern is None or re.search(pattern, name)
         }
@@ -77,6 +95,19 @@ class TrackedParameters:
             )
         return tracked
 
+    def _refuse_foreign(self, model: nn.Module) -> None:
+        own = {id(p) for p in model.parameters()}
+        groups = (group for o in self.optimizers for group in o.param_groups)
+        foreign = [p for group in groups for p in group["params"] if id(p) not in own]
+        moved = [tuple(p.shape) for p in foreign if p.requires_grad]
+        if moved:
+            raise ValueError(
+                f"the optimizer also moves {len(moved)} parameters that are not part of the model "
+                f"(shapes {', '.join(map(str, moved[:4]))}): what they do to the targets would be "
+                "missing. Give one module that holds all, such as nn.ModuleList([encoder, head]); "
+                "or say params='.' to value the parameters of this model alone"
+            )
+
     @property
     def device(self) -> torch.device:
         """Where the first of them lives."""
@@ -89,6 +120,30 @@ class TrackedParameters:
     def gradients(self) -> dict[str, Tensor]:
         """Name -> `.grad`, of those that have one."""
         return {name: p.grad for name, p in self.by_name.items() if p.grad is not None}
+
+    def loss_scale(self) -> float:
+        """What a fused optimizer divides the gradient by in its own kernel: a loss scaler's scale.
+
+        Raises:
+            RuntimeError: of several optimizers only some do.
+        """
+        scales = [getattr(o, "grad_scale", None) for o in self.optimizers]
+        found = [float(scale) for scale in scales if scale is not None]
+        if found and (len(found) < len(scales) or len(set(found)) > 1):
+            raise RuntimeError(
+                "the loss scaler has told its scale to some of the optimizers only; call "
+                "scaler.unscale_(optimizer) for each of them before the first one steps"
+            )
+        return found[0] if found else 1.0
+
+    def overflowed(self) -> bool:
+        """Whether a loss scaler has told a fused optimizer to skip the step."""
+        found = [getattr(o, "found_inf", None) for o in self.optimizers]
+        return any(bool(inf) for inf in found if inf is not None)
+
+    def moving(self) -> set[int]:
+        """Ids of the optimizers that have a gradient of a tracked parameter to step with."""
+        return {id(self.owners[id(self.by_name[name])][0]) for name in self.gradients()}
 
     def norms(self) -> dict[str, Tensor]:
         """Name -> norm of `.grad`, not waited for (`balance.gradient_norms`)."""
@@ -117,6 +172,19 @@ class TrackedParameters:
             if needed:
                 raise
             return plain, plain  # the paper's formula needs lr only; drift is then not known
+
+
+def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer inside a wrapper that has no hooks of its own, as accelerate's."""
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        inner = getattr(optimizer, "optimizer", None)
+        if not isinstance(inner, torch.optim.Optimizer):
+            raise ValueError(
+                f"{type(optimizer).__name__} is no torch optimizer that takes hooks; give the "
+                "optimizer inside the wrapper"
+            )
+        optimizer = inner
+    return optimizer
 
 
 class RandomState:

@@ -120,7 +120,10 @@ class OpenStep:
             check_seen(norms, {name for name, used in zip(parameters, uses) if used})
         dtypes = {name: p.dtype for name, p in parameters.items()}
         factor = common_factor(read_together(self._norms), norms, dtypes)
-        return gradients, factor / setting.processes.size
+        scale = setting.parameters.loss_scale()
+        if scale != 1.0:
+            gradients = {name: g / scale for name, g in gradients.items()}
+        return gradients, factor / setting.processes.size / scale
 
     def view(self, gradients: dict[str, Tensor], c: float) -> Step:
         """The step as the methods see it."""

@@ -62,5 +62,7 @@ class Targets(dict[str, Target]):
             target.gradient()
 
     def restart(self) -> None:
-        """The next valued step takes all gradients anew, as a run that is resumed here must."""
+        """The next valued step takes all gradients anew, as a run that is resumed here must, and
+        one in which other parameters are trained.
+        """
         self._valued = 0

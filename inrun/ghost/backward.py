@@ -9,6 +9,7 @@ its engine below the dispatch to modes; this one is what its own `backward` and 
 """
 
 import functools
+import inspect
 import warnings
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 
 BACKWARDS = {torch.Tensor.backward, torch.autograd.backward}
+
+_GRAD = inspect.signature(torch.autograd.grad)
 
 
 def backward(args: tuple, kwargs: dict) -> None:
@@ -41,6 +44,36 @@ def backward(args: tuple, kwargs: dict) -> None:
         allow_unreachable=True,
         accumulate_grad=True,
     )
+
+
+def inner_grad(args: tuple, kwargs: dict) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad`` with these arguments, as a loss calls it (adversarial examples)."""
+    given = _GRAD.bind(*args, **kwargs)
+    given.apply_defaults()
+    asked = given.arguments
+    outputs, inputs = _as_tuple(asked["outputs"]), _as_tuple(asked["inputs"])
+    seeds = asked["grad_outputs"]
+    seeds = (None,) * len(outputs) if seeds is None else _as_tuple(seeds)
+    found = _engine_run_backward(
+        outputs,
+        _seeds(outputs, seeds),
+        bool(asked["retain_graph"]),
+        False,
+        inputs,
+        allow_unreachable=bool(asked["allow_unused"] or asked["materialize_grads"]),
+        accumulate_grad=False,
+    )
+    if not asked["materialize_grads"]:
+        return found
+    return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs))
+
+
+def makes_graph(args: tuple, kwargs: dict) -> bool:
+    """Whether ``torch.autograd.grad`` is asked for a graph of the gradient itself, or for a batch
+    of gradients.
+    """
+    given = _GRAD.bind(*args, **kwargs).arguments
+    return bool(given.get("create_graph") or given.get("is_grads_batched"))
 
 
 def grad(

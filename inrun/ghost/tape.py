@@ -27,8 +27,12 @@ class Recorder(Sink):
         self.n, self.fused = n, fused
         self.seen: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
+        #: a backward runs that is not the training's: nothing of it belongs to a sample
+        self.paused = False
 
     def sink(self, operation: str, origin: Origin, factor: Factor) -> None:
+        if self.paused:
+            return
         self.seen.update(origin.roots)
         self.dtypes.update(
             tensor.dtype for tensor in factor.tensors() if tensor.is_floating_point()
@@ -77,6 +81,8 @@ class StreamingDots(Recorder):
         return self.directions.get(root) if self.fused else None
 
     def take_dots(self, origin: Origin, dots: Tensor, dtype: torch.dtype) -> None:
+        if self.paused:
+            return
         (root,) = origin.roots
         self.seen.add(root)
         self.dtypes.add(dtype)
@@ -111,7 +117,8 @@ class Tape(Recorder):
         self.entries.append((origin, factor))
 
     def buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
-        return self.memory.take((self.n, *shape), like) if self.fused else None
+        taken = self.fused and not self.paused
+        return self.memory.take((self.n, *shape), like) if taken else None
 
     def dots(self, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``<g_i, V_k>``: name -> V [k, *shape]  to  name -> [k, n]."""

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from inrun.ghost.arguments import rebuilder, tensors_of
-from inrun.ghost.backward import BACKWARDS, backward
+from inrun.ghost.backward import BACKWARDS, backward, inner_grad, makes_graph
 from inrun.ghost.origin import Derived, Parameter
 from inrun.ghost.tape import Recorder
 from inrun.rules import OPERATIONS, Factor, Origin, find
@@ -99,6 +99,8 @@ class UseTracker(TorchFunctionMode):
         if func in BACKWARDS:
             with self:
                 return backward(args, kwargs)
+        if func is torch.autograd.grad:
+            return self._inner_gradient(args, kwargs)
         leaves = tensors_of(args, kwargs)
         entry = OPERATIONS.get(func, UNKNOWN)
         if entry.refusal is not None and (reason := entry.refusal(*args, **kwargs)):
@@ -121,6 +123,23 @@ class UseTracker(TorchFunctionMode):
             if out is not None:
                 return out
         return self._tapped(func, entry, args, kwargs, leaves, origins, shared)
+
+    def _inner_gradient(self, args: tuple, kwargs: dict) -> tuple[Tensor | None, ...]:
+        """A gradient that the loss itself asks for: its backward is nobody's training."""
+        if makes_graph(args, kwargs):
+            raise UncoveredUseError(
+                "torch.autograd.grad(create_graph=True) inside the batch: the loss contains a "
+                "gradient (a gradient penalty), and a second backward through it would be added to "
+                "the samples' parts. Values of such a loss are not supported; take the gradient "
+                "without a graph, or train these batches outside `with attr.batch(...)` and step "
+                "with them apart"
+            )
+        self.recorder.paused = True
+        try:
+            with self:
+                return inner_grad(args, kwargs)
+        finally:
+            self.recorder.paused = False
 
     # -- what a fused form asks
 

@@ -53,7 +53,7 @@ class Target:
         self.name, self.closure, self.parameters, self.fused = (
             name,
             closure,
-            dict(parameters),
+            parameters,
             fused,
         )
         self._around, self._shared = around, shared
@@ -201,6 +201,7 @@ class Target:
         under the substitution and the modes around and within it.
         """
         self._copy_buffers()
+        versions = {name: p._version for name, p in self.parameters.items()}
         devices = list({p.device for p in self.parameters.values() if p.is_cuda})
         with (
             self._around(),
@@ -218,7 +219,19 @@ class Target:
                 self._loss_here = float(whole)
             result = whole if differentiate is None else differentiate(loss, inputs)
         self._restore_buffers()
+        self._refuse_written(versions)
         return result
+
+    def _refuse_written(self, versions: Mapping[str, int]) -> None:
+        """A closure that moves the weights would change the training itself."""
+        moved = [name for name, p in self.parameters.items() if p._version != versions[name]]
+        if moved:
+            raise TargetError(
+                f"target {self.name!r}: evaluating it wrote to {', '.join(moved)}, so that the "
+                "training would not be what it is without values. nn.Embedding(max_norm=...) "
+                "renormalises the rows that it looks up; leave max_norm out, and renormalise the "
+                "table yourself after optimizer.step()"
+            )
 
     def _copy_buffers(self) -> None:
         """Have a copy of every buffer's present content; which ones the closure will write is not

@@ -1,5 +1,6 @@
 """The contract of an update rule, and the registry that finds the rule of an optimizer."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -145,6 +146,24 @@ def snapshot(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict) -
     return snapshots({"": (optimizer, parameter, group)})[""]
 
 
+def rule_of(optimizer: type[torch.optim.Optimizer]) -> type[Update]:
+    """The rule of a class of optimizers, or of the one that it takes its step from.
+
+    Raises:
+        UnknownOptimizerError: there is none, or the class has a step of its own.
+    """
+    rule = RULES.for_class(optimizer)
+    registered = next(base for base in optimizer.__mro__ if base in RULES)
+    if inspect.unwrap(optimizer.step) is not inspect.unwrap(registered.step):
+        raise UnknownOptimizerError(
+            f"{optimizer.__name__} has a step of its own, which may differ from that of "
+            f"{registered.__name__}, so no update rule is inherited. If it makes the same update, "
+            f"say so: inrun.updates.register({optimizer.__name__})({rule.__name__}); otherwise "
+            "register a rule for it"
+        )
+    return rule
+
+
 def snapshots(owned: Mapping[str, tuple[torch.optim.Optimizer, Tensor, dict]]) -> dict[str, Update]:
     """`snapshot` of (optimizer, parameter, its group) by name; where step counts live on the
     device, they are waited for once.
@@ -160,8 +179,9 @@ def snapshots(owned: Mapping[str, tuple[torch.optim.Optimizer, Tensor, dict]]) -
             if torch.is_tensor(state.get("step"))
         }
     )
+    rules = {type(optimizer): rule_of(type(optimizer)) for optimizer, _, _ in owned.values()}
     return {
-        name: RULES.for_class(type(optimizer))(
+        name: rules[type(optimizer)](
             parameter, {**states[name], **({"step": steps[name]} if name in steps else {})}, group
         )
         for name, (optimizer, parameter, group) in owned.items()

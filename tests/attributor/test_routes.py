@@ -162,7 +162,7 @@ def test_replay_keeps_nothing_and_agrees_with_the_tape_dropout_included():
                 forward = lambda m=model, i=ids: loss_of(m, train[i], 0.02)  # noqa: E731
                 with attr.batch(ids, forward=forward):
                     forward().backward()
-                assert route == "tap" or not attr._open.passes.records
+                assert route == "tap" or not attr._steps.open.passes.records
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
             optimizer.step()
             optimizer.zero_grad()

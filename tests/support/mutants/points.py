@@ -2,7 +2,8 @@
 
 import torch
 
-from inrun.attributor import Attributor, stack
+from inrun.attributor import stack
+from inrun.attributor.hooks import StepHooks
 from inrun.attributor.ledger import Ledger
 from inrun.attributor.micro_batches import MicroBatches
 from inrun.attributor.parameters import RandomState, TrackedParameters
@@ -34,7 +35,6 @@ POINTS = {
     "AdamUpdate.stateless": (AdamUpdate, "stateless"),
     "AdamUpdate.warming_up": (AdamUpdate, "warming_up"),
     "Aligned.dots": (Aligned, "dots"),
-    "Attributor.close": (Attributor, "close"),
     "Derived.jvp": (Derived, "jvp"),
     "DirectionStack.stacked": (stack.DirectionStack, "stacked"),
     "HeadFactor.dots": (HeadFactor, "dots"),
@@ -44,6 +44,7 @@ POINTS = {
     "LionUpdate.__init__": (LionUpdate, "__init__"),
     "MicroBatches.again": (MicroBatches, "again"),
     "MicroBatches.dots": (MicroBatches, "dots"),
+    "StepHooks.remove": (StepHooks, "remove"),
     "OpenStep.finish": (OpenStep, "finish"),
     "OpenStep.gradients_and_factor": (OpenStep, "gradients_and_factor"),
     "OpenStep.values": (OpenStep, "values"),

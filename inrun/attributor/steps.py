@@ -1,0 +1,121 @@
+"""The optimizer steps of a run, one after the other."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from torch import Tensor
+
+from inrun.attributor.hooks import StepHooks
+from inrun.attributor.ledger import Ledger
+from inrun.attributor.recording import Recorder
+from inrun.attributor.result import StepResult
+from inrun.attributor.setting import Setting
+from inrun.attributor.step import OpenStep
+
+log = logging.getLogger(__name__)
+
+
+class Steps:
+    """Opens a step at its first micro-batch, values it before the weights move, and keeps what it
+    left when they have.
+
+    Args:
+        setting: what stays from step to step.
+        recorder: writes the rows.
+
+    Attributes:
+        number: optimizer steps so far.
+        open: the step that is going on.
+        last: what the step taken last left.
+    """
+
+    def __init__(self, setting: Setting, recorder: Recorder):
+        self.setting, self.recorder = setting, recorder
+        self.ledger = Ledger(setting.targets, setting.processes)
+        self.number = 0
+        self.open: OpenStep | None = None
+        self.last: StepResult | None = None
+        self._pending: tuple[StepResult, float, int] | None = None
+        self.hooks = StepHooks(setting.parameters.optimizers, self._before, self._after)
+
+    @contextmanager
+    def micro_batch(self, ids: np.ndarray, forward: Callable[[], Tensor] | None) -> Iterator[None]:
+        """Around forward and backward of one micro-batch."""
+        if self.open and self.open.was_zeroed():
+            self.drop()
+        if self.open is None:
+            self.refuse_half_a_step()
+            self.recorder.open()
+            self.open = self._begin()
+        try:
+            with self.open.micro_batch(ids, forward):
+                yield
+        except BaseException:
+            if self.open and self.open.valued:
+                self.drop()
+            raise
+
+    def _begin(self) -> OpenStep:
+        """First micro-batch of a step: the weights are those of the step."""
+        setting = self.setting
+        if setting.parameters.read_again():
+            setting.targets.restart()
+        valued = setting.options.valued(self.number)
+        setting.targets.begin(valued)
+        self.ledger.close(self.recorder.for_all)
+        return OpenStep(setting, self.number, valued)
+
+    def drop(self) -> None:
+        """No step is going on."""
+        self.open = None
+        self.setting.buffers.release()
+
+    def _before(self) -> set[int]:
+        """Values the open step; ids of the optimizers that must take it."""
+        step, parameters = self.open, self.setting.parameters
+        if step is None:
+            return set()
+        try:
+            if parameters.overflowed():
+                log.warning("step %d: the loss scaler skips it: it has no values", self.number)
+                return set()
+            if step.valued and not step.passes.done:
+                return set()
+            if step.valued:
+                self._value(step)
+            self.number += 1
+            return parameters.moving() if step.valued else set()
+        finally:
+            self.drop()
+
+    def _value(self, open_step: OpenStep) -> None:
+        result, step = open_step.finish()
+        options, parameters = self.setting.options, self.setting.parameters
+        if options.intervals.ledger:
+            with_drift = options.is_due(options.intervals.ledger, self.number)
+            self.ledger.open(result, step, options.method, with_drift)
+        lr = float(parameters.optimizers[0].param_groups[0]["lr"])
+        self._pending = (result, lr, open_step.samples)
+
+    def _after(self) -> None:
+        """The step was taken: what was valued is true."""
+        assert self._pending is not None, "a step is valued before it is taken"
+        self.last, lr, samples = self._pending
+        self.recorder.write(self.last, self.setting.options.method, lr, samples)
+
+    def refuse_half_a_step(self) -> None:
+        """RuntimeError if an optimizer did not step that was valued with others."""
+        if self.hooks.awaited:
+            refusal = self.hooks.refusal()
+            self.hooks.awaited = set()
+            self.ledger.waiting.clear()
+            raise RuntimeError(refusal)
+
+    def complete_ledger(self) -> None:
+        """Close the waiting rows between steps: the weights have moved since they were opened."""
+        self.refuse_half_a_step()
+        if self.ledger.waiting and self.open is None:
+            self.setting.targets.forget()
+        self.ledger.close(self.recorder.for_all)
