@@ -89,7 +89,12 @@ def _(patch):
 @mutant("the learning rate is that of the first step", "schedule", "clipping, AdamW")
 def _(patch):
     def owners(original, self):
-        return {key: (optimizer, dict(group)) for key, (optimizer, group) in original(self).items()}
+        if not hasattr(self, "first"):
+            found = original(self)
+            self.first = {
+                key: (optimizer, dict(group)) for key, (optimizer, group) in found.items()
+            }
+        return self.first
 
     wrap(patch, "TrackedParameters.find_owners", owners)
 
