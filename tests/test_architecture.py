@@ -1,4 +1,4 @@
-"""The shape of the house: floors, places of libraries, ceilings of sizes, no circles, no trespass."""
+"""The shape of the house: floors, places of libraries, ceilings, no circles, no trespass."""
 
 import ast
 import sys
@@ -228,7 +228,7 @@ def test_sizes_are_counted_without_docstrings(tmp_path, monkeypatch):
 
 
 def imported_at_once(name: str, path: Path) -> set[str]:
-    """Modules of the project that are imported when this one is, not later and not for types only."""
+    """Modules of the project that are imported at the top of this one, not later or for types."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     found = imports_in(name, path.name == "__init__.py", tree)

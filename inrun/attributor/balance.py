@@ -198,7 +198,8 @@ def check_seen(norms: Mapping[str, float], seen: set[str]) -> None:
         shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
         raise UnseenParameterError(
             f"parameter {shown}: it has a gradient but no use of it was seen inside `with "
-            "attr.batch(...)`. Forward and backward of the micro-batch must both run "
-            "inside the block, and not inside torch.compile; or leave the parameter out of "
-            "the values by params='<regex that does not match it>'."
+            "attr.batch(...)`. Forward and loss.backward() of the micro-batch must both run inside "
+            "the block, and not inside torch.compile; a gradient from torch.autograd.grad that is "
+            "put into .grad is not seen. Or leave the parameter out of the values by params='<regex "
+            "that does not match it>'."
         )

@@ -50,9 +50,9 @@ class StepHooks:
         """What is said where an optimizer did not step that was valued."""
         return (
             f"{len(self.awaited)} of the optimizers did not take the step that was valued, so that "
-            "parameters did not move as their values say; nothing of this step was stored. Give the "
-            "Attributor the optimizers that step together, and each other group an Attributor of "
-            "its own"
+            "parameters did not move as their values say; nothing of this step was stored. Give "
+            "the Attributor the optimizers that step together, and each other group an Attributor "
+            "of its own"
         )
 
     def remove(self) -> None:

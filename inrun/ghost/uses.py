@@ -101,6 +101,12 @@ class UseTracker(TorchFunctionMode):
                 return backward(args, kwargs)
         if func is torch.autograd.grad:
             return self._inner_gradient(args, kwargs)
+        if func == torch.Tensor.grad.__set__ and id(args[0]) in self.origins:
+            raise UncoveredUseError(
+                f"parameter {', '.join(self.origins[id(args[0])].roots)}: its .grad is set by hand "
+                "inside the batch, so that nobody saw which sample it came from; let "
+                "loss.backward() fill it"
+            )
         leaves = tensors_of(args, kwargs)
         entry = OPERATIONS.get(func, UNKNOWN)
         if entry.refusal is not None and (reason := entry.refusal(*args, **kwargs)):

@@ -13,11 +13,8 @@ from torch.overrides import TorchFunctionMode
 import inrun_kernels
 from inrun.ghost.backward import grad
 from inrun.ghost.modes import Expand, Substitute
+from inrun.methods.untouched import TargetError, Untouched
 from inrun.rules.embedding import Lookups
-
-
-class TargetError(RuntimeError):
-    """A target's closure does not give a finite scalar that depends on the parameters."""
 
 
 class Target:
@@ -57,11 +54,7 @@ class Target:
             fused,
         )
         self._around, self._shared = around, shared
-        self.buffers = dict(model.named_buffers())
-        # contents of the buffers by the version they were copied at, so that one that nobody writes
-        # is copied once; one that the closure has written before is copied each time
-        self._copies: dict[str, tuple[int, Tensor]] = {}
-        self._written: set[str] = set()
+        self.untouched = Untouched(name, parameters, dict(model.named_buffers()))
         self._reuse = reuse
         self._kept: dict[Hashable, dict[str, Tensor]] = {}
         self._here: dict[str, Tensor] | None = None
@@ -200,8 +193,7 @@ class Target:
         """The loss, or its derivatives; checkpointed closures recompute inside, so both happen
         under the substitution and the modes around and within it.
         """
-        self._copy_buffers()
-        versions = {name: p._version for name, p in self.parameters.items()}
+        self.untouched.note()
         devices = list({p.device for p in self.parameters.values() if p.is_cuda})
         with (
             self._around(),
@@ -218,38 +210,8 @@ class Target:
             if here:
                 self._loss_here = float(whole)
             result = whole if differentiate is None else differentiate(loss, inputs)
-        self._restore_buffers()
-        self._refuse_written(versions)
+        self.untouched.restore()
         return result
-
-    def _refuse_written(self, versions: Mapping[str, int]) -> None:
-        """A closure that moves the weights would change the training itself."""
-        moved = [name for name, p in self.parameters.items() if p._version != versions[name]]
-        if moved:
-            raise TargetError(
-                f"target {self.name!r}: evaluating it wrote to {', '.join(moved)}, so that the "
-                "training would not be what it is without values. nn.Embedding(max_norm=...) "
-                "renormalises the rows that it looks up; leave max_norm out, and renormalise the "
-                "table yourself after optimizer.step()"
-            )
-
-    def _copy_buffers(self) -> None:
-        """Have a copy of every buffer's present content; which ones the closure will write is not
-        known before.
-        """
-        for name, buffer in self.buffers.items():
-            known = name in self._copies and self._copies[name][0] == buffer._version
-            if name in self._written or not known:
-                self._copies[name] = buffer._version, buffer.detach().clone()
-
-    def _restore_buffers(self) -> None:
-        for name, buffer in self.buffers.items():
-            version, content = self._copies[name]
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(content)
-                self._written.add(name)
-                del self._copies[name]
 
     def _check(self, loss, needs_grad: bool) -> None:
         if not isinstance(loss, Tensor) or loss.numel() != 1:

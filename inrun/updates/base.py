@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -146,14 +146,14 @@ def snapshot(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict) -
     return snapshots({"": (optimizer, parameter, group)})[""]
 
 
-def rule_of(optimizer: type[torch.optim.Optimizer]) -> type[Update]:
+def rule_of(optimizer: type[torch.optim.Optimizer]) -> Callable[..., Update]:
     """The rule of a class of optimizers, or of the one that it takes its step from.
 
     Raises:
         UnknownOptimizerError: there is none, or the class has a step of its own.
     """
     rule = RULES.for_class(optimizer)
-    registered = next(base for base in optimizer.__mro__ if base in RULES)
+    registered: Any = next(base for base in optimizer.__mro__ if base in RULES)
     if inspect.unwrap(optimizer.step) is not inspect.unwrap(registered.step):
         raise UnknownOptimizerError(
             f"{optimizer.__name__} has a step of its own, which may differ from that of "

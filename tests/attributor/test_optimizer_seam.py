@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from inrun import Attributor
+from inrun.attributor import UnseenParameterError
+from inrun.ghost import UncoveredUseError
 from inrun.updates import AdamUpdate, UnknownOptimizerError, register
 from inrun.updates.base import RULES
 from tests.support import per_sample
@@ -270,6 +272,24 @@ def test_a_gradient_that_the_loss_asks_for_itself_belongs_to_no_sample(route, me
         F.mse_loss(case.model(attacked(case.x, case.y)), case.y).backward()
     optimizer.step()
     assert per_sample.relative_error(attr.last["val"], expected) < 1e-12
+
+
+def test_gradients_that_are_put_into_place_by_hand_are_refused_by_name():
+    case = Case()
+    optimizer = case.sgd()
+    attr = Attributor(case.model, optimizer, {"val": case.target})
+    parameters = list(case.model.parameters())
+    with pytest.raises(UncoveredUseError, match="set by hand"), attr.batch(range(N)):
+        for p, g in zip(parameters, torch.autograd.grad(case.loss(), parameters)):
+            p.grad = g
+    with attr.batch(range(N)):
+        gradients = torch.autograd.grad(case.loss(), parameters)
+        for p in parameters:
+            assert p.grad is None
+    for p, g in zip(parameters, gradients):
+        p.grad = g
+    with pytest.raises(UnseenParameterError, match=r"torch\.autograd\.grad"):
+        optimizer.step()
 
 
 def test_a_loss_that_contains_a_gradient_is_refused_by_name():

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 import inrun
 from inrun import Attributor, Processes, ValueStore
 from inrun.attributor import BalanceError, NonFiniteError, ProcessError
+from inrun.config import ConfigError
 from inrun.methods import FirstOrder, SecondOrder
 from inrun.models import build
 from inrun.store import StoreError
@@ -234,7 +235,7 @@ def broken(rank: int, how: str, store: str) -> list[str]:
             "averaged over processes without the Attributor being told",
         ),
         ("store", [StoreError, ProcessError], "already holds the values of a run"),
-        ("compiled", [ValueError, ValueError], "one process only"),
+        ("compiled", [ConfigError, ConfigError], "one process only"),
         ("interactions", [RuntimeError, RuntimeError], "one process"),
     ],
 )

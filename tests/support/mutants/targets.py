@@ -25,7 +25,10 @@ def _separately_summed(patch, applies) -> None:
             operations.append(operation),
             sink(operation, origin, factor),
         )
-        with torch.enable_grad(), UseTracker(self.parameters, self.buffers.values(), model_batch):
+        with (
+            torch.enable_grad(),
+            UseTracker(self.parameters, self.untouched.buffers.values(), model_batch),
+        ):
             loss = self.closure()
         torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
         for operation, (origin, factor) in zip(operations, model_batch.entries):
@@ -118,7 +121,7 @@ def _(patch):
 def _(patch):
     def init(original, self, *args):
         original(self, *args)
-        self.buffers = {}
+        self.untouched.buffers = {}
 
     original = Target.__init__
     exchange(patch, "Target.__init__", lambda self, *args: init(original, self, *args))
