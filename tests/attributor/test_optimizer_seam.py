@@ -279,9 +279,13 @@ def test_gradients_that_are_put_into_place_by_hand_are_refused_by_name():
     optimizer = case.sgd()
     attr = Attributor(case.model, optimizer, {"val": case.target})
     parameters = list(case.model.parameters())
-    with pytest.raises(UncoveredUseError, match="set by hand"), attr.batch(range(N)):
+
+    def set_by_hand():
         for p, g in zip(parameters, torch.autograd.grad(case.loss(), parameters)):
             p.grad = g
+
+    with pytest.raises(UncoveredUseError, match="set by hand"), attr.batch(range(N)):
+        set_by_hand()
     with attr.batch(range(N)):
         gradients = torch.autograd.grad(case.loss(), parameters)
         for p in parameters:
