@@ -2,55 +2,13 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from inrun import Attributor
-from inrun.attributor import UnseenParameterError
-from inrun.ghost import UncoveredUseError
 from inrun.updates import AdamUpdate, UnknownOptimizerError, register
 from inrun.updates.base import RULES
 from tests.support import per_sample
-
-N, LR = 4, 0.1
-
-
-class Case:
-    """A small regression in float64 whose values are known from a loop of gradients."""
-
-    def __init__(self, seed: int = 0):
-        torch.manual_seed(seed)
-        self.model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).double()
-        self.x, self.y = torch.randn(N, 5).double(), torch.randn(N, 2).double()
-        self.val_x, self.val_y = torch.randn(3, 5).double(), torch.randn(3, 2).double()
-
-    def loss(self) -> torch.Tensor:
-        return F.mse_loss(self.model(self.x), self.y)
-
-    def target(self) -> torch.Tensor:
-        return F.mse_loss(self.model(self.val_x), self.val_y)
-
-    def truth(self, module: nn.Module | None = None) -> torch.Tensor:
-        """``lr <g_i, grad target>`` over the parameters of a part of the model."""
-        parameters = list((module or self.model).parameters())
-        gradient = torch.autograd.grad(self.target(), parameters)
-        values = []
-        for i in range(N):
-            own = F.mse_loss(self.model(self.x[i : i + 1]), self.y[i : i + 1]) / N
-            g = torch.autograd.grad(own, parameters)
-            values.append(LR * sum((a * b).sum() for a, b in zip(g, gradient)))
-        return torch.stack(values)
-
-    def sgd(self, module: nn.Module | None = None) -> torch.optim.SGD:
-        return torch.optim.SGD((module or self.model).parameters(), lr=LR)
-
-    def step(self, attr: Attributor, *optimizers: torch.optim.Optimizer) -> torch.Tensor:
-        with attr.batch(range(N)):
-            self.loss().backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        return attr.last["val"]
+from tests.support.regression import Case, N
 
 
 def test_a_layer_that_is_unfrozen_between_steps_is_valued_from_then_on():
@@ -248,70 +206,3 @@ def test_the_optimizer_inside_a_wrapper_is_found():
     assert per_sample.relative_error(case.step(attr, optimizer), expected) < 1e-12
     with pytest.raises(ValueError, match="give the optimizer inside the wrapper"):
         Attributor(case.model, Wrapper(None), {"val": case.target})
-
-
-@pytest.mark.parametrize("method", ["first_order", "path"])
-@pytest.mark.parametrize("route", ["tap", "fused"])
-def test_a_gradient_that_the_loss_asks_for_itself_belongs_to_no_sample(route, method):
-    """An adversarial example: the inner backward goes through every layer, and counts for none."""
-    case = Case()
-
-    def attacked(x, y):
-        at = x.clone().requires_grad_()
-        (g,) = torch.autograd.grad(F.mse_loss(case.model(at), y), at)
-        return x + 0.1 * g.sign()
-
-    fixed = attacked(case.x, case.y)
-    optimizer = case.sgd()
-    attr = Attributor(case.model, optimizer, {"val": case.target}, method, route=route)
-    plain = Case()
-    plain.x = fixed
-    other = Attributor(plain.model, plain.sgd(), {"val": plain.target}, method, route=route)
-    expected = plain.step(other, *other.optimizers)
-    with attr.batch(range(N)):
-        F.mse_loss(case.model(attacked(case.x, case.y)), case.y).backward()
-    optimizer.step()
-    assert per_sample.relative_error(attr.last["val"], expected) < 1e-12
-
-
-def test_gradients_that_are_put_into_place_by_hand_are_refused_by_name():
-    case = Case()
-    optimizer = case.sgd()
-    attr = Attributor(case.model, optimizer, {"val": case.target})
-    parameters = list(case.model.parameters())
-
-    def set_by_hand():
-        for p, g in zip(parameters, torch.autograd.grad(case.loss(), parameters)):
-            p.grad = g
-
-    with pytest.raises(UncoveredUseError, match="set by hand"), attr.batch(range(N)):
-        set_by_hand()
-    with attr.batch(range(N)):
-        gradients = torch.autograd.grad(case.loss(), parameters)
-        for p in parameters:
-            assert p.grad is None
-    for p, g in zip(parameters, gradients):
-        p.grad = g
-    with pytest.raises(UnseenParameterError, match=r"torch\.autograd\.grad"):
-        optimizer.step()
-
-
-def test_a_loss_that_contains_a_gradient_is_refused_by_name():
-    case = Case()
-    attr = Attributor(case.model, case.sgd(), {"val": case.target})
-    x = case.x.clone().requires_grad_()
-    with (
-        pytest.raises(Exception, match=r"create_graph=True.*gradient penalty"),
-        attr.batch(range(N)),
-    ):
-        torch.autograd.grad(F.mse_loss(case.model(x), case.y), x, create_graph=True)
-
-
-def test_a_target_that_writes_to_the_weights_is_refused_by_name():
-    table, head = nn.Embedding(9, 5, max_norm=1.0), nn.Linear(5, 2)
-    model = nn.ModuleList([table, head]).double()
-    x, val_x = torch.randint(0, 4, (N, 3)), torch.randint(5, 9, (3, 3))
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    attr = Attributor(model, optimizer, {"val": lambda: head(table(val_x).mean(1)).square().mean()})
-    with pytest.raises(Exception, match=r"wrote to 0\.weight.*max_norm"), attr.batch(range(N)):
-        head(table(x).mean(1)).square().mean().backward()
