@@ -74,9 +74,8 @@ def course(target: str, method: str, bins: int, group: str | None, with_ledger: 
     """Values in bins of equally many steps; the columns are those of `ValueStore.over`."""
     if with_ledger:
         known = (
-            f"SELECT step, drop FROM ledger WHERE target = {text(target)} "
-            f"AND method = {text(method)} "
-            "AND step BETWEEN (SELECT low FROM span) AND (SELECT high FROM span)"
+            f"SELECT step, drop FROM ledger WHERE target = {text(target)} AND method = "
+            f"{text(method)} AND step BETWEEN (SELECT low FROM span) AND (SELECT high FROM span)"
         )
     else:
         known = "SELECT NULL::BIGINT AS step, NULL::DOUBLE AS drop WHERE false"

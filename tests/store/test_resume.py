@@ -134,15 +134,10 @@ def test_many_kills_also_of_the_resume_itself_change_nothing(tmp_path, uninterru
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_process_that_is_really_killed_loses_nothing_that_was_flushed(tmp_path, uninterrupted):
     code = (
-        "import itertools, sys\n"
-        "from tests.support import store_example\n"
-        "from inrun.store import ValueWriter\n"
-        "writer = ValueWriter(sys.argv[1], store_example.RUN, flush_every=1000)\n"
-        "writer.samples(store_example.SAMPLES)\n"
-        "for step in itertools.count():\n"
-        "    store_example.write_step(writer, step)\n"
-        "    writer.flush()\n"
-        "    print(step, flush=True)\n"
+        "import itertools, sys\nfrom tests.support import store_example\nfrom inrun.store import "
+        "ValueWriter\nwriter = ValueWriter(sys.argv[1], store_example.RUN, flush_every=1000)\n"
+        "writer.samples(store_example.SAMPLES)\nfor step in itertools.count():\n    "
+        "store_example.write_step(writer, step)\n    writer.flush()\n    print(step, flush=True)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "values")]
     with subprocess.Popen(
