@@ -200,6 +200,6 @@ def check_seen(norms: Mapping[str, float], seen: set[str]) -> None:
             f"parameter {shown}: it has a gradient but no use of it was seen inside `with "
             "attr.batch(...)`. Forward and loss.backward() of the micro-batch must both run inside "
             "the block, and not inside torch.compile; a gradient from torch.autograd.grad that is "
-            "put into .grad is not seen. Or leave the parameter out of the values by params='<regex "
-            "that does not match it>'."
+            "put into .grad is not seen. Or leave the parameter out of the values by params="
+            "'<regex that does not match it>'."
         )

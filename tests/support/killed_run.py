@@ -5,6 +5,7 @@ PLACE is a function, as module:Name or module:Class.name; the process dies when 
 the COUNT-th time. Goes on with the run if it is there.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ from inrun.train import Run, RunConfig
 def deadly(function, count: int):
     left = [count]
 
+    @functools.wraps(function)
     def entered(*arguments, **options):
         left[0] -= 1
         if left[0] == 0:
