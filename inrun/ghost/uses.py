@@ -10,6 +10,7 @@ saved goes through autograd, so activation checkpointing works.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ from inrun.ghost.origin import Derived, Parameter
 from inrun.ghost.tape import Recorder
 from inrun.rules import OPERATIONS, Factor, Origin, find
 from inrun.rules.registry import UNKNOWN, Call, NoRule, Operation
+
+_GRADIENT: Any = torch.Tensor.grad  # a descriptor, whatever the stubs say
+#: what ``p.grad = g`` calls
+SETS_GRADIENT = _GRADIENT.__set__
 
 
 class UncoveredUseError(RuntimeError):
@@ -101,7 +106,7 @@ class UseTracker(TorchFunctionMode):
                 return backward(args, kwargs)
         if func is torch.autograd.grad:
             return self._inner_gradient(args, kwargs)
-        if func == torch.Tensor.grad.__set__ and id(args[0]) in self.origins:
+        if func == SETS_GRADIENT and id(args[0]) in self.origins:
             raise UncoveredUseError(
                 f"parameter {', '.join(self.origins[id(args[0])].roots)}: its .grad is set by hand "
                 "inside the batch, so that nobody saw which sample it came from; let "

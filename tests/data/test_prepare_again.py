@@ -1,6 +1,7 @@
 """A preparation that was interrupted goes on, one that is done is reused."""
 
 import dataclasses
+import gc
 import tracemalloc
 
 import pytest
@@ -71,6 +72,7 @@ def test_equal_settings_reuse_the_corpus_and_other_contents_do_not(folder, tmp_p
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     def peak(count: int) -> int:
         write_jsonl(tmp_path / f"{count}.jsonl", rows(64, seed=9) * (count // 64))
+        gc.collect()  # what earlier tests left
         tracemalloc.start()
         prepare(config(tmp_path / f"{count}.jsonl", shard_tokens=200 * (BLOCK + 1)), tmp_path)
         top = tracemalloc.get_traced_memory()[1]
