@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inrun.attributor.parameters import RandomState, TrackedParameters
 from inrun.attributor.processes import Processes
-from inrun.ghost import CompiledProbes, StreamingDots, Tape, UseTracker, token_dots
+from inrun.ghost import CompiledProbes, GradientBuffers, StreamingDots, Tape, UseTracker, token_dots
 from inrun.ghost.backward import grad
 
 #: what takes the samples' parts while a backward runs
@@ -52,10 +52,24 @@ class MicroBatches:
         model: whose buffers a second forward leaves as they are.
         parameters: the tracked ones.
         processes: whose exchange of gradients a second forward does not announce.
+        late: whether a direction is known after the backward only.
+        buffers: memory for per-sample weight gradients.
+
+    Attributes:
+        known: name -> directions [k, *shape] that are known before the backward.
     """
 
-    def __init__(self, model: nn.Module, parameters: TrackedParameters, processes: Processes):
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: TrackedParameters,
+        processes: Processes,
+        late: bool,
+        buffers: GradientBuffers,
+    ):
         self.model, self.parameters, self.processes = model, parameters, processes
+        self.late, self.buffers = late, buffers
+        self.known: dict[str, Tensor] = {}
         self.done: list[MicroBatch] = []
         self._squares: dict[str, Tensor] | None = None
 

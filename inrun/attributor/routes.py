@@ -54,20 +54,9 @@ class Route:
         """
         return GradientBuffers(0)
 
-    def record(
-        self,
-        passes: MicroBatches,
-        n: int,
-        V: Mapping[str, Tensor],
-        late: bool,
-        buffers: GradientBuffers,
-    ) -> Record | None:
-        """What takes the parts of the next micro-batch while it runs; None: nothing does.
-
-        Args:
-            n: its samples.
-            V: name -> directions [k, *shape] that are known before it.
-            late: whether others are known after it only.
+    def record(self, passes: MicroBatches, n: int) -> Record | None:
+        """What takes the parts of the next micro-batch, of n samples, while it runs; None: nothing
+        does.
         """
         return None
 
@@ -104,15 +93,8 @@ class Tap(Route):
 
     kind: str = field(default="tap", init=False)
 
-    def record(
-        self,
-        passes: MicroBatches,
-        n: int,
-        V: Mapping[str, Tensor],
-        late: bool,
-        buffers: GradientBuffers,
-    ) -> Record:
-        return Tape(n) if late else StreamingDots(V, n)
+    def record(self, passes: MicroBatches, n: int) -> Record:
+        return Tape(n) if passes.late else StreamingDots(passes.known, n)
 
 
 @route
@@ -153,15 +135,10 @@ class Fused(Route):
             return GradientBuffers(0)
         return GradientBuffers(device_memory(device) // 4 if self.memory is None else self.memory)
 
-    def record(
-        self,
-        passes: MicroBatches,
-        n: int,
-        V: Mapping[str, Tensor],
-        late: bool,
-        buffers: GradientBuffers,
-    ) -> Record:
-        return Tape(n, True, buffers) if late else StreamingDots(V, n, True)
+    def record(self, passes: MicroBatches, n: int) -> Record:
+        if passes.late:
+            return Tape(n, True, passes.buffers)
+        return StreamingDots(passes.known, n, True)
 
 
 @route
@@ -246,15 +223,8 @@ class Compiled(Route):
             )
         ]
 
-    def record(
-        self,
-        passes: MicroBatches,
-        n: int,
-        V: Mapping[str, Tensor],
-        late: bool,
-        buffers: GradientBuffers,
-    ) -> Record:
-        return CompiledProbes(passes.parameters.by_name, V, n)
+    def record(self, passes: MicroBatches, n: int) -> Record:
+        return CompiledProbes(passes.parameters.by_name, passes.known, n)
 
 
 def device_memory(device: torch.device) -> int:

@@ -45,14 +45,20 @@ class OpenStep:
 
     def __init__(self, setting: Setting, number: int, valued: bool):
         self.setting, self.number, self.valued = setting, number, valued
-        self.passes = MicroBatches(setting.model, setting.parameters, setting.processes)
+        self.passes = MicroBatches(
+            setting.model,
+            setting.parameters,
+            setting.processes,
+            bool(setting.stack.late),
+            setting.buffers,
+        )
         self.samples = 0
-        self.known: dict[str, Tensor] = {}
         self._norms: dict[str, Tensor] = {}
         self._versions: dict[str, tuple[int, int]] = {}
         if valued:
             stack = setting.stack
-            self.known = stack.before(setting.optimizer_view()) if stack.known else {}
+            if stack.known:
+                self.passes.known = stack.before(setting.optimizer_view())
             self.rates = LearningRates(setting.parameters, len(stack.known))
 
     @contextmanager
@@ -61,13 +67,11 @@ class OpenStep:
         if not self.valued:
             yield
             return
-        setting, route = self.setting, self.setting.options.route
-        late = bool(setting.stack.late)
-        record = route.record(self.passes, len(ids), self.known, late, setting.buffers)
+        record = self.setting.options.route.record(self.passes, len(ids))
         with self.passes.recorded(ids, forward, record):
             yield
-        self._norms = setting.parameters.norms()
-        self._versions = setting.parameters.gradient_versions()
+        self._norms = self.setting.parameters.norms()
+        self._versions = self.setting.parameters.gradient_versions()
 
     def was_zeroed(self) -> bool:
         """Whether the gradient was zeroed without a step: an overflow of a loss scaler, a skipped
@@ -96,7 +100,7 @@ class OpenStep:
         """
         gradients, c = self.gradients_and_factor()
         step = self.view(gradients, c)
-        V = self.setting.stack.whole(step, self.known)
+        V = self.setting.stack.whole(step, self.passes.known)
         values, dots, tokens = self.values(gradients, c, V)
         return self._result(step, c, values, dots, tokens), step
 

@@ -37,9 +37,9 @@ class Counted(Tap):
 
     kind: str = field(default="counted", init=False)
 
-    def record(self, passes, n, V, late, buffers):
+    def record(self, passes, n):
         COUNTS.append(n)
-        return super().record(passes, n, V, late, buffers)
+        return super().record(passes, n)
 
 
 COUNTS: list[int] = []
