@@ -2,6 +2,7 @@
 
 from inrun.attributor.attributor import Attributor
 from inrun.attributor.balance import BalanceError, NonFiniteError, UnseenParameterError
+from inrun.attributor.hooks import StepError
 from inrun.attributor.options import Intervals, Options, Valuation
 from inrun.attributor.processes import ProcessError, Processes
 from inrun.attributor.recording import Recording
@@ -22,6 +23,7 @@ __all__ = [
     "Recording",
     "Replay",
     "Route",
+    "StepError",
     "StepResult",
     "Tap",
     "UnseenParameterError",

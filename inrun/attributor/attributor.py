@@ -62,7 +62,8 @@ class Attributor:
     Raises:
         ValueError, UnknownOptimizerError: at construction, for options that cannot work.
         UncoveredUseError, MixedSamplesError: in the forward, for an operation without a rule.
-        BalanceError, NonFiniteError: in ``optimizer.step()``, before the weights are touched.
+        BalanceError, NonFiniteError, StepError: in ``optimizer.step()``, before the weights are
+            touched; StepError also where an optimizer did not step that was valued.
 
     >>> import torch
     >>> model = torch.nn.Linear(3, 1)

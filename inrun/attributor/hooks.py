@@ -6,6 +6,10 @@ from typing import Any
 import torch
 
 
+class StepError(RuntimeError):
+    """The optimizer's step is not, or cannot be, the one that was valued."""
+
+
 class StepHooks:
     """Calls `before` at the first of the optimizers' steps, and `after` when they are all taken.
 
@@ -30,7 +34,7 @@ class StepHooks:
     def _pre(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is not None:
-            raise RuntimeError(
+            raise StepError(
                 "optimizer.step(closure) evaluates the loss after values were taken, so they would "
                 "be those of another gradient. Call the closure yourself inside `with "
                 "attr.batch(ids)`, then optimizer.step() without it (in Lightning: "

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from inrun.attributor.balance import gradient_norms
+from inrun.attributor.hooks import StepError
+from inrun.config import ConfigError
 from inrun.updates import PlainSGD, UnknownOptimizerError, Update, snapshots
 
 
@@ -25,7 +27,8 @@ class TrackedParameters:
         constants: the model's buffers and other parameters: a use of them is nobody's gradient.
 
     Raises:
-        ValueError: there is nothing to track, or a parameter is sharded.
+        ConfigError: there is nothing to track, a parameter is sharded, or the optimizers also move
+            parameters of another module.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class TrackedParameters:
             if p.requires_grad and id(p) in self.owners
         }
         if not trainable:
-            raise ValueError(
+            raise ConfigError(
                 "the optimizer updates no trainable parameter of the model; was it built from "
                 "another model's parameters?"
             )
@@ -84,12 +87,12 @@ class TrackedParameters:
             name: p for name, p in trainable.items() if pattern is None or re.search(pattern, name)
         }
         if not tracked:
-            raise ValueError(
+            raise ConfigError(
                 f"params={pattern!r} matches no trainable parameter; they are "
                 f"{', '.join(list(trainable)[:8])}, ..."
             )
         if sharded := [name for name, p in tracked.items() if hasattr(p, "device_mesh")]:  # DTensor
-            raise ValueError(
+            raise ConfigError(
                 f"parameter {sharded[0]} is sharded over devices (FSDP, tensor parallelism), which "
                 "is not supported; use DistributedDataParallel"
             )
@@ -101,7 +104,7 @@ class TrackedParameters:
         foreign = [p for group in groups for p in group["params"] if id(p) not in own]
         moved = [tuple(p.shape) for p in foreign if p.requires_grad]
         if moved:
-            raise ValueError(
+            raise ConfigError(
                 f"the optimizer also moves {len(moved)} parameters that are not part of the model "
                 f"(shapes {', '.join(map(str, moved[:4]))}): what they do to the targets would be "
                 "missing. Give one module that holds all, such as nn.ModuleList([encoder, head]); "
@@ -125,12 +128,12 @@ class TrackedParameters:
         """What a fused optimizer divides the gradient by in its own kernel: a loss scaler's scale.
 
         Raises:
-            RuntimeError: of several optimizers only some do.
+            StepError: of several optimizers only some do.
         """
         scales = [getattr(o, "grad_scale", None) for o in self.optimizers]
         found = [float(scale) for scale in scales if scale is not None]
         if found and (len(found) < len(scales) or len(set(found)) > 1):
-            raise RuntimeError(
+            raise StepError(
                 "the loss scaler has told its scale to some of the optimizers only; call "
                 "scaler.unscale_(optimizer) for each of them before the first one steps"
             )
@@ -179,7 +182,7 @@ def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         inner = getattr(optimizer, "optimizer", None)
         if not isinstance(inner, torch.optim.Optimizer):
-            raise ValueError(
+            raise ConfigError(
                 f"{type(optimizer).__name__} is no torch optimizer that takes hooks; give the "
                 "optimizer inside the wrapper"
             )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 from torch import Tensor
 
-from inrun.attributor.hooks import StepHooks
+from inrun.attributor.hooks import StepError, StepHooks
 from inrun.attributor.ledger import Ledger
 from inrun.attributor.recording import Recorder
 from inrun.attributor.result import StepResult
@@ -106,12 +106,12 @@ class Steps:
         self.recorder.write(self.last, self.setting.options.method, lr, samples)
 
     def refuse_half_a_step(self) -> None:
-        """RuntimeError if an optimizer did not step that was valued with others."""
+        """StepError if an optimizer did not step that was valued with others."""
         if self.hooks.awaited:
             refusal = self.hooks.refusal()
             self.hooks.awaited = set()
             self.ledger.waiting.clear()
-            raise RuntimeError(refusal)
+            raise StepError(refusal)
 
     def complete_ledger(self) -> None:
         """Close the waiting rows between steps: the weights have moved since they were opened."""

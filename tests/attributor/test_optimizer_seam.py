@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from inrun import Attributor
+from inrun.attributor import StepError
 from inrun.updates import AdamUpdate, UnknownOptimizerError, register
 from inrun.updates.base import RULES
 from tests.support import per_sample
@@ -68,7 +69,7 @@ def test_values_are_kept_when_all_optimizers_have_stepped_and_refused_when_one_h
     assert attr.last_step.step == 0
     first.zero_grad()
     second.zero_grad()
-    with pytest.raises(RuntimeError, match="1 of the optimizers did not take the step"):
+    with pytest.raises(StepError, match="1 of the optimizers did not take the step"):
         case.step(attr, first, second)
     values = attr.close()
     assert {row["step"] for row in values.sql("SELECT step FROM terms").to_pylist()} == {0}
@@ -150,7 +151,7 @@ def test_a_closure_is_refused_and_the_advised_form_is_right():
 
     before = [p.detach().clone() for p in case.model.parameters()]
     for call in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
-        with pytest.raises(RuntimeError, match="Call the closure yourself"):
+        with pytest.raises(StepError, match="Call the closure yourself"):
             call()
     assert all(torch.equal(a, p) for a, p in zip(before, case.model.parameters()))
     expected = case.truth()
