@@ -14,6 +14,7 @@ from inrun.attributor.parameters import RandomState, TrackedParameters
 from inrun.attributor.processes import Processes
 from inrun.ghost import CompiledProbes, GradientBuffers, StreamingDots, Tape, UseTracker, token_dots
 from inrun.ghost.backward import grad
+from inrun.rules.factors import SampleAxisError
 
 #: what takes the samples' parts while a backward runs
 Record = StreamingDots | Tape | CompiledProbes
@@ -81,6 +82,12 @@ class MicroBatches:
         random = RandomState(self.parameters) if forward is not None else None
         with self._seen_by(record):
             yield
+        if isinstance(record, StreamingDots | Tape) and record.seen and not record.axis_found:
+            raise SampleAxisError(
+                f"{len(ids)} ids were given, and no tensor in the batch has {len(ids)} rows along "
+                "axis 0. Give one id per sample, in the order of axis 0, and keep the samples the "
+                "leading axis (batch_first=True)"
+            )
         self.done.append(MicroBatch(ids, record, forward, random))
 
     @contextmanager

@@ -27,6 +27,8 @@ class Recorder(Sink):
         self.n, self.fused = n, fused
         self.seen: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
+        #: a tensor with data of the batch has as many rows as there are samples
+        self.axis_found = False
         #: a backward runs that is not the training's: nothing of it belongs to a sample
         self.paused = False
 

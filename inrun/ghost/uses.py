@@ -113,6 +113,11 @@ class UseTracker(TorchFunctionMode):
                 "loss.backward() fill it"
             )
         leaves = tensors_of(args, kwargs)
+        if not self.recorder.axis_found:
+            self.recorder.axis_found = any(
+                leaf.dim() > 0 and leaf.shape[0] == self.recorder.n and self.holds_samples(leaf)
+                for leaf in leaves
+            )
         entry = OPERATIONS.get(func, UNKNOWN)
         if entry.refusal is not None and (reason := entry.refusal(*args, **kwargs)):
             raise MixedSamplesError(reason)

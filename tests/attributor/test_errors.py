@@ -219,6 +219,27 @@ def test_bad_arguments_say_what_to_do():
         pass
 
 
+@pytest.mark.parametrize("route", ["tap", "fused"])
+@pytest.mark.parametrize("method", ["first_order", "path"])
+def test_ids_whose_number_is_not_that_of_the_samples_are_refused(method, route):
+    """Six rows can be cut into two or three groups, and their parts would add up."""
+    for count in (2, 3):
+        model = Regressor()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        target = {"val": regression(model, seed=1)}
+        attr = Attributor(model, optimizer, target, method, route=route)
+        with (
+            pytest.raises(ValueError, match=rf"{count} ids were given.*Give one id per sample"),
+            attr.batch(range(count)),
+        ):
+            regression(model)().backward()
+        model.zero_grad()
+        with attr.batch(range(6)):
+            regression(model)().backward()
+        optimizer.step()
+        assert attr.last["val"].shape == (6,)
+
+
 def test_samples_must_be_the_leading_axis():
     model = Regressor()
     attr = Attributor(
