@@ -19,7 +19,9 @@ Documents are always encoded as ordinary text: a document that contains the char
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -36,11 +38,44 @@ END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 splits text into words before merging: contractions, letters, numbers, other symbols,
 # white space.
 GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# GPT-2's words look past white space, and the engine of tiktoken gives up on a million of it. A run
+# of this many characters is taken out first; the tokens are the same (`without_long_blanks`).
+LONG_BLANK = 10_000
+ALL_OF_IT = r"(?s:.+)"
+# white space as \s has it in the expressions of tiktoken; Python's has \x1c to \x1f as well
+_BLANK = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 RANKS_KEPT = {"gpt2-8k": 8191, "gpt2-2k": 2047}
 # GPT-2's first 256 ranks: the bytes that print as themselves, then the others
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 GPT2_BYTE_ORDER = (*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE))
 NAMES = ("gpt2", "gpt2-8k", "gpt2-2k", "pythia", "bytes")
+
+
+def without_long_blanks(text: str, long: int) -> Iterator[tuple[str, bool]]:
+    """The text in parts, and whether each is a run of white space that is one word of GPT-2's.
+
+    A run of at least `long` characters is one word at the end of a text. Elsewhere it is one
+    without its last character, which belongs to what follows or is a word of its own. So the tokens
+    of the parts are those of the text.
+
+    >>> list(without_long_blanks("a      b c", long=5))
+    [('a', False), ('     ', True), (' b c', False)]
+    """
+    done = 0
+    for run in re.finditer(f"(?<!{_BLANK}){_BLANK}{{{long},}}", text):
+        end = run.end() if run.end() == len(text) else run.end() - 1
+        if run.start() > done:
+            yield text[done : run.start()], False
+        yield text[run.start() : end], True
+        done = end
+    if done < len(text):
+        yield text[done:], False
+
+
+def _has_long_blank(text: str) -> bool:
+    if len(text) < LONG_BLANK:
+        return False
+    return any(blank for _, blank in without_long_blanks(text, LONG_BLANK))
 
 
 class Tokenizer(Protocol):
@@ -79,22 +114,39 @@ class BytePairTokenizer:
         self.sha256 = hashlib.sha256(file_bytes).hexdigest()
         self.eot = len(ranks)
         self.n_vocab = len(ranks) + 1
-        self._encoding = tiktoken.Encoding(
-            name,
-            pat_str=GPT2_WORDS,
-            mergeable_ranks=ranks,
-            special_tokens={END_OF_TEXT: self.eot},
-            explicit_n_vocab=self.n_vocab,
-        )
+        self._ranks = ranks
+        self._encoding = self._encoding_of(GPT2_WORDS)
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+        if len(text) < LONG_BLANK:
+            return self._encoding.encode_ordinary(text)
+        ids: list[int] = []
+        for part, blank in without_long_blanks(text, LONG_BLANK):
+            ids += (self._blank_encoding if blank else self._encoding).encode_ordinary(part)
+        return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
+        long = {k: self.encode(text) for k, text in enumerate(texts) if _has_long_blank(text)}
+        others = [text for k, text in enumerate(texts) if k not in long]
+        found = iter(self._encoding.encode_ordinary_batch(others, num_threads=threads))
+        return [long[k] if k in long else next(found) for k in range(len(texts))]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoding.decode([int(i) for i in ids], errors="replace")
+
+    @cached_property
+    def _blank_encoding(self) -> tiktoken.Encoding:
+        """Takes a whole text for one word."""
+        return self._encoding_of(ALL_OF_IT)
+
+    def _encoding_of(self, words: str) -> tiktoken.Encoding:
+        return tiktoken.Encoding(
+            self.name,
+            pat_str=words,
+            mergeable_ranks=self._ranks,
+            special_tokens={END_OF_TEXT: self.eot},
+            explicit_n_vocab=self.n_vocab,
+        )
 
 
 class JsonTokenizer:

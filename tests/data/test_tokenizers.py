@@ -8,6 +8,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inrun.data import tokenizers
 from inrun.data.errors import DataError
 from inrun.data.tokenizers import GPT2_RANKS_SHA256, GPT2_WORDS, load_tokenizer, tokenizer_from_file
 
@@ -89,6 +90,43 @@ def test_no_text_is_lost_by_any_tokenizer_of_gpt2s_family(text, gpt2, gpt2_8k):
         assert tokenizer.decode(ids) == text
         assert all(0 <= i < tokenizer.eot for i in ids)
         assert tokenizer.encode_batch([text, "x"], threads=2) == [ids, tokenizer.encode("x")]
+
+
+@pytest.mark.parametrize("tail", ["", "tail"])
+@pytest.mark.parametrize("blank", [" ", "\u3000"])
+@pytest.mark.parametrize("name", ["bytes", "gpt2-2k"])
+def test_a_million_of_white_space_is_tokenised(name, blank, tail, gpt2):
+    text = f"head{blank * 1_200_000}{tail}"
+    is_bytes = name == "bytes"
+    tokenizer = (
+        load_tokenizer(name, "unused") if is_bytes else tokenizer_from_file(name, gpt2.file_bytes)
+    )
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode_batch(["x", text, "y"], 2)[1] == ids
+
+
+blank_texts = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [" ", "\n", "\t", "\x85", "\x1c", "\u2003", "\u180e", "\u200b", "\ufeff"]
+        ).flatmap(lambda blank: st.integers(1, 9).map(lambda count: blank * count)),
+        st.sampled_from(["a", "'s", "it's", "7", "!", "é", "日", "'"]),
+        st.characters(exclude_categories=["Cs"]),
+    ),
+    max_size=20,
+).map("".join)
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(text=blank_texts)
+def test_runs_that_are_taken_out_change_no_token(text, gpt2, gpt2_8k):
+    for tokenizer in (gpt2, gpt2_8k):
+        expected = tokenizer.encode(text)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenizers, "LONG_BLANK", 3)
+            assert tokenizer.encode(text) == expected
+            assert tokenizer.encode_batch([text, "x", text], 1)[::2] == [expected] * 2
 
 
 def test_a_tokenizer_can_be_rebuilt_from_its_file(gpt2_8k):
