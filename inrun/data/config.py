@@ -104,6 +104,8 @@ class Source:
     "A JSON value that differs where the documents do."
     needs_path: bool
     "Whether `DataConfig.path` must be given."
+    passed_over: Callable[[DataConfig], dict[str, str]] = lambda config: {}
+    "What lies at the path and is not read -> why; the manifest names it."
 
 
 SOURCES: Registry[str, Source] = Registry("source of documents", error=ConfigError)
@@ -112,12 +114,18 @@ Documents = Callable[[DataConfig, Path], Iterator[Document]]
 
 
 def source(
-    name: str, fingerprint: Callable[[DataConfig], Any], *, needs_path: bool = True
+    name: str,
+    fingerprint: Callable[[DataConfig], Any],
+    *,
+    needs_path: bool = True,
+    passed_over: Callable[[DataConfig], dict[str, str]] = lambda config: {},
 ) -> Callable[[Documents], Documents]:
     """Decorator: this function gives the documents of the source called `name`."""
 
     def add(documents: Documents) -> Documents:
-        SOURCES.add(name, Source(documents, fingerprint, needs_path), made_by=documents)
+        SOURCES.add(
+            name, Source(documents, fingerprint, needs_path, passed_over), made_by=documents
+        )
         return documents
 
     return add

@@ -1,7 +1,7 @@
 """One text and what is known about it, and how much text it is."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 UNLABELLED = "unlabelled"
 
@@ -24,16 +24,28 @@ class Document:
     "Why it cannot be used; such a document is passed on, so that it is counted."
 
 
+def of_domains(documents: Iterable[Document], domains: Collection[str]) -> Iterator[Document]:
+    """The same documents; those of other domains (empty: there are none) are marked `skip`."""
+    for document in documents:
+        if not domains or document.skip or document.domain in domains:
+            yield document
+        else:
+            yield replace(document, text="", skip="other_domain")
+
+
 def within_bytes(documents: Iterable[Document], max_bytes_per_domain: int) -> Iterator[Document]:
-    """The same documents, leaving out those of domains that have given `max_bytes_per_domain` (0:
-    no limit) already.
+    """The same documents; those of domains that have given `max_bytes_per_domain` (0: no limit)
+    already are marked `skip`.
     """
     given: dict[str, int] = {}
     for document in documents:
-        if max_bytes_per_domain and given.get(document.domain, 0) >= max_bytes_per_domain:
-            continue
-        given[document.domain] = given.get(document.domain, 0) + utf8_length(document.text)
-        yield document
+        if not max_bytes_per_domain or document.skip:
+            yield document
+        elif given.get(document.domain, 0) >= max_bytes_per_domain:
+            yield replace(document, text="", skip="over_limit")
+        else:
+            given[document.domain] = given.get(document.domain, 0) + utf8_length(document.text)
+            yield document
 
 
 def utf8_length(text: str) -> int:

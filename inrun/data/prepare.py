@@ -28,6 +28,7 @@ from filelock import FileLock
 from inrun.data.build import Build
 from inrun.data.config import SOURCES, SPLITS, DataConfig
 from inrun.data.corpus import Corpus
+from inrun.data.fingerprint import remembered_in
 from inrun.data.packages import cache_root
 from inrun.data.progress import Progress
 
@@ -44,7 +45,9 @@ def prepare(
     the same time wait for the one that builds it. Raises SourceUnreachable, SourceMalformed,
     ShardDamaged, or DataError with a next step.
     """
-    settings = _settings(config)
+    cache = cache_root(root)
+    with remembered_in(cache):
+        settings = _settings(config)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = (
         Path(root)
@@ -54,7 +57,7 @@ def prepare(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            Build(config, settings, digest, folder, cache_root(root), report or _nothing).run()
+            Build(config, settings, digest, folder, cache, report or _nothing).run()
     for split in SPLITS:
         Corpus.open(folder, split, verify="size")
     return folder

