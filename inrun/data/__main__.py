@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inrun.config import build, fields_help
+from inrun.data.account import account
 from inrun.data.config import DataConfig
 from inrun.data.corpus import Corpus
 from inrun.data.errors import DataError
@@ -99,11 +100,7 @@ def _summary(manifest: dict[str, Any]) -> Table:
         rows.append((domain, clean, sum(kinds.values()) - clean, *others))
     for row in [*rows, ("all", *(sum(column) for column in list(zip(*rows))[1:]))]:
         table.add_row(row[0], *(f"{number:,}" for number in row[1:]))
-    counts = manifest["counts"]
-    skipped = ", ".join(f"{number} {reason}" for reason, number in counts["skipped"].items())
-    table.caption = (
-        f"{counts['documents']:,} documents, {counts['tokens']:,} tokens; skipped: {skipped}"
-    )
+    table.caption = f"{account(manifest)}; {manifest['counts']['tokens']:,} tokens"
     return table
 
 

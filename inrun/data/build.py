@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from inrun.data.account import account
 from inrun.data.config import SOURCES, SPLITS, DataConfig, split_of
 from inrun.data.corpus import FORMAT
-from inrun.data.documents import Document, utf8_length
+from inrun.data.documents import UNLABELLED, Document, utf8_length
 from inrun.data.errors import DataError, TokenizerMismatch
 from inrun.data.noise import make_noise
 from inrun.data.packing import STATE_FILE, SplitWriter, token_dtype
@@ -24,7 +25,12 @@ from inrun.data.progress import Progress
 from inrun.data.tokenizers import load_tokenizer
 from inrun.files import read_json, sync, write_bytes, write_json
 
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 2_000_000
+BATCH_DOCUMENTS, BATCH_CHARACTERS, BATCH_MOST = 256, 2_000_000, 100_000
+BY_SETTING = ("null", "other_domain", "over_limit")  # why documents are skipped, not for their text
+STATE_FORMAT = 2
+DOMAINS_SHOWN = 10
+#: raised while a text is encoded, and not because of it
+NOT_OF_A_TEXT = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
 
 class Build:
@@ -50,8 +56,12 @@ class Build:
         )
         self.cache = cache
         self.partial = folder.with_name(folder.name + ".partial")
-        self.counts = {"documents": 0, "tokens": 0, "bytes": 0, "noise_documents": 0}
+        self.counts = dict.fromkeys(
+            ("documents", "used", "unlabelled", "tokens", "bytes", "noise_documents"), 0
+        )
         self.skipped: dict[str, int] = {"empty": 0, "one_token": 0, "invalid_utf8": 0}
+        self.domains_met: dict[str, int] = {}  # domain -> documents, those that are left out too
+        self.stopped = False
         self.threads = config.threads or os.cpu_count() or 1
 
     def run(self) -> None:
@@ -75,6 +85,7 @@ class Build:
                 )
             )
             if config.max_tokens and self.counts["tokens"] >= config.max_tokens:
+                self.stopped = True
                 break
             if self._shards() > saved_shards:
                 self._save()
@@ -86,7 +97,7 @@ class Build:
         state = {}
         if (self.partial / STATE_FILE).is_file():
             state = read_json(self.partial / STATE_FILE)
-        if state.get("digest") != self.digest:
+        if (state.get("digest"), state.get("format")) != (self.digest, STATE_FORMAT):
             shutil.rmtree(self.partial, ignore_errors=True)
             state = {}
         dtype = token_dtype(self.tokenizer.n_vocab)
@@ -104,15 +115,18 @@ class Build:
                 f"{self.tokenizer.name}. Next: delete that folder"
             )
         self.counts, self.skipped = state["counts"], state["skipped"]
+        self.domains_met = state["domains_met"]
         for split, writer in self.writers.items():
             writer.restore(state["splits"][split])
 
     def _save(self) -> None:
         state = {
+            "format": STATE_FORMAT,
             "digest": self.digest,
             "tokenizer_sha256": self.tokenizer.sha256,
             "counts": self.counts,
             "skipped": self.skipped,
+            "domains_met": self.domains_met,
             "splits": {split: writer.save() for split, writer in self.writers.items()},
         }
         write_json(self.partial / STATE_FILE, state, indent=1)
@@ -124,22 +138,25 @@ class Build:
         self.counts["documents"] += len(batch)
         usable = []
         for document in batch:
+            if document.skip != "invalid_utf8" and document.skip != "null":
+                met = self.domains_met
+                met[document.domain] = met.get(document.domain, 0) + 1
             reason = document.skip or _unusable(document.text)
             if reason:
-                self.skipped[reason] = self.skipped.get(reason, 0) + 1
+                self._skip(reason)
             else:
                 usable.append(document)
         clean: dict[
             tuple[str, str], list[str]
         ] = {}  # train texts of this batch by domain, to make noise of
-        for document, ids in zip(
-            usable, self.tokenizer.encode_batch([d.text for d in usable], self.threads), strict=True
-        ):
-            if len(ids) <= 1:
-                self.skipped["one_token"] += 1
+        for document, ids in zip(usable, self._encode(usable), strict=True):
+            if ids is None or len(ids) <= 1:
+                self._skip("not_tokenisable" if ids is None else "one_token")
                 continue
             split = split_of(document.doc_id, self.config)
             self._pack(split, ids, document)
+            self.counts["used"] += 1
+            self.counts["unlabelled"] += document.domain == UNLABELLED
             self.counts["bytes"] += utf8_length(document.text)
             if split == "train" and document.kind == "clean":
                 clean.setdefault((document.domain, document.pile_like), []).append(document.text)
@@ -147,12 +164,38 @@ class Build:
             for (domain, pile_like), texts in clean.items():
                 self._add_noise(domain, pile_like, texts)
 
-    def _pack(self, split: str, ids: list[int], document: Document) -> None:
+    def _skip(self, reason: str) -> None:
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+    def _encode(self, documents: list[Document]) -> list[list[int] | None]:
+        """Token ids of each document, None for one that the tokenizer fails on."""
+        texts = [document.text for document in documents]
+        try:
+            return [*self.tokenizer.encode_batch(texts, self.threads)]
+        except BaseException as error:  # a panic of native code is not an Exception
+            if isinstance(error, NOT_OF_A_TEXT):
+                raise
+            found = [self._encode_one(text) for text in texts]
+            if len(found) > 1 and not any(found):
+                raise DataError(
+                    f"tokenizer {self.tokenizer.name} fails on every document, the first of them "
+                    f"{documents[0].doc_id} ({type(error).__name__}: {error}). Next: another "
+                    "tokenizer"
+                ) from error
+            return found
+
+    def _encode_one(self, text: str) -> list[int] | None:
+        try:
+            return self.tokenizer.encode(text)
+        except BaseException as error:
+            if isinstance(error, NOT_OF_A_TEXT):
+                raise
+            return None
+
+    def _pack(self, split: str, ids: list[int], document: Document, *, made: bool = False) -> None:
         tokens = np.array([*ids, self.tokenizer.eot])
         self.counts["tokens"] += len(tokens)
-        self.writers[split].add(
-            tokens, document.doc_id, document.domain, document.pile_like, document.kind
-        )
+        self.writers[split].add(tokens, document, made=made)
 
     def _add_noise(self, domain: str, pile_like: str, texts: list[str]) -> None:
         """Noise chunks until they are `noise` of the domain's train chunks (kinds in the file's own
@@ -178,26 +221,50 @@ class Build:
             text = _window(texts[begin:] + texts[:begin], size)
             noise = make_noise(kind, text, size, key)
             document = Document(noise, domain, f"noise/{domain}/{kind}/{number}", pile_like, kind)
-            self._pack("train", self.tokenizer.encode(noise), document)
+            self._pack("train", self.tokenizer.encode(noise), document, made=True)
             self.counts["noise_documents"] += 1
 
     def _finish(self) -> None:
+        in_no_chunk = {split: writer.in_no_chunk() for split, writer in self.writers.items()}
         dropped = {split: writer.finish() for split, writer in self.writers.items()}
+        lost = sum(sum(domains.values()) for domains in in_no_chunk.values())
+        counts = {**self.counts, "used": self.counts["used"] - lost, "in_no_chunk": lost}
+        wanted = () if self.stopped else self.config.domains
+        read = {
+            "counts": {**counts, "skipped": self.skipped},
+            "stopped_at_max_tokens": self.stopped,
+            "domains_not_found": [name for name in wanted if name not in self.domains_met],
+            "passed_over": SOURCES[self.config.source].passed_over(self.config),
+        }
         if not self.writers["train"].rows:
+            some = sorted(self.domains_met)
             raise DataError(
                 f"{self.config.name}: {self.counts['documents']} documents gave no train "
-                f"chunk of {self.config.block_size + 1} "
-                "tokens. Next: a smaller block_size, other domains, or more text"
+                f"chunk of {self.config.block_size + 1} tokens. {account(read)}. Their domains: "
+                f"{', '.join(some[:DOMAINS_SHOWN]) or 'none'}"
+                f"{', ...' if some[DOMAINS_SHOWN:] else ''}. Next: a smaller block_size, other "
+                "domains, or more text"
             )
         file_name = "tokenizer.json" if self.tokenizer.name == "pythia" else "tokenizer.tiktoken"
         write_bytes(self.partial / file_name, self.tokenizer.file_bytes)
-        write_json(self.partial / "manifest.json", self._manifest(file_name, dropped), indent=1)
+        manifest = self._manifest(file_name, read, dropped, in_no_chunk)
+        write_json(self.partial / "manifest.json", manifest, indent=1)
         (self.partial / STATE_FILE).unlink(missing_ok=True)
         os.replace(self.partial, self.folder)
         sync(self.folder.parent)
 
-    def _manifest(self, tokenizer_file: str, dropped: dict[str, int]) -> dict[str, Any]:
-        """What `manifest.json` says; `dropped`: split -> tokens of its tail that fill no chunk."""
+    def _manifest(
+        self,
+        tokenizer_file: str,
+        read: dict[str, Any],
+        dropped: dict[str, int],
+        in_no_chunk: dict[str, dict[str, int]],
+    ) -> dict[str, Any]:
+        """What `manifest.json` says.
+
+        read: what became of the documents. dropped: split -> tokens of its tail that fill no chunk.
+        in_no_chunk: split -> domain -> documents that begin there.
+        """
         return {
             "format": FORMAT,
             "name": self.config.name,
@@ -214,12 +281,13 @@ class Build:
             "block_size": self.config.block_size,
             "dtype": token_dtype(self.tokenizer.n_vocab).name,
             "seed": self.config.seed,
-            "counts": {**self.counts, "skipped": self.skipped},
+            **read,
             "splits": {
                 split: {
                     "chunks": writer.rows,
                     "rows_per_shard": writer.rows_per_shard,
                     "dropped_tail_tokens": dropped[split],
+                    "documents_in_no_chunk": in_no_chunk[split],
                     "documents_over_several_chunks": writer.spanning,
                     "by_domain_and_kind": writer.counts,
                     "shards": writer.files,
@@ -251,12 +319,18 @@ def _window(texts: Sequence[str], size: int) -> str:
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch, characters = [], 0
+    """Documents in batches. Those that a setting leaves out do not count: what noise is made of is
+    the same with them and without them.
+    """
+    batch: list[Document] = []
+    wanted, characters = 0, 0
     for document in documents:
         batch.append(document)
+        wanted += document.skip not in BY_SETTING
         characters += len(document.text)
-        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+        full = wanted == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS
+        if full or len(batch) == BATCH_MOST:
             yield batch
-            batch, characters = [], 0
+            batch, wanted, characters = [], 0, 0
     if batch:
         yield batch

@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from inrun.data.documents import Document
 from inrun.data.errors import CorpusIncomplete
 from inrun.files import write_bytes
 
@@ -66,6 +67,8 @@ class _Carry:
     doc_ids: list[str] = field(default_factory=list)
     doc_starts: list[int] = field(default_factory=list)
     doc_offsets: list[int] = field(default_factory=list)
+    begun: int = 0
+    "Documents of the source that begin in it; in no chunk unless it fills."
 
 
 class SplitWriter:
@@ -86,12 +89,16 @@ class SplitWriter:
         self._tokens = np.empty((self.rows_per_shard, chunk_tokens), dtype=dtype)
         self._table: dict[str, list[Any]] = {name: [] for name in CHUNK_SCHEMA.names}
 
-    def add(self, tokens: np.ndarray, doc_id: str, domain: str, pile_like: str, kind: str) -> None:
-        """Pack one document (its end-of-text token included): tokens, integers [t]."""
-        key = (domain, pile_like, kind)
+    def add(self, tokens: np.ndarray, document: Document, *, made: bool = False) -> None:
+        """Pack one document (its end-of-text token included): tokens, integers [t].
+
+        made: not one of the source's, such as noise.
+        """
+        key, doc_id = (document.domain, document.pile_like, document.kind), document.doc_id
         carry = self._carries.get(key)
         if carry is None:
             carry = self._carries[key] = _Carry(np.empty(self.chunk_tokens, dtype=self.dtype))
+        carry.begun += not made
         self.spanning += carry.filled + len(tokens) > self.chunk_tokens
         done = 0
         while done < len(tokens):
@@ -114,6 +121,14 @@ class SplitWriter:
         """Whole chunks so far."""
         return sum(entry["rows"] for entry in self.files) + len(self._table["row"])
 
+    def in_no_chunk(self) -> dict[str, int]:
+        """Domain -> documents that have begun since its last whole chunk."""
+        found: dict[str, int] = {}
+        for (domain, _, _), carry in self._carries.items():
+            if carry.begun:
+                found[domain] = found.get(domain, 0) + carry.begun
+        return found
+
     def finish(self) -> int:
         """Write the last, shorter shard. Returns the number of tokens in unfilled chunks, which are
         dropped.
@@ -135,6 +150,7 @@ class SplitWriter:
                 "doc_ids": carry.doc_ids,
                 "doc_starts": carry.doc_starts,
                 "doc_offsets": carry.doc_offsets,
+                "begun": carry.begun,
             }
             for key, carry in self._carries.items()
         ]
@@ -155,7 +171,7 @@ class SplitWriter:
             carry = _Carry(np.empty(self.chunk_tokens, dtype=self.dtype), len(saved["tokens"]))
             carry.tokens[: carry.filled] = saved["tokens"]
             carry.doc_ids, carry.doc_starts = saved["doc_ids"], saved["doc_starts"]
-            carry.doc_offsets = saved["doc_offsets"]
+            carry.doc_offsets, carry.begun = saved["doc_offsets"], saved["begun"]
             self._carries[tuple(saved["key"])] = carry
         rows, name = state["rows_in_shard"], f"shard-{len(self.files):05d}"
         if not rows:
@@ -188,6 +204,7 @@ class SplitWriter:
         by_kind = self.counts.setdefault(domain, {})
         by_kind[kind] = by_kind.get(kind, 0) + 1
         carry.filled, carry.doc_ids, carry.doc_starts, carry.doc_offsets = 0, [], [], []
+        carry.begun = 0
         if row + 1 == self.rows_per_shard:
             self._write_shard()
 

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from inrun.attributor import Processes
+from inrun.data.account import account
 from inrun.data.batch import Batch
 from inrun.data.corpus import Corpus
 from inrun.data.prepare import prepare
@@ -80,7 +81,11 @@ class RunInputs:
 def prepared(config: RunConfig, processes: Processes, console: Console) -> Path:
     """The folder of the run's corpus, prepared if need be by one process after the other."""
     with live_line(console, "reading") as report:
-        return processes.one_by_one(lambda: prepare(config.data, config.data_root, report))
+        folder = processes.one_by_one(lambda: prepare(config.data, config.data_root, report))
+    if processes.leads:
+        line = account(Corpus.open(folder).manifest)
+        console.print(f"corpus: {line}", markup=False, highlight=False, soft_wrap=True)
+    return folder
 
 
 def _refuse_another_corpus(corpus: Corpus, record: RunRecord, folder: RunFolder) -> None:
