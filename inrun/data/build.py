@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from inrun.data.account import account
 from inrun.data.config import SOURCES, SPLITS, DataConfig, split_of
 from inrun.data.corpus import FORMAT
 from inrun.data.documents import UNLABELLED, Document, utf8_length
+from inrun.data.encode import batches, encode, unusable
 from inrun.data.errors import DataError, TokenizerMismatch
 from inrun.data.noise import make_noise
 from inrun.data.packing import STATE_FILE, SplitWriter, token_dtype
@@ -25,12 +26,8 @@ from inrun.data.progress import Progress
 from inrun.data.tokenizers import load_tokenizer
 from inrun.files import read_json, sync, write_bytes, write_json
 
-BATCH_DOCUMENTS, BATCH_CHARACTERS, BATCH_MOST = 256, 2_000_000, 100_000
-BY_SETTING = ("null", "other_domain", "over_limit")  # why documents are skipped, not for their text
 STATE_FORMAT = 2
 DOMAINS_SHOWN = 10
-#: raised while a text is encoded, and not because of it
-NOT_OF_A_TEXT = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
 
 class Build:
@@ -73,7 +70,7 @@ class Build:
             SOURCES[config.source].documents(config, self.cache), self.counts["documents"], None
         )
         saved_shards = self._shards()
-        for batch in _batches(documents):
+        for batch in batches(documents):
             self._add(batch)
             self.report(
                 Progress(
@@ -141,7 +138,7 @@ class Build:
             if document.skip != "invalid_utf8" and document.skip != "null":
                 met = self.domains_met
                 met[document.domain] = met.get(document.domain, 0) + 1
-            reason = document.skip or _unusable(document.text)
+            reason = document.skip or unusable(document.text)
             if reason:
                 self._skip(reason)
             else:
@@ -149,7 +146,7 @@ class Build:
         clean: dict[
             tuple[str, str], list[str]
         ] = {}  # train texts of this batch by domain, to make noise of
-        for document, ids in zip(usable, self._encode(usable), strict=True):
+        for document, ids in zip(usable, encode(self.tokenizer, usable, self.threads), strict=True):
             if ids is None or len(ids) <= 1:
                 self._skip("not_tokenisable" if ids is None else "one_token")
                 continue
@@ -166,31 +163,6 @@ class Build:
 
     def _skip(self, reason: str) -> None:
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
-
-    def _encode(self, documents: list[Document]) -> list[list[int] | None]:
-        """Token ids of each document, None for one that the tokenizer fails on."""
-        texts = [document.text for document in documents]
-        try:
-            return [*self.tokenizer.encode_batch(texts, self.threads)]
-        except BaseException as error:  # a panic of native code is not an Exception
-            if isinstance(error, NOT_OF_A_TEXT):
-                raise
-            found = [self._encode_one(text) for text in texts]
-            if len(found) > 1 and not any(found):
-                raise DataError(
-                    f"tokenizer {self.tokenizer.name} fails on every document, the first of them "
-                    f"{documents[0].doc_id} ({type(error).__name__}: {error}). Next: another "
-                    "tokenizer"
-                ) from error
-            return found
-
-    def _encode_one(self, text: str) -> list[int] | None:
-        try:
-            return self.tokenizer.encode(text)
-        except BaseException as error:
-            if isinstance(error, NOT_OF_A_TEXT):
-                raise
-            return None
 
     def _pack(self, split: str, ids: list[int], document: Document, *, made: bool = False) -> None:
         tokens = np.array([*ids, self.tokenizer.eot])
@@ -297,16 +269,6 @@ class Build:
         }
 
 
-def _unusable(text: str) -> str:
-    if not text.strip():
-        return "empty"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold
-        return "invalid_utf8"
-    return ""
-
-
 def _window(texts: Sequence[str], size: int) -> str:
     """At least `size` characters of the texts where they have them: small documents are joined."""
     joined, length = [], 0
@@ -316,21 +278,3 @@ def _window(texts: Sequence[str], size: int) -> str:
         if length >= size:
             break
     return "\n".join(joined)
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in batches. Those that a setting leaves out do not count: what noise is made of is
-    the same with them and without them.
-    """
-    batch: list[Document] = []
-    wanted, characters = 0, 0
-    for document in documents:
-        batch.append(document)
-        wanted += document.skip not in BY_SETTING
-        characters += len(document.text)
-        full = wanted == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS
-        if full or len(batch) == BATCH_MOST:
-            yield batch
-            batch, wanted, characters = [], 0, 0
-    if batch:
-        yield batch

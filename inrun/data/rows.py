@@ -42,8 +42,12 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-UNMARKED = ((b"{\x00\x00\x00", "utf-32-le"), (b"\x00\x00\x00{", "utf-32-be"))
-UNMARKED += ((b"{\x00", "utf-16-le"), (b"\x00{", "utf-16-be"))
+UNMARKED = (
+    (b"{\x00\x00\x00", "utf-32-le"),
+    (b"\x00\x00\x00{", "utf-32-be"),
+    (b"{\x00", "utf-16-le"),
+    (b"\x00{", "utf-16-be"),
+)
 DAMAGED = (EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException, OSError)
 CHUNK_BYTES = 65536
 LARGEST_WINDOW = 2**31
