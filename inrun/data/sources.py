@@ -8,7 +8,9 @@ is counted. What a path holds: `listing.py`; what a file's rows are: `rows.py`; 
 read: `fields.py`.
 """
 
+import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,31 +62,33 @@ def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[
     options: dict[str, str] = {} if local else {"revision": revision}
     if files:
         options["data_files"] = files
-    try:
-        stream = load_dataset(path, split=split, streaming=True, **options)
-    except (ValueError, FileNotFoundError) as error:
-        raise SourceMalformed(
-            f"dataset {path}: {error}. Next: check the name, hub_split and hub_files"
-        ) from error
-    rows, number = iter(stream), 0
-    while True:
-        where = f"{path}, {files or split} document {number}"
-        try:
+    where = f"dataset {path}, {files or split}"
+    with _library_errors(where, local):
+        rows = iter(load_dataset(path, split=split, streaming=True, **options))
+    for number in itertools.count():
+        with _library_errors(f"{where} document {number}", local):
             row = next(rows, None)
-        except OSError as error:
-            wrong = SourceMalformed if local else SourceUnreachable
-            raise wrong(
-                f"{where}: {error}. Next: the same command goes on from the last finished shard"
-            ) from error
-        except Exception as error:  # of any of the libraries behind it
-            raise SourceMalformed(
-                f"{where}: damaged ({type(error).__name__}: {error}). Next: fetch it again, or "
-                "check hub_files"
-            ) from error
         if row is None:
             return
-        yield document_of(row, f"{files or split}:{number}", where)
-        number += 1
+        yield document_of(
+            row, f"{files or split}:{number}", f"{path}, {files or split} document {number}"
+        )
+
+
+@contextmanager
+def _library_errors(where: str, local: bool) -> Iterator[None]:
+    """What the library and those behind it raise, as an error of the data layer."""
+    try:
+        yield
+    except Exception as error:  # of any kind: a damaged file gives StopIteration, for one
+        text = f"{where}: {type(error).__name__}: {error}"
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not local:
+            raise SourceUnreachable(
+                f"{text}. Next: the same command goes on from the last finished shard"
+            ) from error
+        raise SourceMalformed(
+            f"{text}. Next: check the name, hub_split and hub_files, and that its files are whole"
+        ) from error
 
 
 def _fingerprint_files(config: DataConfig) -> list[dict[str, Any]]:

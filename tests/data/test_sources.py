@@ -76,6 +76,34 @@ def test_the_hubs_layout_is_streamed_through_the_same_library_as_the_hub(tmp_pat
     assert own == [d.text for d in read_hub(str(tmp_path / "pile"), "train", "main")]
 
 
+def test_a_damaged_file_of_a_dataset_is_an_error_of_the_data_layer(tmp_path):
+    write_hub_layout(tmp_path)
+    file = tmp_path / "train" / "00.jsonl.zst"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(SourceMalformed, match=r"train: \w+.*files are whole"):
+        list(read_hub(str(tmp_path), "train", "main"))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (ConnectionError("reset"), SourceUnreachable, "document 2: ConnectionError.*goes on"),
+        (RuntimeError("bad cast"), SourceMalformed, "document 2: RuntimeError: bad cast"),
+    ],
+)
+def test_a_stream_that_breaks_names_the_document(monkeypatch, error, expected, message):
+    def stream(*args, **options):
+        yield from [{"text": "a"}, {"text": None}]
+        raise error
+
+    monkeypatch.setattr("inrun.data.sources.require_hub", lambda what, instead: None)
+    monkeypatch.setattr("datasets.load_dataset", stream)
+    documents = read_hub("some/dataset", "train", "main")
+    assert [next(documents).skip for _ in range(2)] == ["", "null"]
+    with pytest.raises(expected, match=message):
+        next(documents)
+
+
 def test_document_ids_do_not_depend_on_where_the_files_lie(tmp_path):
     for base in ("here", "there/and/deeper"):
         write_hub_layout(tmp_path / base)
