@@ -77,6 +77,23 @@ def rows_of(file: Path) -> Iterator[Row]:
         )
 
 
+def check_whole(file: Path) -> None:
+    """SourceMalformed where compressed content is damaged or has no end. It is decompressed once.
+
+    For files that another library reads, which may take a cut file for a short one.
+    """
+    try:
+        if not is_parquet(file):
+            with _open(file) as content:
+                while content.read(2**20):
+                    pass
+    except DAMAGED as error:
+        raise SourceMalformed(
+            f"{file}: damaged, cut short or unreadable "
+            f"({str(error).strip() or type(error).__name__}). Next: fetch it again"
+        ) from error
+
+
 def is_parquet(file: Path) -> bool:
     """By its first bytes, or by its name where they are damaged."""
     return _head(file).startswith(PARQUET) or file.name.lower().endswith(".parquet")

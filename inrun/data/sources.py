@@ -21,7 +21,7 @@ from inrun.data.fields import document_of
 from inrun.data.fingerprint import fingerprint_files
 from inrun.data.hub import require_hub
 from inrun.data.listing import list_path, partition_of
-from inrun.data.rows import rows_of
+from inrun.data.rows import check_whole, rows_of
 
 OFFLINE_WAY = (
     "prepare the offline corpus, which needs a package registry only (source='offline', "
@@ -62,6 +62,8 @@ def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[
     options: dict[str, str] = {} if local else {"revision": revision}
     if files:
         options["data_files"] = files
+    for file in list_path(path).files if local else ():
+        check_whole(file)  # the library takes a cut file for a short one
     where = f"dataset {path}, {files or split}"
     with _library_errors(where, local):
         rows = iter(load_dataset(path, split=split, streaming=True, **options))
