@@ -1,8 +1,10 @@
 """What a run writes to its log."""
 
+import io
 import math
 
 import pytest
+from rich.console import Console
 
 from inrun.store import ValueStore
 from inrun.train import (
@@ -58,3 +60,18 @@ def test_wandb_writes_offline_beside_the_run_and_waits_for_nobody(root):
     )
     run.train()
     assert list((run.folder / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_a_run_says_what_became_of_the_documents(tmp_path):
+    write_documents(tmp_path / "raw")
+    bad = b'{"text": "caf\xe9"}\n' * 3 + b'{"text": null}\n'
+    (tmp_path / "raw" / "latin.jsonl").write_bytes(bad)
+    (tmp_path / "raw" / "notes.csv").write_bytes(b"text\n")
+    said = io.StringIO()
+    with Run.start(config(tmp_path, "told", train__steps=1), Console(file=said)) as run:
+        counts = run.corpus.manifest["counts"]
+    line = next(line for line in said.getvalue().splitlines() if line.startswith("corpus: "))
+    assert line.startswith(f"corpus: {counts['documents']:,} documents: {counts['used']:,} used, ")
+    assert "3 left out (not UTF-8)" in line
+    assert "1 left out (null)" in line
+    assert line.endswith("passed over: notes.csv (of no known kind)")
