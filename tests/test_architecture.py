@@ -11,7 +11,14 @@ ROOT = Path(__file__).parents[1]
 
 # lowest first; a module may import from its own floor and from those below
 FLOORS = [
-    ["inrun_kernels", "inrun.config", "inrun.registry", "inrun.files", "inrun.progress"],
+    [
+        "inrun_kernels",
+        "inrun.config",
+        "inrun.registry",
+        "inrun.files",
+        "inrun.owner",
+        "inrun.progress",
+    ],
     ["inrun.shapley", "inrun.store", "inrun.updates"],
     ["inrun.rules", "inrun.models", "inrun.data", "inrun.evaluate"],
     ["inrun.methods", "inrun.ghost"],

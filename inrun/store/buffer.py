@@ -33,7 +33,15 @@ class Buffer:
     @property
     def first_step(self) -> int | None:
         """The oldest step that waits; None if nothing does."""
-        return min((first for first, _ in self._spans.values()), default=None)
+        return None if self.span is None else self.span[0]
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """First and last step that wait; None if nothing does."""
+        if not self._spans:
+            return None
+        firsts, lasts = zip(*self._spans.values())
+        return min(firsts), max(lasts)
 
     def check_open(self) -> None:
         """StoreError if the buffer is closed, or broken by a flush that failed."""
@@ -54,9 +62,12 @@ class Buffer:
     def begin_flush(self) -> None:
         """Hand the rows so far to the thread that writes: training goes on meanwhile."""
         self.finish_flush()
-        due = {table: (self._rows.pop(table), *span) for table, span in self._spans.items()}
-        self._spans = {}
-        self._writing = self._thread.submit(self._write, due)
+        self._writing = self._thread.submit(self._write, self._due())
+
+    def write_here(self) -> None:
+        """Write the rows so far without the thread, which an ending process has no more."""
+        self.finish_flush()
+        self._write(self._due())
 
     def finish_flush(self) -> None:
         """Wait for the parts that are being written, and raise what went wrong there."""
@@ -73,6 +84,11 @@ class Buffer:
         if self._state == "open":
             self._state = "closed"
         self._thread.shutdown()
+
+    def _due(self) -> dict[str, tuple[list[pa.Table], int, int]]:
+        due = {table: (self._rows.pop(table), *span) for table, span in self._spans.items()}
+        self._spans = {}
+        return due
 
     def _write(self, due: dict[str, tuple[list[pa.Table], int, int]]) -> None:
         for table, (waiting, first, last) in due.items():

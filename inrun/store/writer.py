@@ -7,7 +7,7 @@ before it can be missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
 from inrun.files import partials
-from inrun.store import parts, schema
+from inrun.owner import Owner, is_sign_of_owner
+from inrun.store import forgotten, parts, schema
+from inrun.store.agreement import check_agreement, generation, run_of_rank_zero
 from inrun.store.buffer import Buffer
 from inrun.store.parts import StoreError
 from inrun.store.rows import ledger_row, sample_table, step_row, term_rows, token_rows
@@ -40,7 +42,14 @@ class ValueWriter:
 
     Rows come in order of steps, and each (step, target), or (step, target, method), once: a second
     time is a StoreError.
+
+    One process writes a store: rank 0 owns its folder until `close` (`inrun.owner`), and in another
+    process opening it is a StoreError that tells who does. A writer that was not closed is flushed
+    when it goes away or the process ends, and stderr says so.
     """
+
+    #: of rank 0, for all
+    _owner: Owner | None = None
 
     def __init__(
         self, path: str | Path, run: Mapping, rank: int = 0, flush_every: int = 200
@@ -54,16 +63,18 @@ class ValueWriter:
                     "ValueWriter.resume(path, run, step), or choose another path."
                 )
             if store.exists() and any(
-                entry not in partials(store, schema.STORE_FILE) for entry in store.iterdir()
+                entry not in partials(store, schema.STORE_FILE) and not is_sign_of_owner(entry)
+                for entry in store.iterdir()
             ):
                 raise StoreError(
                     f"{store} is neither empty nor a value store. Choose another path."
                 )
             store.mkdir(parents=True, exist_ok=True)
+            self._owner = Owner.take(store, StoreError)
             parts.remove_partials(store)
             schema.write_run(store, run)
         else:
-            _check_agreement(store, _run_of_rank_zero(store), run)
+            check_agreement(store, run_of_rank_zero(store), run)
             if any(part.rank == rank for table in _STEPPED for part in parts.parts(store, table)):
                 raise StoreError(
                     f"{store} already holds parts of rank {rank}. Resume it, or choose "
@@ -92,14 +103,16 @@ class ValueWriter:
                 f"{store} holds no run to resume. Start one with ValueWriter(path, run)."
             )
         before = schema.read_run(store)
-        _check_agreement(store, before, run)
+        check_agreement(store, before, run)
+        writer = cls.__new__(cls)
+        if rank == 0:
+            writer._owner = Owner.take(store, StoreError)
         for table in _STEPPED:
             parts.drop_from(store, table, step, only_rank=None if rank == 0 else rank)
         if rank == 0:
             parts.remove_partials(store)
             note = {"step": step, "at": schema.now(), "git_revision": run["git_revision"]}
             schema.write_run(store, {**before, "resumed": [*before["resumed"], note]})
-        writer = cls.__new__(cls)
         writer._start(store, before, rank, flush_every, first_step=step)
         return writer
 
@@ -111,6 +124,7 @@ class ValueWriter:
         self.path, self.run, self.rank, self.flush_every = store, run, rank, flush_every
         self._first_step = first_step
         self._buffer = Buffer(store, rank)
+        forgotten.watch(self._buffer, self._is_ours(store))
         # the last step of each table, and its keys so far
         self._latest: dict[str, tuple[int, set[tuple]]] = {}
         written = parts.parts(store, "steps")
@@ -190,7 +204,7 @@ class ValueWriter:
         """Make all rows so far durable, as whole parts that readers see. Call it before a
         checkpoint is saved.
         """
-        self._buffer.check_open()
+        self._check_ours()
         self._buffer.begin_flush()
         self._buffer.finish_flush()
 
@@ -201,6 +215,9 @@ class ValueWriter:
         if not self._buffer.closed:
             self.flush()
         self._buffer.close()
+        forgotten.leave(self._buffer)
+        if self._owner is not None:
+            self._owner.release()
 
     @property
     def last_step(self) -> int | None:
@@ -224,7 +241,7 @@ class ValueWriter:
         """Check that the rows of (step, *key) are due, and flush first when they would make the
         parts too long.
         """
-        self._buffer.check_open()
+        self._check_ours()
         if step < self._first_step:
             raise StoreError(
                 f"{table} of step {step}: this writer begins at step {self._first_step}."
@@ -242,27 +259,25 @@ class ValueWriter:
         self._latest[table] = (step, keys | {key} if step == latest else {key})
         self._buffer.append(table, step, rows)
 
+    def _is_ours(self, store: Path) -> Callable[[], bool]:
+        """Whether no other writer has gone on with the store since now."""
+        if self._owner is not None:
+            owner = self._owner
+            return lambda: owner.holds
+        now = generation(store)  # rank 0 makes the store, or notes that it resumes it
+        return lambda: generation(store) == now
+
+    def _check_ours(self) -> None:
+        self._buffer.check_open()
+        if self._owner is not None and not self._owner.holds:
+            raise StoreError(
+                f"{self.path} is not this writer's any more: another one has gone on with it, or "
+                "the folder was deleted. Go on with the newer writer."
+            )
+
     def _rank_zero(self, table: str) -> None:
         if self.rank != 0:
             raise StoreError(
                 f"{table} belongs to the whole step and is written by rank 0, not by rank "
                 f"{self.rank}."
             )
-
-
-def _run_of_rank_zero(store: Path) -> dict:
-    if not (store / schema.STORE_FILE).exists():
-        raise StoreError(f"{store} is not there yet: rank 0 opens it first; put a barrier between.")
-    return schema.read_run(store)
-
-
-def _check_agreement(store: Path, before: dict, run: dict) -> None:
-    differing = [key for key in schema.MUST_AGREE if before.get(key) != run[key]]
-    if differing:
-        told = "; ".join(
-            f"{key}: stored {before.get(key)!r}, now {run[key]!r}" for key in differing
-        )
-        raise StoreError(
-            f"{store} belongs to another run, values must not be added up ({told}). Choose "
-            "another path."
-        )

@@ -7,7 +7,8 @@
     checkpoints/      `inrun.train.checkpoint`
     values/           the value store, with attribution
 
-A folder is a run as soon as it has run.json.
+A folder is a run as soon as it has run.json. One process owns it from then on to its end, and in
+others start and resume are refused (`inrun.owner`).
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ import pyarrow as pa
 from inrun.config import ConfigError
 from inrun.data.corpus import Corpus
 from inrun.files import read_json, write_json
+from inrun.owner import Owner, is_sign_of_owner
 from inrun.store import STORE_FILE, ValueStore
 from inrun.train import checkpoint
 from inrun.train.config import RunConfig
@@ -141,20 +143,32 @@ class RunFolder:
         """Whether a value store was begun."""
         return (self.values_folder / STORE_FILE).is_file()
 
+    def own(self) -> Owner:
+        """Own the folder, made if it is not there. RunFolderError while another process does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return Owner.take(self.path, RunFolderError)
+
     def refuse_taken(self) -> None:
-        """RunFolderError if there is anything at this place."""
-        if self.path.exists():
+        """RunFolderError if there is anything here but what a start that was killed has left."""
+        begun = (self.chunks_file.name, f"{self.record_file.name}.", f"{self.chunks_file.name}.")
+        if self.path.exists() and (
+            not self.path.is_dir()
+            or any(
+                not entry.name.startswith(begun) and not is_sign_of_owner(entry)
+                for entry in self.path.iterdir()
+            )
+        ):
             raise RunFolderError(
                 f"{self.path} exists already. Next: go on with it by resume={self.path}, choose "
                 "another name=..., or delete the folder"
             )
 
     def create(self, record: RunRecord, chunks: ChunkSelection) -> None:
-        """Make the folder; run.json, which makes it a run, comes last.
+        """Fill the folder, which this process owns; run.json, which makes it a run, comes last.
 
         chunks: copied where the config names a file of them, so that a resumed run needs no other.
         """
-        self.path.mkdir(parents=True)
+        self.refuse_taken()  # another process may have been faster
         if record.config.train.chunks:
             write_chunks(self.chunks_file, chunks.ids, chunks.weights)
         write_json(self.record_file, record.to_json())
