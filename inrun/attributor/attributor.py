@@ -184,7 +184,7 @@ class Attributor:
         self.flush()
         # a resumed run has no gradient to reuse, so this one must not have one either
         self.targets.restart()
-        return {"step": self.step}
+        return {"step": self.step, "ledger": list(self.ledger.last.values())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, before the first batch; the store drops what came after it.
@@ -196,6 +196,7 @@ class Attributor:
         if self._steps.open or self.step or self.recorder.writer:
             raise RuntimeError("load_state_dict() is called before the first batch")
         self._steps.number = int(state["step"])
+        self.ledger.load(state.get("ledger", ()))
         self.recorder.open(self.step)
 
     def close(self) -> ValueStore | None:
@@ -233,5 +234,10 @@ def _integers(ids) -> np.ndarray:
     if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
             f"ids must be integers, one per sample [n], not {array.dtype} of shape {array.shape}"
+        )
+    if array.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"ids are kept as int64, {array.max()} is past 2^63 - 1. Next: cut hashes to 63 bits, "
+            "`ids >> 1`"
         )
     return array.astype(np.int64)

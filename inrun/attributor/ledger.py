@@ -74,6 +74,10 @@ class Ledger:
         shifts = [(1.0 - 1.0 / step.updates[p].impulse) * v.sum() for p, v in parts.items()]
         return float(self.processes.total(reduce(torch.add, shifts)))
 
+    def load(self, rows: Sequence[dict]) -> None:
+        """`last`, from its rows in a checkpoint."""
+        self.last = {(row["method"], row["target"]): dict(row) for row in rows}
+
     def close(self, writer: ValueWriter | None) -> None:
         """Complete the waiting rows with the targets' losses at the present weights."""
         if not self.waiting:

@@ -44,7 +44,7 @@ def _write_all() -> None:
             told = f"{steps} were written now; the ledger's row of the last step is not among them"
         except Exception as error:  # the process ends: nobody else could tell
             told = f"{steps} are lost ({type(error).__name__}: {error})"
-        print(
-            f"inrun: {buffer.store} was not closed. {told}. Next time: call close(), or use `with`",
-            file=sys.stderr,
+        sys.stderr.write(
+            f"inrun: {buffer.store} was not closed. {told}. "
+            "Next time: call close(), or use `with`.\n"
         )

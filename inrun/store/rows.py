@@ -111,6 +111,10 @@ def sample_table(table: pa.Table) -> pa.Table:
         raise StoreError(
             "the table of samples has a null or repeated sample_id; each sample has one row."
         )
+    if len(ids) and pc.max(ids).as_py() > np.iinfo(np.int64).max:
+        raise StoreError(
+            "the table of samples has a sample_id past 2^63 - 1; cut hashes to 63 bits."
+        )
     position = table.schema.get_field_index("sample_id")
     whole = table.set_column(position, "sample_id", ids.cast(pa.int64()))
     return whole.replace_schema_metadata(None)
@@ -133,6 +137,11 @@ def _ids(sample_ids: ArrayLike, where: str) -> np.ndarray:
     if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
         raise StoreError(
             f"{where}: sample ids must be integers [n], got {ids.dtype} {list(ids.shape)}."
+        )
+    if len(ids) and ids.max() > np.iinfo(np.int64).max:
+        raise StoreError(
+            f"{where}: sample ids are kept as int64, {ids.max()} is past 2^63 - 1. Cut hashes to "
+            "63 bits: ids >> 1."
         )
     return ids.astype(np.int64)
 

@@ -49,7 +49,10 @@ class TrainConfig:
     keep: int = 2
     """How many of the last checkpoints are kept."""
     verify: str = "size"
-    """What is checked of every corpus file before the first step: size or hash."""
+    """What is checked of every corpus file before the first step: size or hash.
+
+    A resumed run checks the hashes in any case.
+    """
     eval_split: str = "val"
     """What is evaluated on: val or test."""
     eval_domains: tuple[str, ...] = ()

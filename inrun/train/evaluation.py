@@ -1,5 +1,6 @@
 """The evaluation of a run: chunks of a held-out split, the same ones each time."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,12 @@ class EvaluationSet:
         """The chunks in micro-batches, documents apart where the training keeps them apart."""
         for rows in slices(len(self.ids), self.config.micro_batch or self.config.batch_size):
             yield batch_of(self.corpus, self.ids[rows], self.config.separate_documents)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of ids and tokens: equal digests are equal losses."""
+        content = self.ids.astype("<i8").tobytes() + self.corpus[self.ids].numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()
 
     @property
     def domains(self) -> list[str]:

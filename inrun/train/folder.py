@@ -15,17 +15,22 @@ import dataclasses
 import json
 import subprocess
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+from rich.console import Console
+from torch import nn
 
+from inrun.attributor import Processes
 from inrun.config import ConfigError
 from inrun.data.corpus import Corpus
 from inrun.files import read_json, write_json
-from inrun.owner import Owner, is_sign_of_owner
+from inrun.owner import ABOUT, Owner, is_sign_of_owner
 from inrun.store import STORE_FILE, ValueStore
 from inrun.train import checkpoint
 from inrun.train.config import RunConfig
@@ -49,8 +54,10 @@ class RunRecord:
     """Folder of the prepared corpus."""
     corpus_digest: str
     """Of its train split."""
-    own_targets: dict[str, str]
-    """Target -> digest, for targets on documents of one's own."""
+    targets: dict[str, str]
+    """Target -> digest of what its loss is taken on."""
+    evaluation: str | None
+    """Digest of the evaluation chunks; None: a run of before it was noted."""
     chunks: dict[str, Any]
     """count and digest of the chunks that are sampled from."""
     parameters: int
@@ -72,10 +79,13 @@ class RunRecord:
         """The record in a file's content. Raises KeyError or ValueError if it is none."""
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']}, this version reads {FORMAT}")
-        names = {field.name for field in dataclasses.fields(cls)} - {"config", "own_targets"}
+        names = {field.name for field in dataclasses.fields(cls)}
+        names -= {"config", "targets", "evaluation"}
         return cls(
             config=RunConfig.from_mapping(values["config"]),
-            own_targets=values.get("own_targets", {}),
+            # before, only targets on documents of one's own were noted
+            targets=values.get("targets", values.get("own_targets", {})),
+            evaluation=values.get("evaluation"),
             **{name: values[name] for name in names},
         )
 
@@ -143,25 +153,35 @@ class RunFolder:
         """Whether a value store was begun."""
         return (self.values_folder / STORE_FILE).is_file()
 
-    def own(self) -> Owner:
-        """Own the folder, made if it is not there. RunFolderError while another process does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        return Owner.take(self.path, RunFolderError)
+    def own(self, processes: Processes, until: ExitStack) -> None:
+        """The first process owns the folder for all, until `until` is closed; made if need be.
+
+        Raises RunFolderError while another process owns it.
+        """
+
+        def take() -> Owner:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return Owner.take(self.path, RunFolderError)
+
+        if owner := processes.first(take):
+            until.callback(owner.release)
 
     def refuse_taken(self) -> None:
         """RunFolderError if there is anything here but what a start that was killed has left."""
-        begun = (self.chunks_file.name, f"{self.record_file.name}.", f"{self.chunks_file.name}.")
-        if self.path.exists() and (
-            not self.path.is_dir()
-            or any(
-                not entry.name.startswith(begun) and not is_sign_of_owner(entry)
-                for entry in self.path.iterdir()
-            )
-        ):
+        if self.path.exists() and not self._is_left_behind():
             raise RunFolderError(
                 f"{self.path} exists already. Next: go on with it by resume={self.path}, choose "
                 "another name=..., or delete the folder"
             )
+
+    def _is_left_behind(self) -> bool:
+        """Whether nothing is here but signs of an owner, and what it wrote before run.json."""
+        if not self.path.is_dir():
+            return False
+        entries = list(self.path.iterdir())
+        own = (self.record_file.name + ".", self.chunks_file.name)
+        begun = own if (self.path / ABOUT).exists() else ()
+        return all(is_sign_of_owner(path) or path.name.startswith(begun) for path in entries)
 
     def create(self, record: RunRecord, chunks: ChunkSelection) -> None:
         """Fill the folder, which this process owns; run.json, which makes it a run, comes last.
@@ -206,6 +226,17 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Folders of the whole checkpoints, oldest first."""
         return checkpoint.checkpoints(self.checkpoints_folder)
+
+    def load_last(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, console: Console
+    ) -> dict[str, Any] | None:
+        """Put the last checkpoint back and say so. Returns its state, None if there is none."""
+        found = self.checkpoints()
+        if not found:
+            return None
+        state = checkpoint.load(found[-1], model, optimizer)
+        console.print(f"going on from {found[-1]}", highlight=False, soft_wrap=True)
+        return state
 
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint of `step` steps done."""

@@ -1,5 +1,6 @@
 """What a run reads, opened and checked before its folder is made."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,8 @@ class RunInputs:
     """Held-out chunks."""
     targets: dict[str, Batch]
     """Target -> what its loss is taken on; empty without attribution."""
-    own_targets: dict[str, str]
-    """Target -> digest, for targets on documents of one's own."""
+    digests: dict[str, str]
+    """Target -> digest of what its loss is taken on."""
     chunks: ChunkSelection
     """What is sampled of the corpus."""
 
@@ -54,15 +55,11 @@ class RunInputs:
             target.name: target_batch(corpus_folder, target, config.seed, separate)
             for target in wanted
         }
-        own = {target.name: target_digest(targets[target.name]) for target in wanted if target.path}
-        if record is not None and record.own_targets != own:
-            raise RunFolderError(
-                f"{folder.path} began with other documents behind the targets "
-                f"{', '.join(sorted(own))}. Next: restore the files, or start a new run with "
-                "another name"
-            )
+        digests = {name: target_digest(batch) for name, batch in targets.items()}
+        if record is not None:
+            _refuse_other_losses(record, folder, digests, evaluation.digest)
         chunks = folder.chunks(len(corpus)) if record else _chunks(config, len(corpus))
-        return cls(corpus, evaluation, targets, own, chunks)
+        return cls(corpus, evaluation, targets, digests, chunks)
 
     def record(self, config: RunConfig, parameters: int, precision: Precision) -> RunRecord:
         """What run.json says of a new run on these inputs."""
@@ -70,7 +67,8 @@ class RunInputs:
             config=config,
             corpus=str(self.corpus.folder),
             corpus_digest=self.corpus.digest,
-            own_targets=self.own_targets,
+            targets=self.digests,
+            evaluation=self.evaluation.digest,
             chunks={"count": len(self.chunks.ids), "digest": self.chunks.digest},
             parameters=parameters,
             precision=precision.about,
@@ -78,10 +76,15 @@ class RunInputs:
         )
 
 
-def prepared(config: RunConfig, processes: Processes, console: Console) -> Path:
-    """The folder of the run's corpus, prepared if need be by one process after the other."""
+def prepared(config: RunConfig, processes: Processes, console: Console, again: bool) -> Path:
+    """The folder of the run's corpus, prepared if need be by one process after the other.
+
+    again: of a run that is resumed: the hashes of its train split are checked. Raises ShardDamaged.
+    """
     with live_line(console, "reading") as report:
         folder = processes.one_by_one(lambda: prepare(config.data, config.data_root, report))
+    if again:
+        processes.first(lambda: Corpus.open(folder, "train", verify="hash"))
     if processes.leads:
         line = account(Corpus.open(folder).manifest)
         console.print(f"corpus: {line}", markup=False, highlight=False, soft_wrap=True)
@@ -94,6 +97,24 @@ def _refuse_another_corpus(corpus: Corpus, record: RunRecord, folder: RunFolder)
             f"{folder.path} began with another corpus (digest {record.corpus_digest[:12]}, now "
             f"{corpus.digest[:12]} in {corpus.folder}). Next: restore that corpus, or start a new "
             "run with another name"
+        )
+
+
+def _refuse_other_losses(
+    record: RunRecord, folder: RunFolder, digests: Mapping[str, str], evaluation: str
+) -> None:
+    """Values towards two targets, or losses on two sets, would stand in one table."""
+    known = digests.keys() & record.targets.keys()
+    others = sorted(name for name in known if digests[name] != record.targets[name])
+    if others:
+        raise RunFolderError(
+            f"{folder.path} began with other documents behind the targets {', '.join(others)}. "
+            "Next: restore the files or the corpus, or start a new run with another name"
+        )
+    if record.evaluation not in (None, evaluation):
+        raise RunFolderError(
+            f"{folder.path} began with other chunks to evaluate on. Next: restore the corpus, or "
+            "start a new run with another name"
         )
 
 

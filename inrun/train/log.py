@@ -36,7 +36,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from inrun.config import one_of, require
+from inrun.config import ConfigError, one_of, require
 from inrun.files import write_text
 
 WANDB_MODES = ("off", "offline", "online")
@@ -74,12 +74,19 @@ class Sink(Protocol):
 class JsonLines:
     """Appends rows to a file.
 
-    On resume, rows whose `key` is past `last` are dropped first, so that the file tells one run.
+    On resume, rows whose `key` is past `last` are dropped first, so that the file tells one run, and
+    so are lines that a full disk or a power cut has torn.
+
+    Attributes:
+        torn: numbers of the torn lines, from 1.
     """
 
     def __init__(self, path: Path, key: str, last: int | None = None):
+        self.torn: list[int] = []
         if last is not None and path.exists():
-            kept = [line for line in _whole_lines(path) if json.loads(line)[key] <= last]
+            lines = _lines(path)
+            self.torn = [k for k, (_, row) in enumerate(lines, 1) if row is None]
+            kept = [line for line, row in lines if row is not None and row[key] <= last]
             write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -155,8 +162,18 @@ class Wandb:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; a last line that a kill cut off is left out."""
-    return [json.loads(line) for line in _whole_lines(path)]
+    """The rows of a JSONL file; a last line that a kill cut off is left out.
+
+    Raises ConfigError that names a line in its midst that is torn.
+    """
+    lines = _lines(path)
+    torn = [k for k, (_, row) in enumerate(lines, 1) if row is None and k < len(lines)]
+    if torn:
+        raise ConfigError(
+            f"{path}: line {torn[0]} is torn. Next: delete it, or resume the run, which leaves it "
+            "out"
+        )
+    return [row for _, row in lines if row is not None]
 
 
 _SHOWN = ("train/loss", "val/loss", "test/loss", "lr", "tokens_per_second")
@@ -166,9 +183,16 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _whole_lines(path: Path) -> list[str]:
-    return [
-        line
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if line.endswith("\n")
-    ]
+def _lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
+    """The lines of a JSONL file, with the row that each is; None for one that is torn."""
+    content = path.read_bytes().decode("utf-8", errors="replace")
+    *whole, rest = content.split("\n")
+    return [(line + "\n", _row(line)) for line in whole] + ([(rest, None)] if rest else [])
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

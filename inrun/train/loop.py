@@ -50,7 +50,7 @@ class Run:
 
     @classmethod
     def start(cls, config: RunConfig, console: Console | None = None) -> "Run":
-        """A new run: its corpus is prepared if need be, its folder must not exist.
+        """A new run: its corpus is prepared if need be, its folder must be new or left behind.
 
         Raises RunFolderError, ConfigError, PrecisionError, inrun.data.errors.DataError.
         """
@@ -84,19 +84,30 @@ class Run:
         self.files, self.config, self.processes = files, config, processes
         self.console = (console or Console(stderr=True)) if processes.leads else Console(quiet=True)
         refuse_processes(config, processes)
+        self._open = ExitStack()
+        try:
+            self._make_ready(record)
+        except BaseException:
+            self._open.close()
+            raise
+
+    def _make_ready(self, record: RunRecord | None) -> None:
+        files, config, processes = self.files, self.config, self.processes
+        if record:
+            files.own(processes, self._open)
         self.precision = Precision.choose(config.train.device, config.train.precision)
-        corpus_folder = prepared(config, processes, self.console)
+        corpus_folder = prepared(config, processes, self.console, again=record is not None)
         inputs = RunInputs.open(config, record, files, corpus_folder)
         self.corpus, self.evaluation = inputs.corpus, inputs.evaluation
         torch.manual_seed(config.seed)
         self.model = models.build_from(config.model_config()).to(self.precision.device)
         self.optimizer = build_optimizer(self.model, config.optim)
-        state = self._load_checkpoint() if record else None
+        state = files.load_last(self.model, self.optimizer, self.console) if record else None
         self.step = state["step"] if state else 0
         if record is None:
+            files.own(processes, self._open)
             new = inputs.record(config, self.model.num_parameters(), self.precision)
             processes.first(lambda: files.create(new, inputs.chunks))
-        self._open = ExitStack()
         self.attributor = self._attributor(inputs, state)
         self.gradient = GradientPass(self.model, config, self.precision, processes, self.attributor)
         if config.train.compile:
@@ -246,14 +257,6 @@ class Run:
         return self.files.values()
 
     # -- construction
-
-    def _load_checkpoint(self) -> dict[str, Any] | None:
-        found = self.files.checkpoints()
-        if not found:
-            return None
-        state = checkpoint.load(found[-1], self.model, self.optimizer)
-        self.console.print(f"going on from {found[-1]}", highlight=False, soft_wrap=True)
-        return state
 
     def _attributor(self, inputs: RunInputs, state: dict[str, Any] | None) -> Attributor | None:
         """The open attributor, None without values. state: of the checkpoint."""

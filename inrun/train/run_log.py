@@ -41,6 +41,10 @@ class RunLog:
         if config.log.chunk_losses:
             self._chunk_losses = JsonLines(folder.chunk_losses_file, "step", step - 1)
             self._lines.append(self._chunk_losses)
+        for file, written in zip((folder.log_file, folder.chunk_losses_file), self._lines):
+            if written.torn:
+                told = f"{file}: torn and left out: line {', '.join(map(str, written.torn))}"
+                console.print(told, highlight=False, markup=False, soft_wrap=True)
         if config.log.wandb != "off":
             self._sinks.append(Wandb(config.log, folder.path, config.name, config.to_mapping()))
 

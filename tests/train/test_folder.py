@@ -47,8 +47,10 @@ def test_record_goes_to_json_and_back(run):
 
 def test_record_of_a_run_from_before_own_targets_is_read(run):
     values = run.record().to_json()
-    del values["own_targets"]
-    assert RunRecord.from_json(values).own_targets == {}
+    del values["targets"], values["evaluation"]
+    assert RunRecord.from_json(values).targets == {}
+    assert RunRecord.from_json(values).evaluation is None
+    assert RunRecord.from_json(values | {"own_targets": {"mine": "1f"}}).targets == {"mine": "1f"}
 
 
 def test_files_are_read_through_the_folder(run):
