@@ -14,7 +14,7 @@ import numpy as np
 from inrun.baselines.ekfac import EKFAC, EKFACOptions
 from inrun.baselines.language import LanguageRun
 from inrun.baselines.text import BM25Index, BM25Options, EmbeddingIndex, EmbeddingOptions
-from inrun.store import ValueStore
+from inrun.store import ValueStore, sql_text
 
 TITLES = {
     "paper": "first order, SGD formula (the paper's)",
@@ -64,7 +64,7 @@ def in_step(store: ValueStore, target: str, method: str) -> np.ndarray:
         f"""
         WITH v AS (
             SELECT step, sample_id, CAST("{method}" AS DOUBLE) AS value
-            FROM terms WHERE target = '{target}'
+            FROM terms WHERE target = {sql_text(target)}
         ),
         z AS (
             SELECT

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from inrun.data.corpus import Corpus
 from inrun.evaluate import auroc
-from inrun.store import LedgerTotals, ValueStore
+from inrun.store import LedgerTotals, ValueStore, sql_text
 from inrun.train import RunFolder
 
 SNIPPET = 60
@@ -90,7 +90,7 @@ def find_noise(folder: Path, store: ValueStore, target: str, method: str) -> Noi
     rows = store.sql(
         f'SELECT t.step, t.sample_id, CAST(t."{method}" AS DOUBLE) AS value, s.kind FROM '
         "terms t JOIN samples s USING (sample_id) "
-        f"WHERE t.target = '{target}' ORDER BY t.step, t.sample_id"
+        f"WHERE t.target = {sql_text(target)} ORDER BY t.step, t.sample_id"
     )
     step, ids, value = (rows[name].to_numpy() for name in ("step", "sample_id", "value"))
     noise = rows["kind"].to_numpy(zero_copy_only=False) != "clean"

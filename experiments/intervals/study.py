@@ -23,6 +23,7 @@ from experiments.artifacts import Outputs
 from experiments.frame import LanguageStudy, study
 from experiments.intervals.report import report
 from inrun.config import ConfigError
+from inrun.store import sql_text
 from inrun.train import LogConfig, RunConfig, RunFolder, train_or_reuse
 
 
@@ -81,7 +82,7 @@ def _values(run: Path) -> dict[tuple[str, str], pa.Table]:
             (target, method): store.sql(
                 f'SELECT t.step, t.sample_id, s.domain, CAST(t."{method}" AS DOUBLE) AS '
                 "value FROM terms t JOIN samples s USING (sample_id) "
-                f"WHERE t.target = '{target}' ORDER BY t.step, t.sample_id"
+                f"WHERE t.target = {sql_text(target)} ORDER BY t.step, t.sample_id"
             )
             for target in store.targets
             for method in store.methods

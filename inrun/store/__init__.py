@@ -7,6 +7,7 @@ from inrun.store.ledger import LedgerTotals
 from inrun.store.parts import StoreError
 from inrun.store.reader import ValueStore
 from inrun.store.schema import SCHEMA_VERSION, STORE_FILE
+from inrun.store.tables import text as sql_text
 from inrun.store.writer import ValueWriter
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "ValueWriter",
     "dynamics",
     "ledger_over",
+    "sql_text",
 ]

@@ -126,17 +126,7 @@ def complete_run(run: dict) -> dict:
             f"unknown keys in the run's description: {unknown}. Known are targets, methods, "
             f"{', '.join(RUN_DEFAULTS)}; anything else belongs into config."
         )
-    for key in ("targets", "methods"):
-        names = run.get(key)
-        if isinstance(names, str) or not names or len(set(names)) != len(list(names)):
-            raise StoreError(f"run[{key!r}] must list one or more different names, got {names!r}.")
-    reserved = {"step", "sample_id", "target"}
-    bad = [name for name in run["methods"] if not _COLUMN.fullmatch(name) or name in reserved]
-    if bad:
-        raise StoreError(
-            f"method names become columns: letters, digits and _, not {sorted(reserved)}; "
-            f"got {bad}."
-        )
+    _check_names(run)
     whole = {
         "schema_version": SCHEMA_VERSION,
         "sign": SIGN,
@@ -185,12 +175,42 @@ def read_run(store: Path) -> dict:
         version = run["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error}). Restore it from a copy.") from error
+    if type(version) is not int or version < 1:
+        raise StoreError(f"{path} is damaged (schema_version {version!r}). Restore it from a copy.")
     if version > SCHEMA_VERSION:
         raise StoreError(
             f"{store} has schema version {version}, this code reads up to {SCHEMA_VERSION}. "
             "Update inrun to read it."
         )
+    if run.get("sign") != SIGN:
+        raise StoreError(
+            f"{path} says of its values {run.get('sign')!r}, here {SIGN!r} holds. They cannot be "
+            "read as the others are; restore it from a copy."
+        )
+    try:
+        _check_names(run)
+    except StoreError as error:
+        raise StoreError(f"{path} is damaged: {error} Restore it from a copy.") from error
     return run
+
+
+def _check_names(run: dict) -> None:
+    """StoreError unless targets and methods are names, and the methods' can be columns."""
+    for key in ("targets", "methods"):
+        names = run.get(key)
+        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+            raise StoreError(f"run[{key!r}] must list one or more different names, got {names!r}.")
+        if not names or len(set(names)) != len(names):
+            raise StoreError(f"run[{key!r}] must list one or more different names, got {names!r}.")
+    reserved = {"step", "sample_id", "target"}
+    bad = [
+        name for name in run["methods"] if not _COLUMN.fullmatch(name) or name.lower() in reserved
+    ]
+    if bad:
+        raise StoreError(
+            f"method names become columns: letters, digits and _, not {sorted(reserved)}; "
+            f"got {bad}."
+        )
 
 
 def refuse_former(store: Path) -> None:

@@ -23,6 +23,7 @@ _ASKED_WRONGLY = (
     duckdb.CatalogException,
     duckdb.ConversionException,
     duckdb.OutOfRangeException,
+    duckdb.PermissionException,
 )
 _MISSING_TABLE = re.compile(r"Table with name \"?(\w+)\"? does not exist")
 
@@ -34,21 +35,33 @@ class Tables:
 
     def __init__(self, store: Path, methods: list[str], threads: int | None, memory: str) -> None:
         self.store, self.methods = store, methods
-        spill = Path(tempfile.gettempdir()) / f"inrun-store-{os.getpid()}-{id(self)}"
+        # readable by nobody else, and gone with the reader, also with one that nobody closes
+        self._spill = tempfile.TemporaryDirectory(prefix="inrun-store-", ignore_cleanup_errors=True)
         self._connection = duckdb.connect(
             config={
                 "threads": str(threads or min(4, _cores())),
                 "memory_limit": memory,
-                "temp_directory": str(spill),
+                "temp_directory": self._spill.name,
                 # nothing here needs one, and none is to be downloaded
                 "autoinstall_known_extensions": "false",
             }
         )
+        # a question reads the parts of this store and no other file, whatever it names
+        self._root = store.resolve()
+        allowed = {self._root.as_posix(), _without_globs(self._root)}
+        for fence in (
+            f"SET allowed_directories = [{', '.join(map(text, sorted(allowed)))}]",
+            "SET enable_external_access = false",
+            "SET python_enable_replacements = false",
+            "SET lock_configuration = true",
+        ):
+            self._connection.execute(fence)
         self._views: set[str] = set()
 
     def sql(self, query: str) -> pa.Table:
         try:
             self._make_views()
+            self._refuse_all_but_questions(query)
             return self._connection.sql(query).to_arrow_table()
         except duckdb.CatalogException as error:
             missing = _MISSING_TABLE.search(str(error))
@@ -60,6 +73,15 @@ class Tables:
             if not isinstance(error, _ASKED_WRONGLY):
                 self._find_damage(error)
             raise
+
+    def _refuse_all_but_questions(self, query: str) -> None:
+        statements = self._connection.extract_statements(query)
+        kinds = [statement.type for statement in statements]
+        if kinds != [duckdb.StatementType.SELECT]:
+            told = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
+            raise StoreError(
+                f"sql() answers one question, a single SELECT, and changes nothing; got {told}."
+            )
 
     def has(self, table: str) -> bool:
         return next((self.store / table).glob("*.parquet"), None) is not None
@@ -84,6 +106,7 @@ class Tables:
 
     def close(self) -> None:
         self._connection.close()
+        self._spill.cleanup()
 
     def _make_views(self) -> None:
         """A view for each table with a whole part. DuckDB lists a view's files anew for each
@@ -94,7 +117,7 @@ class Tables:
                 continue
             # Without hive_partitioning = false a folder like `lr=0.1` above the store would become
             # a column.
-            files = text(_without_globs(self.store / table) + "/*.parquet")
+            files = text(_without_globs(self._root / table) + "/*.parquet")
             self._connection.execute(
                 f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM read_parquet({files}, "
                 "hive_partitioning = false)"
