@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from experiments.shown import in_code, in_figure, in_markdown, plain
 from inrun.data.corpus import Corpus
 from inrun.evaluate import auroc
 from inrun.store import LedgerTotals, ValueStore, sql_text
@@ -145,11 +146,8 @@ def _chunk_losses(run: RunFolder, step: np.ndarray, ids: np.ndarray) -> np.ndarr
 
 
 def snippet(corpus: Corpus, chunk_id: int, length: int = SNIPPET) -> str:
-    """The beginning of a chunk on one line; what no terminal or table can show is replaced by a
-    dot.
-    """
-    text = " ".join(corpus.text(chunk_id).split())[:length]
-    return "".join(c if c.isprintable() else "." for c in text)
+    """The beginning of a chunk on one line."""
+    return plain(corpus.text(chunk_id))[:length]
 
 
 def plot_domains(store: ValueStore, folder: Path, bins: int = 40) -> list[Path]:
@@ -178,7 +176,7 @@ def plot_domains(store: ValueStore, folder: Path, bins: int = 40) -> list[Path]:
             place.plot(
                 lasts,
                 heights,
-                label=domain,
+                label=in_figure(domain),
                 color=f"C{number % 10}",
                 linestyle="-" if number < 10 else "--",
             )
@@ -186,7 +184,7 @@ def plot_domains(store: ValueStore, folder: Path, bins: int = 40) -> list[Path]:
         place.plot(
             lasts, np.cumsum([drops[last] for last in lasts]), color="black", label="loss drop"
         )
-        place.set(title=f"target: {target}", xlabel="step")
+        place.set(title=f"target: {in_figure(target)}", xlabel="step")
         place.set_yscale("symlog", linthresh=0.1)
     axes[0].set_ylabel(f"cumulative value, nats ({method})")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small", frameon=False)
@@ -207,12 +205,13 @@ def summary(found: list[TargetReport], corpus: Corpus, about: list[str]) -> str:
         "",
     ]
     for report in found:
-        lines += [f"## Target {report.target}, method {report.method}", "", *_findings(report), ""]
+        title = f"## Target {in_markdown(report.target)}, method {report.method}"
+        lines += [title, "", *_findings(report), ""]
         for title, rows in (("Most helpful", report.top), ("Most harmful", report.bottom)):
             lines += [f"{title}:", "", "| value | domain | kind | text |", "|---:|---|---|---|"]
             lines += [
-                f"| {row['value']:+.2e} | {row['domain']} | {row['kind']} | "
-                f"`{_cell(snippet(corpus, row['sample_id']))}` |"
+                f"| {row['value']:+.2e} | {in_markdown(row['domain'])} | {in_markdown(row['kind'])} | "
+                f"`{in_code(snippet(corpus, row['sample_id']))}` |"
                 for row in rows.to_pylist()
             ]
             lines.append("")
@@ -240,9 +239,7 @@ def _findings(report: TargetReport) -> list[str]:
             f"({noise.value_within_step:.3f} within step), "
             f"by loss {loss}, by chance 0.500 ± {noise.chance_spread:.3f}."
         )
-    kinds = ", ".join(f"{row['kind']} {row['mean']:+.2e}" for row in report.by_kind.to_pylist())
+    kinds = ", ".join(
+        f"{in_markdown(row['kind'])} {row['mean']:+.2e}" for row in report.by_kind.to_pylist()
+    )
     return [*lines, f"- Mean value by kind: {kinds}."]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "/").replace("`", "'")

@@ -17,6 +17,7 @@ from rich.table import Table
 from experiments.demo.report import TargetReport, plot_domains, reports, snippet, summary
 from experiments.frame import command
 from experiments.pretrain import settings_of
+from experiments.shown import on_terminal
 from inrun.config import require
 from inrun.data.corpus import Corpus
 from inrun.files import write_text
@@ -71,7 +72,9 @@ def demo(given: dict[str, Any], errors: Console) -> None:
 def _table(report: TargetReport, corpus: Corpus) -> Table:
     table = Table(
         box=box.SIMPLE,
-        title=f"target {report.target}: most helpful and most harmful chunks ({report.method})",
+        title=on_terminal(
+            f"target {report.target}: most helpful and most harmful chunks ({report.method})"
+        ),
     )
     for column, width in (("value", 8), ("domain", 18), ("kind", 8), ("text", 20)):
         table.add_column(
@@ -79,8 +82,8 @@ def _table(report: TargetReport, corpus: Corpus) -> Table:
         )
     for rows in (report.top.to_pylist(), report.bottom.to_pylist()[::-1]):
         for row in rows:
-            text = snippet(corpus, row["sample_id"]).replace("[", r"\[")
-            table.add_row(f"{row['value']:+.1e}", row["domain"], row["kind"], text)
+            told = (row["domain"], row["kind"], snippet(corpus, row["sample_id"]))
+            table.add_row(f"{row['value']:+.1e}", *map(on_terminal, told))
         table.add_section()
     return table
 
@@ -113,6 +116,6 @@ def _noise(found: list[TargetReport]) -> Table:
         gap = "-" if r.ledger.gap is None else f"{r.ledger.gap:+.1%}"
         numbers = ["-" if share is None else f"{share:.3f}" for share in shares]
         chance = "-" if n.chance_spread is None else f".5±{n.chance_spread:.3f}"
-        table.add_row(r.target, r.method, f"{r.negative:.1%}", gap, *numbers, chance)
+        table.add_row(on_terminal(r.target), r.method, f"{r.negative:.1%}", gap, *numbers, chance)
     table.caption = "in step: ranked among the chunks of the same step"
     return table
