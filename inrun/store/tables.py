@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 import duckdb
@@ -36,12 +38,13 @@ class Tables:
     def __init__(self, store: Path, methods: list[str], threads: int | None, memory: str) -> None:
         self.store, self.methods = store, methods
         # readable by nobody else, and gone with the reader, also with one that nobody closes
-        self._spill = tempfile.TemporaryDirectory(prefix="inrun-store-", ignore_cleanup_errors=True)
+        spill = tempfile.mkdtemp(prefix="inrun-store-")
+        self._remove_spill = weakref.finalize(self, shutil.rmtree, spill, ignore_errors=True)
         self._connection = duckdb.connect(
             config={
                 "threads": str(threads or min(4, _cores())),
                 "memory_limit": memory,
-                "temp_directory": self._spill.name,
+                "temp_directory": spill,
                 # nothing here needs one, and none is to be downloaded
                 "autoinstall_known_extensions": "false",
             }
@@ -106,7 +109,7 @@ class Tables:
 
     def close(self) -> None:
         self._connection.close()
-        self._spill.cleanup()
+        self._remove_spill()
 
     def _make_views(self) -> None:
         """A view for each table with a whole part. DuckDB lists a view's files anew for each
