@@ -43,12 +43,13 @@ class Owner:
         if before is not None and before.holds:
             lock = before._lock
         else:
-            lock = _locked(folder)
-            if lock is None:
+            found = _locked(folder)
+            if found is None:
                 raise error(
                     f"{folder} is held by {_holder(folder)}. Next: wait for its end, or end it; "
                     "two at once would store values twice"
                 )
+            lock = found
             try:
                 write_json(folder / ABOUT, _about())
             except BaseException:

@@ -210,7 +210,8 @@ def summary(found: list[TargetReport], corpus: Corpus, about: list[str]) -> str:
         for title, rows in (("Most helpful", report.top), ("Most harmful", report.bottom)):
             lines += [f"{title}:", "", "| value | domain | kind | text |", "|---:|---|---|---|"]
             lines += [
-                f"| {row['value']:+.2e} | {in_markdown(row['domain'])} | {in_markdown(row['kind'])} | "
+                f"| {row['value']:+.2e} | {in_markdown(row['domain'])} "
+                f"| {in_markdown(row['kind'])} | "
                 f"`{in_code(snippet(corpus, row['sample_id']))}` |"
                 for row in rows.to_pylist()
             ]

@@ -175,11 +175,17 @@ def read_run(store: Path) -> dict:
         version = run["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error}). Restore it from a copy.") from error
+    _check_read(path, run, version)
+    return run
+
+
+def _check_read(path: Path, run: dict, version: Any) -> None:
+    """StoreError for a description that this code has not written."""
     if type(version) is not int or version < 1:
         raise StoreError(f"{path} is damaged (schema_version {version!r}). Restore it from a copy.")
     if version > SCHEMA_VERSION:
         raise StoreError(
-            f"{store} has schema version {version}, this code reads up to {SCHEMA_VERSION}. "
+            f"{path.parent} has schema version {version}, this code reads up to {SCHEMA_VERSION}. "
             "Update inrun to read it."
         )
     if run.get("sign") != SIGN:
@@ -191,7 +197,6 @@ def read_run(store: Path) -> dict:
         _check_names(run)
     except StoreError as error:
         raise StoreError(f"{path} is damaged: {error} Restore it from a copy.") from error
-    return run
 
 
 def _check_names(run: dict) -> None:

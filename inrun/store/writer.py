@@ -124,7 +124,7 @@ class ValueWriter:
         self.path, self.run, self.rank, self.flush_every = store, run, rank, flush_every
         self._first_step = first_step
         self._buffer = Buffer(store, rank)
-        forgotten.watch(self._buffer, self._is_ours(store))
+        forgotten.watch(self._buffer, _is_ours(self._owner, store))
         # the last step of each table, and its keys so far
         self._latest: dict[str, tuple[int, set[tuple]]] = {}
         written = parts.parts(store, "steps")
@@ -259,14 +259,6 @@ class ValueWriter:
         self._latest[table] = (step, keys | {key} if step == latest else {key})
         self._buffer.append(table, step, rows)
 
-    def _is_ours(self, store: Path) -> Callable[[], bool]:
-        """Whether no other writer has gone on with the store since now."""
-        if self._owner is not None:
-            owner = self._owner
-            return lambda: owner.holds
-        now = generation(store)  # rank 0 makes the store, or notes that it resumes it
-        return lambda: generation(store) == now
-
     def _check_ours(self) -> None:
         self._buffer.check_open()
         if self._owner is not None and not self._owner.holds:
@@ -281,3 +273,11 @@ class ValueWriter:
                 f"{table} belongs to the whole step and is written by rank 0, not by rank "
                 f"{self.rank}."
             )
+
+
+def _is_ours(owner: Owner | None, store: Path) -> Callable[[], bool]:
+    """Whether no other writer has gone on with the store since now. owner: of rank 0."""
+    if owner is not None:
+        return lambda: owner.holds
+    now = generation(store)  # rank 0 makes the store, or notes that it resumes it
+    return lambda: generation(store) == now

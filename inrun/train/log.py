@@ -74,8 +74,8 @@ class Sink(Protocol):
 class JsonLines:
     """Appends rows to a file.
 
-    On resume, rows whose `key` is past `last` are dropped first, so that the file tells one run, and
-    so are lines that a full disk or a power cut has torn.
+    On resume, rows whose `key` is past `last` are dropped first, so that the file tells one run.
+    So are lines that a full disk or a power cut has torn.
 
     Attributes:
         torn: numbers of the torn lines, from 1.
