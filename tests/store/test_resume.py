@@ -234,7 +234,7 @@ def test_resume_under_another_sign_is_refused(tmp_path):
     (tmp_path / "store.json").write_text(
         json.dumps(run | {"sign": "positive value = raised the validation loss"})
     )
-    with pytest.raises(StoreError, match="sign: stored 'positive value = raised"):
+    with pytest.raises(StoreError, match="says of its values 'positive value = raised"):
         ValueWriter.resume(tmp_path, RUN, step=0)
 
 
