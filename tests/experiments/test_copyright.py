@@ -170,12 +170,12 @@ def test_rank_counts_what_is_larger_and_half_of_what_is_equal():
     assert [rank(values, place) for place in range(6)] == [1, 5, 3, 3, 3, 6]
 
 
-def test_original_that_was_not_trained_on_is_an_error(root):
+def test_original_that_was_not_trained_on_is_an_error(small):
     class Original:
         doc_id = "documents.jsonl:no"
 
     with pytest.raises(DataError, match=r"no chunk of .documents\.jsonl:no. was trained on"):
-        places(LanguageRun(root / "runs" / "small" / "run"), Original())
+        places(LanguageRun(small.folder / "run"), Original())
 
 
 def test_summary_gives_median_mean_share_and_the_verdict():
