@@ -4,10 +4,11 @@ per-sample gradients.
 
 from inrun.ghost.buffers import GradientBuffers
 from inrun.ghost.compiled import CompiledProbes
+from inrun.ghost.errors import MixedSamplesError, UncoveredUseError
 from inrun.ghost.forward import ForwardRouteError, token_dots
 from inrun.ghost.modes import Substitute
 from inrun.ghost.tape import StreamingDots, Tape
-from inrun.ghost.uses import MixedSamplesError, UncoveredUseError, UseTracker
+from inrun.ghost.uses import UseTracker
 
 __all__ = [
     "CompiledProbes",

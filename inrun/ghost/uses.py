@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from inrun.ghost.arguments import rebuilder, tensors_of
 from inrun.ghost.backward import BACKWARDS, backward, inner_grad, makes_graph
+from inrun.ghost.errors import MixedSamplesError, Named, UncoveredUseError, uncovered
 from inrun.ghost.origin import Derived, Parameter
 from inrun.ghost.tape import Recorder
 from inrun.rules import OPERATIONS, Factor, Origin, find
@@ -27,14 +28,6 @@ from inrun.rules.registry import UNKNOWN, Call, NoRule, Operation
 _GRADIENT: Any = torch.Tensor.grad  # a descriptor, whatever the stubs say
 #: what ``p.grad = g`` calls
 SETS_GRADIENT = _GRADIENT.__set__
-
-
-class UncoveredUseError(RuntimeError):
-    """A trainable parameter is used by an operation that has no rule."""
-
-
-class MixedSamplesError(RuntimeError):
-    """An operation mixes the samples of the batch, so that a sample has no gradient of its own."""
 
 
 @dataclass
@@ -188,15 +181,14 @@ class UseTracker(TorchFunctionMode):
         version = leaves[0]._version
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor):
-            raise UncoveredUseError(self._message(func, origins, "returns several tensors"))
+            raise uncovered(func, _roots(origins), "returns several tensors", leaves)
         if not out.requires_grad:
             return out
         if entry.saves_output:  # the tap marks what it passes on as changed, so it gets a copy
             out = out.clone()
         if leaves[0]._version != version and not in_place:
-            raise UncoveredUseError(
-                self._message(func, origins, "overwrites its input; use the out-of-place form")
-            )
+            what = "overwrites its input; use the out-of-place form"
+            raise uncovered(func, _roots(origins), what, leaves)
         # constants and parameters do not change before the backward; what holds samples is saved by
         # autograd (and checkpointed with it)
         constants = [leaf.detach() if at in shared else None for at, leaf in enumerate(leaves)]
@@ -209,7 +201,8 @@ class UseTracker(TorchFunctionMode):
 
         def on_gradient(b: Tensor, leaves: list[Tensor]) -> None:
             for use in uses:
-                sink(name, use.origin, use.contribution(n, b, leaves))
+                with Named(func, use.origin.roots, [*leaves, b]):
+                    sink(name, use.origin, use.contribution(n, b, leaves))
 
         return _Tap.apply(out, on_gradient, constants, *saved)
 
@@ -232,7 +225,7 @@ class UseTracker(TorchFunctionMode):
             try:
                 uses.append(Use(origin, find(operation, call)))
             except NoRule:
-                raise UncoveredUseError(self._message(func, [origin], "has no rule")) from None
+                raise uncovered(func, origin.roots, "has no rule", leaves) from None
         return uses
 
     def _derive(self, func, args, kwargs, leaves, origins, out) -> None:
@@ -259,13 +252,6 @@ class UseTracker(TorchFunctionMode):
         for tensor in tensors_of((out,), {}):
             self.constants[tensor] = True
 
-    def _message(self, func, origins: list[Origin | None], what: str) -> str:
-        names = sorted({root for origin in origins if origin for root in origin.roots})
-        name = getattr(func, "__qualname__", None) or getattr(func, "__name__", str(func))
-        return (
-            f"parameter {', '.join(names)}: the operation {name} {what}, so its per-sample "
-            "gradient is unknown. Either add a rule (inrun.rules.rule), or use the universal "
-            "route, which needs none: Attributor(..., route='forward') with attr.batch(ids, "
-            "forward=lambda: loss), or leave the parameter out of the values by params='<regex "
-            "that does not match it>'."
-        )
+
+def _roots(origins: Iterable[Origin | None]) -> list[str]:
+    return [root for origin in origins if origin for root in origin.roots]

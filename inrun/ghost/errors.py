@@ -1,0 +1,78 @@
+"""What is refused by name: a use of a parameter without a rule, an operation that mixes samples."""
+
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+from torch.overrides import resolve_name
+
+#: ways that need no rule for the operation, said by every refusal of one
+WITHOUT_A_RULE = (
+    "Either add a rule (inrun.rules.rule), or use the universal route, which needs none: "
+    "Attributor(..., route='forward') with attr.batch(ids, forward=lambda: loss), or leave the "
+    "parameter out of the values by params='<regex that does not match it>'."
+)
+
+#: named already, or nothing that a rule could help
+_PASS_ON = (MemoryError, torch.OutOfMemoryError)
+
+
+class UncoveredUseError(RuntimeError):
+    """A trainable parameter is used by an operation that has no rule."""
+
+
+class MixedSamplesError(RuntimeError):
+    """An operation mixes the samples of the batch, so that a sample has no gradient of its own."""
+
+
+def name_of(operation) -> str:
+    """The operation as a user would call it, ``torch.nn.functional.linear``."""
+    try:
+        found = resolve_name(operation)
+    except (TypeError, AttributeError):
+        found = None
+    own = getattr(operation, "__qualname__", None) or getattr(operation, "__name__", None)
+    return found or str(own or operation).replace("_VariableFunctionsClass", "torch")
+
+
+def uncovered(
+    operation, roots: Iterable[str], what: str, tensors: Sequence[Tensor | None] = ()
+) -> UncoveredUseError:
+    """The refusal of one use: parameter, operation, what about it, shapes, and the ways out."""
+    names = ", ".join(sorted(set(roots)))
+    shapes = ", ".join(str(list(x.shape)) for x in tensors if x is not None)
+    return UncoveredUseError(
+        f"parameter {names}: the operation {name_of(operation)} "
+        + (f"of tensors {shapes} " if shapes else "")
+        + f"{what}, so its per-sample gradient is unknown. {WITHOUT_A_RULE}"
+    )
+
+
+class Named:
+    """Context in which a failure of a rule, in torch's words, becomes a refusal by name.
+
+    Args:
+        operation: whose rule runs.
+        roots: names of the parameters that the argument was made of.
+        tensors: of which the shapes are said.
+    """
+
+    def __init__(self, operation, roots: Iterable[str], tensors: Sequence[Tensor | None] = ()):
+        self.operation, self.roots, self.tensors = operation, roots, tensors
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error: BaseException | None, trace) -> None:
+        if isinstance(error, Exception) and not _is_ours(error):
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        words = str(error).splitlines()
+        what = f"could not be differentiated sample by sample ({words[0] if words else error!r})"
+        raise uncovered(self.operation, self.roots, what, self.tensors) from error
+
+
+def _is_ours(error: Exception) -> bool:
+    return isinstance(error, _PASS_ON) or type(error).__module__.startswith("inrun.")
