@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Recording,
         Replay,
         Tap,
+        Whole,
     )
     from inrun.methods import FirstOrder, Path, SecondOrder
     from inrun.store import ValueStore
@@ -35,6 +36,7 @@ __all__ = [
     "SecondOrder",
     "Tap",
     "ValueStore",
+    "Whole",
 ]
 
 _METHODS = ("FirstOrder", "Path", "SecondOrder")

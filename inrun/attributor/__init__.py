@@ -8,6 +8,7 @@ from inrun.attributor.processes import ProcessError, Processes
 from inrun.attributor.recording import Recording
 from inrun.attributor.result import StepResult
 from inrun.attributor.routes import Compiled, Forward, Fused, Replay, Route, Tap
+from inrun.attributor.whole import Whole
 
 __all__ = [
     "Attributor",
@@ -28,4 +29,5 @@ __all__ = [
     "Tap",
     "UnseenParameterError",
     "Valuation",
+    "Whole",
 ]

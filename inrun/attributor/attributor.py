@@ -43,8 +43,9 @@ class Attributor:
             list of them. The first one is what `last` shows.
         route: "tap" (a rule per operation; exact, the same bits as without values), "fused" or
             ``Fused(memory=...)`` (dots in the backward of linear layers and head; faster),
-            "replay" (keeps nothing, runs the batch once more), "forward" (any architecture), or
-            "compiled" (for models under torch.compile).
+            "replay" (keeps nothing, runs the batch once more), "forward" (any architecture),
+            "whole" (one sample per micro-batch, whatever the model), or "compiled" (for models
+            under torch.compile).
         store: folder for the values, or a `Recording`; None keeps only `last`.
         params: regular expression; only parameters whose name it finds are valued.
         every: value every k-th step only.

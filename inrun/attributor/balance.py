@@ -50,14 +50,19 @@ FACTOR_TOLERANCE = {
 }
 
 
-def gradient_norms(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Euclidean norm of each `.grad` that there is, as 0-dim float64 tensors, not waited for
+def gradient_norms(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Euclidean norm of each gradient, as 0-dim float64 tensors, not waited for
     (`inrun_kernels.backend`).
 
     Row by row first: over a million elements in one sum, fp32 on a CPU is off by 1e-4, which is as
     much as the factors may differ.
     """
-    return {name: _norm(p.grad) for name, p in parameters.items() if p.grad is not None}
+    return {name: _norm(real(g)) for name, g in gradients.items()}
+
+
+def real(x: Tensor) -> Tensor:
+    """The tensor, or that of a complex one's real and imaginary parts."""
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def _norm(g: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ def check_balance(
         return
     entries, tolerances = [], []
     for name in names:
-        V, g = directions[name].reshape(len(keys), -1), gradients[name]
+        V, g = real(directions[name]).reshape(len(keys), -1), real(gradients[name])
         none = torch.zeros(V.shape[0], 1, dtype=torch.float64, device=V.device)
         entries.append(_sides(g, V, c * dots[name] if name in dots else none))
         dtype = min(lowest, g.dtype, key=lambda dtype: torch.finfo(dtype).bits)

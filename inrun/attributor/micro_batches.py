@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from inrun.attributor.parameters import RandomState, TrackedParameters
 from inrun.attributor.processes import Processes
-from inrun.ghost import CompiledProbes, GradientBuffers, StreamingDots, Tape, UseTracker, token_dots
+from inrun.ghost import (
+    CompiledProbes,
+    GradientBuffers,
+    StreamingDots,
+    Tape,
+    UseTracker,
+    WholeGradients,
+    WholeRouteError,
+    WholeTape,
+    token_dots,
+)
 from inrun.ghost.backward import grad
 from inrun.rules.factors import SampleAxisError
 
@@ -88,12 +98,16 @@ class MicroBatches:
                 "axis 0. Give one id per sample, in the order of axis 0, and keep the samples the "
                 "leading axis (batch_first=True)"
             )
+        if isinstance(record, WholeTape) and record.spilled:
+            if forward is None:
+                raise WholeRouteError(out_of_memory(len(self.done), self.buffers.budget))
+            record = None
         self.done.append(MicroBatch(ids, record, forward, random))
 
     @contextmanager
     def _seen_by(self, record: Record | None) -> Iterator[None]:
         mode: AbstractContextManager = nullcontext()
-        if isinstance(record, CompiledProbes):
+        if isinstance(record, CompiledProbes | WholeGradients):
             mode = record
         elif record is not None:
             mode = UseTracker(self.parameters.by_name, self.parameters.constants, record)
@@ -110,7 +124,9 @@ class MicroBatches:
     def replayed(self, micro: MicroBatch, record: AnyRecord) -> AnyRecord:
         """The micro-batch once more, for another record; its gradient is thrown away."""
         with self.again(micro), self._seen_by(record), torch.enable_grad():
-            grad([micro.evaluate()], list(self.parameters.by_name.values()))
+            found = grad([micro.evaluate()], list(self.parameters.by_name.values()))
+        if isinstance(record, WholeGradients):
+            record.add_all(found)
         return record
 
     @contextmanager
@@ -202,12 +218,12 @@ class MicroBatches:
         found = [q for tape in self.tapes if (q := tape.squares(name)) is not None]
         return reduce(torch.add, found) if found else None
 
-    def replayed_squares(self, name: str) -> Tensor | None:
-        """The same from one more pass over each micro-batch, one tape at a time in memory."""
+    def squares(self, name: str, tape_of: Callable[[MicroBatch], Tape]) -> Tensor | None:
+        """The same from a tape for each micro-batch, one at a time in memory."""
         if self._squares is None:
             self._squares = {}
             for micro in self.done:
-                tape = self.replayed(micro, Tape(len(micro)))
+                tape = tape_of(micro)
                 for parameter in self.parameters.by_name:
                     q = tape.squares(parameter)
                     if q is not None:
@@ -224,3 +240,14 @@ class MicroBatches:
             for i, bad in zip(micro.ids, micro.record.non_finite())
             if bad
         ]
+
+
+def out_of_memory(kept: int, budget: int) -> str:
+    """What is said where a sample's gradient finds no place."""
+    return (
+        f"route='whole' keeps each sample's gradient until a direction is known, and after {kept} "
+        f"samples of this step its {budget / 2**20:.0f} MiB are used up. Give "
+        "attr.batch(ids, forward=lambda: <the loss>), and samples past it are run once more; or "
+        "allow more, route=Whole(memory=<bytes>); or choose a method that is known before the "
+        "backward (first_order), which keeps nothing"
+    )

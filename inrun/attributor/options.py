@@ -52,7 +52,7 @@ class Valuation:
     method: tuple[Method, ...] = (FirstOrder(),)
     "ways to value samples, by name or as objects; the first one is what `Attributor.last` shows"
     route: Route = field(default_factory=Tap)
-    "how the samples' parts of the gradient are found: tap, fused, replay, forward or compiled"
+    "how samples' parts of the gradient are found: tap, fused, replay, forward, compiled or whole"
     params: str | None = None
     "regular expression; only parameters whose name it finds are valued"
     every: int = 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from inrun.attributor.balance import gradient_norms
 from inrun.attributor.hooks import StepError
 from inrun.config import ConfigError
-from inrun.updates import PlainSGD, UnknownOptimizerError, Update, snapshots
+from inrun.updates import PlainSGD, SGDUpdate, UnknownOptimizerError, Update, snapshots
 
 
 class TrackedParameters:
@@ -121,8 +121,9 @@ class TrackedParameters:
         return float(self.owners[id(self.by_name[name])][1]["lr"])
 
     def gradients(self) -> dict[str, Tensor]:
-        """Name -> `.grad`, of those that have one."""
-        return {name: p.grad for name, p in self.by_name.items() if p.grad is not None}
+        """Name -> `.grad`, of those that have one; that of a sparse table is written out."""
+        found = ((name, p.grad) for name, p in self.by_name.items() if p.grad is not None)
+        return {name: g.to_dense() if g.layout != torch.strided else g for name, g in found}
 
     def loss_scale(self) -> float:
         """What a fused optimizer divides the gradient by in its own kernel: a loss scaler's scale.
@@ -146,15 +147,16 @@ class TrackedParameters:
 
     def moving(self) -> set[int]:
         """Ids of the optimizers that have a gradient of a tracked parameter to step with."""
-        return {id(self.owners[id(self.by_name[name])][0]) for name in self.gradients()}
+        return {id(self.owners[id(p)][0]) for p in self.by_name.values() if p.grad is not None}
 
     def norms(self) -> dict[str, Tensor]:
         """Name -> norm of `.grad`, not waited for (`balance.gradient_norms`)."""
-        return gradient_norms(self.by_name)
+        return gradient_norms(self.gradients())
 
     def gradient_versions(self) -> dict[str, tuple[int, int]]:
         """What tells, without a look at the numbers, that no gradient was written to."""
-        return {name: (id(g), g._version) for name, g in self.gradients().items()}
+        found = ((name, p.grad) for name, p in self.by_name.items() if p.grad is not None)
+        return {name: (id(g), g._version) for name, g in found}
 
     def updates(self, needed: bool) -> tuple[Mapping[str, Update], Mapping[str, Update]]:
         """The update rules as the optimizers' states stand now, and the rules ``lr * gradient``.
@@ -170,11 +172,19 @@ class TrackedParameters:
         plain = {name: PlainSGD(p, {}, owners[name][1]) for name, p in self.by_name.items()}
         try:
             places = {name: (o, self.by_name[name], group) for name, (o, group) in owners.items()}
-            return snapshots(places), plain
+            rules = snapshots(places)
         except UnknownOptimizerError:
             if needed:
                 raise
             return plain, plain  # the paper's formula needs lr only; drift is then not known
+        for name, rule in rules.items():
+            if self.by_name[name].is_complex() and not isinstance(rule, SGDUpdate):
+                raise UnknownOptimizerError(
+                    f"parameter {name} is complex, which {type(owners[name][0]).__name__} moves as "
+                    "pairs of real numbers; for that there is no update rule. Keep it as pairs, "
+                    "torch.view_as_complex(pairs) in the forward, or train it with SGD"
+                )
+        return rules, plain
 
 
 def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

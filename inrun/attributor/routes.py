@@ -4,7 +4,6 @@ A route is a frozen dataclass: its options, what it refuses, what it records of 
 how it answers with dot products. `@route` adds one.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,14 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from inrun.attributor.kept import Demand, enough, keeps_something, kept_until_known, late_methods
 from inrun.attributor.micro_batches import MicroBatches, Record
 from inrun.config import build_kind, require
 from inrun.ghost import CompiledProbes, GradientBuffers, StreamingDots, Tape
 from inrun.methods import Method
 from inrun.registry import Registry
-
-#: (what must hold, the message if it does not), for `inrun.config.require`
-Demand = tuple[object, str]
 
 ROUTES: Registry[str, type["Route"]] = Registry("route")
 
@@ -77,11 +74,6 @@ class Route:
         return build_kind(Route, ROUTES, value, where)
 
 
-def late_methods(methods: tuple[Method, ...]) -> list[str]:
-    """Names of those whose direction is known after the backward only."""
-    return [m.name for m in methods if not m.known_before]
-
-
 @route
 @dataclass(frozen=True)
 class Tap(Route):
@@ -118,22 +110,13 @@ class Fused(Route):
     fused_targets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        enough = self.memory is None or self.memory >= 0
-        require("route fused", (enough, f"memory={self.memory}: give bytes, 0 or more"))
+        require("route fused", enough(self.memory))
 
     def demands(self, methods: tuple[Method, ...], per_token: bool) -> list[Demand]:
-        return [
-            (
-                self.memory is None or late_methods(methods),
-                "Fused(memory=...) bounds what is kept until a direction is known, and "
-                f"{', '.join(m.name for m in methods)} keeps nothing: say route='fused'",
-            )
-        ]
+        return [keeps_something("Fused", self.memory, methods)]
 
     def buffers(self, device: torch.device, late: bool) -> GradientBuffers:
-        if not late:
-            return GradientBuffers(0)
-        return GradientBuffers(device_memory(device) // 4 if self.memory is None else self.memory)
+        return kept_until_known(self.memory, device, late)
 
     def record(self, passes: MicroBatches, n: int) -> Record:
         if passes.late:
@@ -174,7 +157,7 @@ class Replay(Route):
         )
 
     def squares(self, passes: MicroBatches, name: str) -> Tensor | None:
-        return passes.replayed_squares(name)
+        return passes.squares(name, lambda micro: passes.replayed(micro, Tape(len(micro))))
 
 
 @route
@@ -225,17 +208,3 @@ class Compiled(Route):
 
     def record(self, passes: MicroBatches, n: int) -> Record:
         return CompiledProbes(passes.parameters.by_name, passes.known, n)
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes that the device has.
-
-    Not those that are free: what is kept decides the order of sums, and a run's bits must not
-    depend on what else is running.
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system tells
-        return 8 << 30

@@ -237,11 +237,11 @@ class OpenStep:
             raise RuntimeError(
                 "interactions() are of samples in one process; train in a single one to see them"
             )
-        if not tapes:
+        if not tapes or len(tapes) < len(self.passes.done):
             raise RuntimeError(
                 "interactions() is called between the backward and optimizer.step(), with a method "
                 "whose direction is known after the backward (second_order, path), on a route that "
-                "keeps what it needs (tap, fused)"
+                "keeps what it needs (tap, fused, whole as long as its memory lasts)"
             )
         gradients, c = self.gradients_and_factor()
         step = self.view(gradients, c)

@@ -9,6 +9,7 @@ from inrun.ghost.forward import ForwardRouteError, token_dots
 from inrun.ghost.modes import Substitute
 from inrun.ghost.tape import StreamingDots, Tape
 from inrun.ghost.uses import UseTracker
+from inrun.ghost.whole import WholeDots, WholeGradients, WholeRouteError, WholeTape
 
 __all__ = [
     "CompiledProbes",
@@ -20,5 +21,9 @@ __all__ = [
     "Tape",
     "UncoveredUseError",
     "UseTracker",
+    "WholeDots",
+    "WholeGradients",
+    "WholeRouteError",
+    "WholeTape",
     "token_dots",
 ]

@@ -103,7 +103,7 @@ class Target:
             return found if lookups is None else lookups.add(inputs, found)
 
         found = self._whole(self._differentiate(leaves, once, here=at is None, outer=lookups))
-        gradients = {name: g for name, g in zip(leaves, found) if g is not None}
+        gradients = {name: g.to_dense() for name, g in zip(leaves, found) if g is not None}
         if not gradients:
             raise TargetError(
                 f"target {self.name!r}: the loss does not depend on the weights it was to be "
