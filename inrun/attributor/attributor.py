@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inrun.attributor.ids import ids_of
 from inrun.attributor.options import Intervals, Options
 from inrun.attributor.processes import Processes
 from inrun.attributor.recording import Recorder, Recording
@@ -113,12 +113,13 @@ class Attributor:
         """Around forward and backward of one micro-batch.
 
         Args:
-            ids: one integer per sample [n], in the order of axis 0.
+            ids: one per sample [n], in the order of axis 0: integers, strings or bytes. In the
+                store names have numbers, and stand in the column `id` of the samples.
             forward: evaluates the micro-batch's loss again and returns it; needed for
                 per_token=True, route="replay" and route="forward" only.
 
         Raises:
-            ValueError: ids are no integers [n], or `forward` is missing.
+            ValueError: ids are of another or of several types, or `forward` is missing.
             StoreError: the folder of `store` holds values already, and no state was loaded.
         """
         if self._closed:
@@ -128,7 +129,7 @@ class Attributor:
                 "per_token=True, route='replay' and route='forward' need attr.batch(ids, "
                 "forward=lambda: <the loss that is backpropagated>)"
             )
-        with self._steps.micro_batch(_integers(ids), forward):
+        with self._steps.micro_batch(ids_of(ids), forward):
             yield
 
     def annotate(self, **columns: float | int | None) -> None:
@@ -228,17 +229,3 @@ class Attributor:
         self._closed = True
         self._steps.hooks.remove()
         self._steps.drop()
-
-
-def _integers(ids) -> np.ndarray:
-    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
-    if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"ids must be integers, one per sample [n], not {array.dtype} of shape {array.shape}"
-        )
-    if array.max() > np.iinfo(np.int64).max:
-        raise ValueError(
-            f"ids are kept as int64, {array.max()} is past 2^63 - 1. Next: cut hashes to 63 bits, "
-            "`ids >> 1`"
-        )
-    return array.astype(np.int64)

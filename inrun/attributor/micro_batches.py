@@ -231,13 +231,13 @@ class MicroBatches:
                         self._squares[parameter] = q if before is None else before + q
         return self._squares.get(name)
 
-    def non_finite(self) -> list[int]:
+    def non_finite(self) -> list[int | str | bytes]:
         """Ids of the samples of which a record holds NaN or infinity."""
         return [
-            int(i)
+            i
             for micro in self.done
             if micro.record is not None
-            for i, bad in zip(micro.ids, micro.record.non_finite())
+            for i, bad in zip(micro.ids.tolist(), micro.record.non_finite())
             if bad
         ]
 

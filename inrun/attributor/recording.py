@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from inrun.attributor.ids import Numbering
 from inrun.attributor.processes import Processes
 from inrun.attributor.result import StepResult
 from inrun.config import require
@@ -25,7 +26,8 @@ class Recording:
     path: str | Path
     "folder of the store"
     samples: pa.Table | None = None
-    "what is known of the samples (`sample_id`, domain, ...); copied into the store"
+    """what is known of the samples (`sample_id`, domain, ...); copied into the store. `sample_id`
+    are what `batch` is given, integers or names"""
     about: Mapping[str, Any] | None = None
     "entries for the store's store.json: config, corpus_digest, git_revision"
     flush_every: int = 200
@@ -49,6 +51,7 @@ class Recorder:
         self.recording, self.processes = recording, processes
         self.about = {**about, **((recording.about if recording else None) or {})}
         self.writer: ValueWriter | None = None
+        self.numbering = Numbering(processes)
         self._annotations: dict[str, float | int | None] = {}
 
     def open(self, resume_at: int | None = None) -> None:
@@ -68,8 +71,19 @@ class Recorder:
             return ValueWriter.resume(recording.path, self.about, resume_at, *said)
 
         self.writer = self.processes.one_by_one(writer)
-        if recording.samples is not None and self.processes.leads:
-            self.writer.samples(recording.samples)
+        if resume_at is not None:
+            self._load_names()
+        if recording.samples is not None:
+            samples = self.numbering.numbered(recording.samples)
+            if self.processes.leads:
+                self.writer.samples(samples)
+
+    def _load_names(self) -> None:
+        """The numbers that names have in the store."""
+        with ValueStore(self.writer.path) as store:
+            rows = store.names()
+        self.numbering.load(rows["id"].to_pylist(), rows["sample_id"].to_pylist())
+        self.numbering.kept(self.numbering.known)
 
     @property
     def for_all(self) -> ValueWriter | None:
@@ -89,14 +103,17 @@ class Recorder:
         """
         if not self.writer:
             return
+        ids = self.numbering.numbers(result.ids)
+        if names := self.numbering.to_keep(result.ids):
+            self.writer.names(result.step, [self.numbering.known[name] for name in names], names)
         for target in dict.fromkeys(target for _, target in result.values):
             columns = {m.name: result.values[m.name, target].cpu().numpy() for m in methods}
-            self.writer.terms(result.step, result.ids, target, columns)
+            self.writer.terms(result.step, ids, target, columns)
             for m in methods:
                 if (m.name, target) in result.tokens:
                     parts = result.tokens[m.name, target]
                     rows = [row for part in parts for row in part.cpu().numpy()]
-                    self.writer.tokens(result.step, result.ids, target, m.name, rows)
+                    self.writer.tokens(result.step, ids, target, m.name, rows)
         if not self.processes.leads:
             return
         row = {"step": result.step, "lr": lr, "clip": result.clip}

@@ -12,7 +12,8 @@ class StepResult:
 
     Attributes:
         step: number of optimizer steps before this one.
-        ids: sample ids [n] of this process, all micro-batches in order.
+        ids: sample ids [n] of this process as they were given, all micro-batches in order: int64,
+            or objects that are str or bytes.
         values: (method, target) -> float64 [n], positive = lowered the target's loss.
         per_parameter: (method, target) -> {parameter name: float64 [n]}; the parts of `values`.
             Empty on the universal route.

@@ -49,6 +49,7 @@ class Steps:
             self.refuse_half_a_step()
             self.recorder.open()
             self.open = self._begin()
+        self.recorder.numbering.check(ids)
         try:
             with self.open.micro_batch(ids, forward):
                 yield

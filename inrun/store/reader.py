@@ -174,6 +174,15 @@ class ValueStore:
         """
         return self._tables.sql(query)
 
+    def names(self) -> pa.Table:
+        """sample_id, id: the numbers of the samples that were given a name; by number."""
+        described = self._tables.has("samples")
+        if not described or "id" not in self.sql("SELECT * FROM samples LIMIT 0").column_names:
+            return pa.table(
+                {"sample_id": pa.array([], pa.int64()), "id": pa.array([], pa.string())}
+            )
+        return self.sql("SELECT sample_id, id FROM samples ORDER BY sample_id")
+
     def verify(self) -> int:
         """Read every part and check its checksums. Returns the number of parts; StoreError names a
         damaged one.

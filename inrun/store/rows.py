@@ -67,6 +67,16 @@ def token_rows(
     return pa.Table.from_arrays(arrays, schema=schema.TOKENS_SCHEMA)
 
 
+def name_rows(step: int, sample_ids: ArrayLike, names: Sequence[str | bytes]) -> pa.Table:
+    """Rows of `names`: the name of each sample id [n]."""
+    ids = _ids(sample_ids, f"names of step {step}")
+    if len(names) != len(ids):
+        raise StoreError(f"names of step {step}: {len(ids)} sample ids but {len(names)} names.")
+    return pa.table(
+        {"step": np.full(len(ids), step, np.int64), "sample_id": ids, "id": list(names)}
+    )
+
+
 def step_row(row: Mapping[str, Any], columns: pa.Schema) -> pa.Table:
     """A row of `steps`, in the columns of the store's first row."""
     if set(row) != set(columns.names):

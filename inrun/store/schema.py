@@ -6,6 +6,7 @@
     ledger/rank0000-...                          step, target, method: the drop, and who has it
     tokens/rank0000-...                          step, sample_id, target, method, token by token
     samples/samples.parquet                      of a sample: domain, kind, documents
+    names/rank0000-...                           sample_id, id: the names of samples that have some
 
 A part is named after the first and the last step in it. Every `*.parquet` and `store.json` is
 whole, whenever its writer was killed (`inrun.files`).
@@ -36,7 +37,7 @@ from inrun.store.parts import StoreError
 SCHEMA_VERSION = 1
 STORE_FILE = "store.json"
 FORMER_FILE = "run.json"  # its name before it was distinguished from a run's own run.json
-TABLES = ("terms", "steps", "ledger", "tokens", "samples")
+TABLES = ("terms", "steps", "ledger", "tokens", "samples", "names")
 VALUE = pa.float32()
 
 # What a run says of itself: the first two must be given, the others have these defaults.

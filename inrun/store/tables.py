@@ -87,6 +87,10 @@ class Tables:
             )
 
     def has(self, table: str) -> bool:
+        """Whether there are rows; a sample that has a name is described by it."""
+        return self._has_parts(table) or (table == "samples" and self._has_parts("names"))
+
+    def _has_parts(self, table: str) -> bool:
         return next((self.store / table).glob("*.parquet"), None) is not None
 
     def why_missing(self, table: str) -> str:
@@ -116,15 +120,13 @@ class Tables:
         query.
         """
         for table in schema.TABLES:
-            if table in self._views or not self.has(table):
+            if table in self._views or not self._has_parts(table):
                 continue
-            # Without hive_partitioning = false a folder like `lr=0.1` above the store would become
-            # a column.
-            files = text(_without_globs(self._root / table) + "/*.parquet")
-            self._connection.execute(
-                f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM read_parquet({files}, "
-                "hive_partitioning = false)"
-            )
+            rows = self._rows_of(table)
+            self._connection.execute(f"CREATE OR REPLACE VIEW {table} AS {rows}")
+            if table == "names":
+                own = self._rows_of("samples") if self._has_parts("samples") else None
+                self._connection.execute(f"CREATE OR REPLACE VIEW samples AS {with_names(own)}")
             if table == "terms":
                 sums = " UNION ALL ".join(
                     f"SELECT sample_id, target, {text(method)} AS method, "
@@ -134,6 +136,13 @@ class Tables:
                 )
                 self._connection.execute(f'CREATE OR REPLACE VIEW "values" AS {sums}')
             self._views.add(table)
+
+    def _rows_of(self, table: str) -> str:
+        """The query for all rows of a table's parts."""
+        files = text(_without_globs(self._root / table) + "/*.parquet")
+        # Without hive_partitioning = false a folder like `lr=0.1` above the store would become a
+        # column.
+        return f"SELECT * FROM read_parquet({files}, hive_partitioning = false)"
 
     def _find_damage(self, error: duckdb.Error) -> None:
         try:
@@ -159,3 +168,14 @@ def _without_globs(path: Path) -> str:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def with_names(samples: str | None) -> str:
+    """The query for the rows of `samples`, and those of the samples of which only the name is
+    known.
+    """
+    names = "SELECT DISTINCT sample_id, id FROM names"
+    if samples is None:
+        return names
+    new = f"{names} WHERE sample_id NOT IN (SELECT sample_id FROM ({samples}))"
+    return f"{samples} UNION ALL BY NAME {new}"

@@ -22,9 +22,9 @@ from inrun.store import forgotten, parts, schema
 from inrun.store.agreement import check_agreement, generation, run_of_rank_zero
 from inrun.store.buffer import Buffer
 from inrun.store.parts import StoreError
-from inrun.store.rows import ledger_row, sample_table, step_row, term_rows, token_rows
+from inrun.store.rows import ledger_row, name_rows, sample_table, step_row, term_rows, token_rows
 
-_STEPPED = ("terms", "steps", "ledger", "tokens")
+_STEPPED = ("terms", "steps", "ledger", "tokens", "names")
 
 
 class ValueWriter:
@@ -156,6 +156,10 @@ class ValueWriter:
         """
         rows = token_rows(self.run, step, sample_ids, target, method, values)
         self._append("tokens", step, (target, method), rows)
+
+    def names(self, step: int, sample_ids: ArrayLike, names: Sequence[str | bytes]) -> None:
+        """Names of samples, at the step in which this rank first uses them; readers' `id`."""
+        self._append("names", step, (), name_rows(step, sample_ids, names))
 
     def steps(self, row: Mapping[str, float | int | None]) -> None:
         """One training step: the columns of `schema.STEPS_FIXED`, and numbers of your own, the same
