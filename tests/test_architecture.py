@@ -24,7 +24,7 @@ FLOORS = [
     ["inrun.methods", "inrun.ghost"],
     ["inrun.attributor"],
     ["inrun.train", "inrun.baselines", "inrun.integrations", "inrun.conformance"],
-    ["inrun.command", "inrun.__main__", "experiments", "notebooks"],
+    ["inrun.command", "inrun.report", "inrun.__main__", "experiments", "notebooks"],
 ]
 LEVEL = {package: level for level, packages in enumerate(FLOORS) for package in packages}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from inrun.command import doctor, export, questions, texts, training
+from inrun.command import doctor, export, questions, report, texts, training
 
 app = typer.Typer(
     name="inrun",
@@ -14,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (training, questions, texts, export, doctor):
+for module in (training, report, questions, texts, export, doctor):
     module.register(app)
 
 

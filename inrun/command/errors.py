@@ -11,6 +11,7 @@ from rich.console import Console
 from inrun.attributor import BalanceError, NonFiniteError, ProcessError
 from inrun.config import ConfigError
 from inrun.data.errors import DataError
+from inrun.report import ReportError
 from inrun.store import StoreError
 from inrun.train import CheckpointError, Interrupted, NonFiniteLossError, RunFolderError
 from inrun.train.precision import PrecisionError
@@ -26,6 +27,7 @@ EXPECTED = (
     OSError,
     PrecisionError,
     ProcessError,
+    ReportError,
     RunFolderError,
     StoreError,
     duckdb.Error,
