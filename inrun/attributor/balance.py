@@ -193,18 +193,30 @@ def check_forward_balance(
 
 
 def check_seen(norms: Mapping[str, float], seen: set[str]) -> None:
-    """Every parameter with a gradient was used under our eyes.
+    """Every parameter with a gradient was used under our eyes, and the other way round.
 
     Raises:
-        UnseenParameterError
+        UnseenParameterError, BalanceError
     """
+    if lost := sorted(seen - norms.keys()):
+        raise BalanceError(
+            f"parameter {shown(lost)}: the samples have a part in its gradient, but it has no "
+            ".grad (any more). backward(inputs=...), an optimizer that steps in the backward "
+            "(post-accumulate-grad hooks), or p.grad = None takes it away. Let loss.backward() "
+            "fill .grad, zero it after optimizer.step(), and leave a parameter that is not to be "
+            "moved out by requires_grad_(False)"
+        )
     unseen = [name for name, norm in norms.items() if name not in seen and norm != 0]
     if unseen:
-        shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
         raise UnseenParameterError(
-            f"parameter {shown}: it has a gradient but no use of it was seen inside `with "
+            f"parameter {shown(unseen)}: it has a gradient but no use of it was seen inside `with "
             "attr.batch(...)`. Forward and loss.backward() of the micro-batch must both run inside "
             "the block, and not inside torch.compile; a gradient from torch.autograd.grad that is "
             "put into .grad is not seen. Or leave the parameter out of the values by params="
             "'<regex that does not match it>'."
         )
+
+
+def shown(names: list[str]) -> str:
+    """The first five of them."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

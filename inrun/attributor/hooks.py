@@ -1,6 +1,7 @@
 """Hooks on the optimizers' steps: before the weights move, and when all that were valued have."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,8 +29,18 @@ class StepHooks:
     ):
         self._before, self._after = before, after
         self.awaited: set[int] = set()
+        self._closed = False
         self._handles = [o.register_step_pre_hook(self._pre) for o in optimizers]
         self._handles += [o.register_step_post_hook(self._post) for o in optimizers]
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Around a micro-batch: no step is taken in here."""
+        self._closed = True
+        try:
+            yield
+        finally:
+            self._closed = False
 
     def _pre(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -39,6 +50,12 @@ class StepHooks:
                 "be those of another gradient. Call the closure yourself inside `with "
                 "attr.batch(ids)`, then optimizer.step() without it (in Lightning: "
                 "automatic_optimization = False)"
+            )
+        if self._closed:
+            raise StepError(
+                "optimizer.step() was called inside `with attr.batch(...)`, before the samples' "
+                "values are known. Step after the block; an optimizer that steps in the backward "
+                "(post-accumulate-grad hooks) cannot be valued"
             )
         if not self.awaited:
             with torch.no_grad():

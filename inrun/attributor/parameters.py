@@ -3,7 +3,7 @@ them.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +62,7 @@ class TrackedParameters:
 
     def find_owners(self) -> dict[int, tuple[torch.optim.Optimizer, dict]]:
         """id of a parameter -> its optimizer and parameter group."""
-        return {
-            id(p): (o, group)
-            for o in self.optimizers
-            for group in o.param_groups
-            for p in group["params"]
-        }
+        return {id(p): (o, group) for o, group, p in held(self.optimizers)}
 
     def track(self, model: nn.Module, pattern: str | None) -> dict[str, Tensor]:
         """Name -> parameter, of those that are valued."""
@@ -100,8 +95,7 @@ class TrackedParameters:
 
     def _refuse_foreign(self, model: nn.Module) -> None:
         own = {id(p) for p in model.parameters()}
-        groups = (group for o in self.optimizers for group in o.param_groups)
-        foreign = [p for group in groups for p in group["params"] if id(p) not in own]
+        foreign = [p for _, _, p in held(self.optimizers) if id(p) not in own]
         moved = [tuple(p.shape) for p in foreign if p.requires_grad]
         if moved:
             raise ConfigError(
@@ -110,6 +104,32 @@ class TrackedParameters:
                 "missing. Give one module that holds all, such as nn.ModuleList([encoder, head]); "
                 "or say params='.' to value the parameters of this model alone"
             )
+
+    def refuse_unvalued(self, gradient: bool) -> None:
+        """StepError if the optimizers hold a parameter of which no value tells: it requires a
+        gradient since the step began, or, where it has a `gradient`, it does not and is moved.
+        """
+        tracked, owners = {id(p) for p in self.by_name.values()}, self.find_owners()
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        for o, group, p in held(self.optimizers):
+            name = names.get(id(p))
+            left_out = self.pattern is not None and not (name and re.search(self.pattern, name))
+            if id(p) in tracked or left_out:
+                continue
+            told = f"parameter {name}" if name else f"a parameter of shape {tuple(p.shape)}"
+            if p.requires_grad and name and id(p) in owners and not gradient:
+                raise StepError(
+                    f"{told} requires a gradient since the step's first micro-batch, and did not "
+                    "before: a part of its gradient would be nobody's. Freeze, unfreeze and add "
+                    "groups between steps, after optimizer.step() and zero_grad()"
+                )
+            if gradient and p.grad is not None and moves(o, p, group):
+                raise StepError(
+                    f"{told} is not valued (it required no gradient when the step began), but has "
+                    "a .grad, and the optimizer is about to move it by that. Say p.grad = None "
+                    "where you freeze it (zero_grad(set_to_none=True)), or freeze and unfreeze "
+                    "between steps"
+                )
 
     @property
     def device(self) -> torch.device:
@@ -187,6 +207,27 @@ class TrackedParameters:
         return rules, plain
 
 
+def held(
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> Iterator[tuple[torch.optim.Optimizer, dict, Tensor]]:
+    """Every parameter of the optimizers, with its optimizer and group."""
+    for o in optimizers:
+        for group in o.param_groups:
+            for p in group["params"]:
+                yield o, group, p
+
+
+def moves(optimizer: torch.optim.Optimizer, p: Tensor, group: dict) -> bool:
+    """Whether the optimizer's step will change a parameter that has a gradient."""
+    assert p.grad is not None
+    if bool((p.grad != 0).any()):
+        return True
+    try:
+        return bool((snapshots({"": (optimizer, p, group)})[""].zero() != 0).any())
+    except UnknownOptimizerError:
+        return bool(optimizer.state.get(p) or group.get("weight_decay"))
+
+
 def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer inside a wrapper that has no hooks of its own, as accelerate's."""
     while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
@@ -197,6 +238,11 @@ def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
                 "optimizer inside the wrapper"
             )
         optimizer = inner
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError(
+            "LBFGS evaluates the loss several times within a step, so that no gradient is that of "
+            "the step and no sample has a value; train with another optimizer"
+        )
     return optimizer
 
 

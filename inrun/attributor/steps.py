@@ -49,9 +49,11 @@ class Steps:
             self.refuse_half_a_step()
             self.recorder.open()
             self.open = self._begin()
+        elif self.open.valued:
+            self.setting.parameters.refuse_unvalued(gradient=False)
         self.recorder.numbering.check(ids)
         try:
-            with self.open.micro_batch(ids, forward):
+            with self.hooks.closed(), self.open.micro_batch(ids, forward):
                 yield
         except BaseException:
             if self.open and self.open.valued:
@@ -85,6 +87,7 @@ class Steps:
             if step.valued and not step.passes.done:
                 return set()
             if step.valued:
+                parameters.refuse_unvalued(gradient=True)
                 self._value(step)
             self.number += 1
             return parameters.moving() if step.valued else set()

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from inrun import Attributor
-from inrun.attributor import StepError
+from inrun.attributor import BalanceError, StepError
 from inrun.updates import AdamUpdate, UnknownOptimizerError, register
 from inrun.updates.base import RULES
 from tests.support import per_sample
-from tests.support.regression import Case, N
+from tests.support.regression import LR, Case, N
 
 
 def test_a_layer_that_is_unfrozen_between_steps_is_valued_from_then_on():
@@ -207,3 +207,43 @@ def test_the_optimizer_inside_a_wrapper_is_found():
     assert per_sample.relative_error(case.step(attr, optimizer), expected) < 1e-12
     with pytest.raises(ValueError, match="give the optimizer inside the wrapper"):
         Attributor(case.model, Wrapper(None), {"val": case.target})
+
+
+def test_an_optimizer_that_steps_in_the_backward_is_refused_by_name():
+    case = Case()
+    each = {p: torch.optim.SGD([p], lr=LR) for p in case.model.parameters()}
+
+    def step_now(p):
+        each[p].step()
+        each[p].zero_grad()
+
+    attr = Attributor(case.model, list(each.values()), {"val": case.target})
+    handles = [p.register_post_accumulate_grad_hook(step_now) for p in each]
+    with pytest.raises(StepError, match=r"post-accumulate-grad hooks"), attr.batch(range(N)):
+        case.loss().backward()
+    attr.close()
+    for handle in handles:
+        handle.remove()
+
+
+def test_a_gradient_that_is_taken_away_or_not_asked_for_is_refused():
+    case = Case()
+    optimizer = case.sgd()
+    attr = Attributor(case.model, optimizer, {"val": case.target})
+    with attr.batch(range(N)):
+        case.loss().backward(inputs=[case.model[2].weight])
+    with pytest.raises(BalanceError, match=r"2\.bias: the samples have a part"):
+        optimizer.step()
+    optimizer.zero_grad()
+    with attr.batch(range(N)):
+        case.loss().backward()
+    case.model[0].zero_grad()
+    with pytest.raises(BalanceError, match=r"0\.bias, 0\.weight: the samples have a part"):
+        optimizer.step()
+
+
+def test_lbfgs_is_refused_with_the_reason():
+    case = Case()
+    optimizer = torch.optim.LBFGS(case.model.parameters())
+    with pytest.raises(ValueError, match="several times within a step"):
+        Attributor(case.model, optimizer, {"val": case.target})
