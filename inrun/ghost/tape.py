@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from inrun.ghost.buffers import GradientBuffers
+from inrun.ghost.origin import dots_of
 from inrun.rules import Factor, Origin, Sink
-from inrun.rules.factors import wide
 
 
 class Recorder(Sink):
@@ -72,11 +72,8 @@ class StreamingDots(Recorder):
     def take(self, origin: Origin, factor: Factor) -> None:
         for root in origin.roots:
             if root in self.directions:
-                add_dots(
-                    self.by_parameter,
-                    root,
-                    factor.dots(wide(origin.jvp(root, self.directions[root]))),
-                )
+                V = self.directions[root]
+                add_dots(self.by_parameter, root, dots_of(origin, root, factor, V, self.n))
 
     def directions_for(self, origin: Origin) -> Tensor | None:
         (root,) = origin.roots
@@ -128,7 +125,8 @@ class Tape(Recorder):
         for origin, factor in self.entries:
             for root in origin.roots:
                 if root in directions:
-                    add_dots(totals, root, factor.dots(wide(origin.jvp(root, directions[root]))))
+                    V = directions[root]
+                    add_dots(totals, root, dots_of(origin, root, factor, V, self.n))
         return totals
 
     def dense(self, root: str, i: int) -> Tensor | None:

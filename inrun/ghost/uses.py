@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from inrun.ghost.arguments import rebuilder, tensors_of
 from inrun.ghost.backward import BACKWARDS, backward, inner_grad, makes_graph
 from inrun.ghost.errors import MixedSamplesError, Named, UncoveredUseError, uncovered
-from inrun.ghost.origin import Derived, Parameter
+from inrun.ghost.origin import Parameter, derive
 from inrun.ghost.tape import Recorder
 from inrun.rules import OPERATIONS, Factor, Origin, find
 from inrun.rules.registry import UNKNOWN, Call, NoRule, Operation
@@ -124,9 +124,7 @@ class UseTracker(TorchFunctionMode):
             return func(*args, **kwargs)
         shared = {at for at, leaf in enumerate(leaves) if origins[at] or leaf in self.constants}
         if len(shared) == len(leaves):
-            out = func(*args, **kwargs)
-            self._derive(func, args, kwargs, leaves, origins, out)
-            return out
+            return self._derived(func, args, kwargs, origins)
         if entry.fused is not None and (self.recorder.fused or entry.same_bits):
             out = entry.fused(self, *args, **kwargs)
             if out is not None:
@@ -228,25 +226,17 @@ class UseTracker(TorchFunctionMode):
                 raise uncovered(func, origin.roots, "has no rule", leaves) from None
         return uses
 
-    def _derive(self, func, args, kwargs, leaves, origins, out) -> None:
-        rebuild = rebuilder(args, kwargs)
-        for index, tensor in enumerate(tensors_of((out,), {})):
-            if (
-                id(tensor) in self.origins
-            ):  # the operation gave its argument back (.to(same dtype), .contiguous())
-                continue
-            if tensor.requires_grad and tensor.is_floating_point():
-                self.origins[id(tensor)] = Derived(
-                    func,
-                    rebuild,
-                    leaves,
-                    origins,
-                    tensor,
-                    index if not isinstance(out, Tensor) else None,
-                )
-                self.alive.append(tensor)
+    def _derived(self, func: Callable, args: tuple, kwargs: dict, origins: list) -> Any:
+        """What an operation makes of parameters and constants alone."""
+        out, made = derive(func, args, kwargs, origins)
+        for tensor, origin in made:
+            if origin is None:
+                self.origins.pop(id(tensor), None)
+                self.constants[tensor] = True
             else:
-                self._mark_constant(tensor)
+                self.origins[id(tensor)] = origin
+                self.alive.append(tensor)
+        return out
 
     def _mark_constant(self, out) -> None:
         for tensor in tensors_of((out,), {}):

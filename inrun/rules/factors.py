@@ -41,8 +41,25 @@ def token_rows(x: Tensor, n: int) -> Tensor:
 
 
 def wide(x: Tensor) -> Tensor:
-    """The tensor in the dtype that dots are accumulated in."""
-    return x if x.dtype == torch.float64 else x.float()
+    """The tensor in the precision that dots are accumulated in; complex numbers stay complex."""
+    if x.dtype in (torch.float64, torch.complex128):
+        return x
+    return x.to(torch.complex64) if x.is_complex() else x.float()
+
+
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in the precision of `dtype`; complex numbers stay complex, and real ones real."""
+    return x.to(dtype.to_complex() if x.is_complex() else dtype.to_real())
+
+
+def as_real(x: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones: ``Re <conj(g), V>`` is the product of the pairs."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def real_dot(g: Tensor, V: Tensor) -> Tensor:
+    """``<g, V_k>``: g [*shape], V [k, *shape] -> [k]."""
+    return (as_real(g) * as_real(V)).flatten(1).sum(1)
 
 
 class Factor:
@@ -136,7 +153,7 @@ class Dense(Factor):
     g: Tensor
 
     def dots(self, V: Tensor) -> Tensor:
-        return inrun_kernels.sample_dots(self.g, V)
+        return inrun_kernels.sample_dots(as_real(self.g), as_real(V))
 
     def dense(self, i: int) -> Tensor:
         return wide(self.g[i])
@@ -154,7 +171,8 @@ class Aligned(Factor):
     g: Tensor
 
     def dots(self, V: Tensor) -> Tensor:
-        return (wide(self.g) * V).reshape(V.shape[0], self.g.shape[0], -1).sum(-1)
+        products = as_real(wide(self.g)) * as_real(V)
+        return products.reshape(V.shape[0], self.g.shape[0], -1).sum(-1)
 
     def dense(self, i: int) -> Tensor:
         out = torch.zeros_like(wide(self.g))
