@@ -46,6 +46,11 @@ def out_of_place(operation: Callable) -> Callable:
     return on_a_copy
 
 
+def blank(x: Tensor) -> Tensor:
+    """A tensor of the same shape, dtype and device that takes no memory, of zeros."""
+    return x.new_zeros(()).expand(x.shape)
+
+
 class Draws:
     """Which random numbers an operation drew, to draw them again.
 
@@ -113,9 +118,21 @@ class Again:
 
         Under autocast they may be of several dtypes, which the operation alone would not take.
         """
+        leaves = [x.contiguous() if _overlaps(x) else x for x in self.leaves]
         if self.draws.any:
-            return list(self.leaves)
-        return [wide(x) if x.is_floating_point() else x for x in self.leaves]
+            return leaves
+        return [wide(x) if x.is_floating_point() else x for x in leaves]
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether several places are one number, as in an expanded tensor; it takes no tangent."""
+    return any(not stride and size > 1 for stride, size in zip(x.stride(), x.shape))
+
+
+def saves_its_result(out: Tensor) -> bool:
+    """Whether the backward of what gave `out` needs `out` itself, as that of exp and pow does."""
+    saved = ("_saved_result", "_saved_out")
+    return any(name.startswith(saved) for name in dir(out.grad_fn))
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.overrides import resolve_name
 
+from inrun.rules.registry import NoRule
+
 #: ways that need no rule for the operation, said by every refusal of one
 WITHOUT_A_RULE = (
     "Either add a rule (inrun.rules.rule), or use the universal route, which needs none: "
@@ -65,6 +67,8 @@ class Named:
         pass
 
     def __exit__(self, kind, error: BaseException | None, trace) -> None:
+        if isinstance(error, NoRule):
+            raise uncovered(self.operation, self.roots, "has no rule", self.tensors) from None
         if isinstance(error, Exception) and not _is_ours(error):
             self._refuse(error)
 

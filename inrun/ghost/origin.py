@@ -19,7 +19,7 @@ from inrun.ghost.again import Again, Draws, writes_first
 from inrun.ghost.arguments import tensors_of
 from inrun.ghost.backward import dual_level
 from inrun.ghost.errors import Named, uncovered
-from inrun.rules import Factor, Origin
+from inrun.rules import Factor, Operation, Origin
 from inrun.rules.factors import in_dtype, real_dot, wide
 
 
@@ -126,6 +126,20 @@ class Derived(Origin):
 
     def _named(self) -> Named:
         return Named(self.again.operation, self.roots, self.again.leaves)
+
+
+def takes_no_data(
+    operation: Callable, entry: Operation, args: tuple, leaves: list[Tensor], shared: set[int]
+) -> bool:
+    """Whether a call is a function of weights alone, although a tensor of the batch goes in: of its
+    shape or dtype, or as the place of one row.
+    """
+    others = [leaf for at, leaf in enumerate(leaves) if at not in shared]
+    if entry.likeness:
+        return 0 in shared
+    if operation is torch.Tensor.__getitem__:
+        return 0 in shared and all(leaf.dim() == 0 for leaf in others)
+    return entry.places and not any(x.is_floating_point() or x.is_complex() for x in others)
 
 
 def derive(

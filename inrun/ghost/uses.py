@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from inrun.ghost.again import blank, out_of_place, saves_its_result, writes_first
 from inrun.ghost.arguments import rebuilder, tensors_of
 from inrun.ghost.backward import BACKWARDS, backward, inner_grad, makes_graph
 from inrun.ghost.errors import MixedSamplesError, Named, UncoveredUseError, uncovered
-from inrun.ghost.origin import Parameter, derive
+from inrun.ghost.origin import Parameter, derive, takes_no_data
 from inrun.ghost.tape import Recorder
 from inrun.rules import OPERATIONS, Factor, Origin, find
 from inrun.rules.registry import UNKNOWN, Call, NoRule, Operation
@@ -123,7 +124,7 @@ class UseTracker(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         shared = {at for at, leaf in enumerate(leaves) if origins[at] or leaf in self.constants}
-        if len(shared) == len(leaves):
+        if len(shared) == len(leaves) or takes_no_data(func, entry, args, leaves, shared):
             return self._derived(func, args, kwargs, origins)
         if entry.fused is not None and (self.recorder.fused or entry.same_bits):
             out = entry.fused(self, *args, **kwargs)
@@ -173,28 +174,36 @@ class UseTracker(TorchFunctionMode):
         shared: set[int],
     ) -> Tensor:
         """The operation's own result, with a tap on the gradient that comes back to it."""
-        operation = func if entry.out_of_place is None else entry.out_of_place
-        in_place = entry.out_of_place is not None
+        operation, before = func, None
+        if writes_first(func):
+            operation = entry.out_of_place or out_of_place(func)
+            before = blank(leaves[0]) if entry.keeps_nothing else leaves[0].clone()
         uses = self._uses(func, operation, args, kwargs, leaves, origins, shared)
         version = leaves[0]._version
         out = func(*args, **kwargs)
-        if not isinstance(out, Tensor):
+        written = leaves[0] if before is not None and out is None else out
+        if not isinstance(written, Tensor):
             raise uncovered(func, _roots(origins), "returns several tensors", leaves)
-        if not out.requires_grad:
+        if not written.requires_grad:
             return out
-        if entry.saves_output:  # the tap marks what it passes on as changed, so it gets a copy
-            out = out.clone()
-        if leaves[0]._version != version and not in_place:
+        if written.dim() == 0 and self.recorder.n > 1:
+            what = "gives one number for the whole batch; add up after it (reduction='none')"
+            raise uncovered(func, _roots(origins), what, leaves)
+        if entry.saves_output or (entry is UNKNOWN and saves_its_result(written)):
+            if before is not None:
+                what = "overwrites what its backward needs; use the out-of-place form"
+                raise uncovered(func, _roots(origins), what, leaves)
+            # the tap marks what it passes on as changed, so it gets a copy
+            out = written = written.clone()
+        if leaves[0]._version != version and before is None:
             what = "overwrites its input; use the out-of-place form"
             raise uncovered(func, _roots(origins), what, leaves)
         # constants and parameters do not change before the backward; what holds samples is saved by
         # autograd (and checkpointed with it)
-        constants = [leaf.detach() if at in shared else None for at, leaf in enumerate(leaves)]
-        saved = [leaf for at, leaf in enumerate(leaves) if at not in shared]
-        if in_place:
-            saved = [
-                torch.empty_like(leaf, device="meta") if leaf is out else leaf for leaf in saved
-            ]
+        kept = leaves if before is None else [before, *leaves[1:]]
+        constants = [leaf.detach() if at in shared else None for at, leaf in enumerate(kept)]
+        saved = [leaf for at, leaf in enumerate(kept) if at not in shared]
+        self.origins.pop(id(written), None)  # a function of weights that data was written into
         name, n, sink = getattr(func, "__name__", str(func)), self.recorder.n, self.recorder.sink
 
         def on_gradient(b: Tensor, leaves: list[Tensor]) -> None:
@@ -202,7 +211,8 @@ class UseTracker(TorchFunctionMode):
                 with Named(func, use.origin.roots, [*leaves, b]):
                     sink(name, use.origin, use.contribution(n, b, leaves))
 
-        return _Tap.apply(out, on_gradient, constants, *saved)
+        tapped = _Tap.apply(written, on_gradient, constants, *saved)
+        return None if out is None else tapped
 
     def _uses(
         self,

@@ -28,6 +28,8 @@ from inrun.rules import (  # each registers its operations
     factories,  # noqa: F401
     head,  # noqa: F401
     linear,  # noqa: F401
+    masked,  # noqa: F401
+    movement,  # noqa: F401
     norm,  # noqa: F401
     samplewise,  # noqa: F401
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inrun.rules.factors import Aligned, Dense, Factor, by_sample, wide
-from inrun.rules.registry import Call, in_place, rule
+from inrun.rules.registry import Call, in_place, offsets, rule
 
 _NAMES = [
     "add",
@@ -48,6 +48,10 @@ _OPERATIONS = {
 _OPERATIONS |= {getattr(torch.Tensor, name) for name in _DUNDERS if hasattr(torch.Tensor, name)}
 
 
+_OFFSETS = ["add", "sub", "subtract", "rsub", "__add__", "__radd__", "__sub__", "__rsub__"]
+offsets(*(operation for operation in _OPERATIONS if operation.__name__ in _OFFSETS))
+
+
 @rule(*_OPERATIONS)
 def elementwise(n: int, b: Tensor, call: Call) -> Factor:
     y = call.leaves[call.where].detach()
@@ -75,7 +79,7 @@ def _derivative(b: Tensor, call: Call, leaves: list[Tensor], y: Tensor) -> Tenso
     return g
 
 
-in_place(torch.Tensor.add_, like=torch.Tensor.add)
-in_place(torch.Tensor.__iadd__, like=torch.Tensor.add)
-in_place(torch.Tensor.sub_, like=torch.Tensor.sub)
-in_place(torch.Tensor.__isub__, like=torch.Tensor.sub)
+for _name, _like in (("add", torch.Tensor.add), ("sub", torch.Tensor.sub)):
+    for _operation in (getattr(torch.Tensor, f"{_name}_"), getattr(torch.Tensor, f"__i{_name}__")):
+        in_place(_operation, like=_like)
+        offsets(_operation)

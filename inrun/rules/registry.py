@@ -32,17 +32,25 @@ class Operation:
     refusal: Callable[..., str | None] | None = None
     """Why a call mixes the samples, or None, from the operation's arguments."""
     out_of_place: Callable | None = None
-    """The operation that this one does in place, where it does not need the old value later."""
+    """The operation that this one does in place, where that has a rule."""
+    keeps_nothing: bool = False
+    """It writes in place, and its derivative does not need what it overwrites."""
     saves_output: bool = False
     """Its backward needs its own result, which may therefore not be marked as changed."""
     without_samples: bool = False
     """Its result holds no data of the batch although no tensor goes in."""
+    likeness: bool = False
+    """Of its tensors but the first it takes shape, dtype or device alone, no numbers."""
+    places: bool = False
+    """It writes rows into its first argument, at places whose numbers are no data of a sample."""
+    offset: bool = False
+    """Its derivative in each argument is a number: what it adds depends on no other argument."""
 
 
 #: operation -> what is known of it
 OPERATIONS: dict[Callable, Operation] = {}
 
-#: an operation that nothing is known of
+#: an operation that nothing is known of; its general form serves whatever has no other rule
 UNKNOWN = Operation()
 
 
@@ -89,6 +97,13 @@ def rule(*operations: Callable, argument: str | None = None) -> Callable:
         return function
 
     return add
+
+
+def whatever(function: Callable[..., Factor]) -> Callable[..., Factor]:
+    """Decorator: the exact form of any argument of any operation that has no rule of its own."""
+    _once(whatever, "rule for whatever operation", UNKNOWN.general, function)
+    UNKNOWN.general = function
+    return function
 
 
 def fused(*operations: Callable, same_bits: bool = False) -> Callable:
@@ -141,8 +156,9 @@ def refuse(*operations: Callable) -> Callable:
     return add
 
 
-def in_place(operation: Callable, like: Callable) -> None:
-    """Say that `operation` does in place what `like` does, and needs no overwritten value later."""
+def in_place(operation: Callable, like: Callable | None = None) -> None:
+    """Say that `operation` needs no overwritten value later, and does in place what `like` does."""
+    known(operation).keeps_nothing = True
     known(operation).out_of_place = like
 
 
@@ -156,6 +172,24 @@ def without_samples(*operations: Callable) -> None:
     """Say that these operations make tensors without data of the batch out of no tensor."""
     for operation in operations:
         known(operation).without_samples = True
+
+
+def likeness(*operations: Callable) -> None:
+    """Say that these operations take shape, dtype or device of their other tensors, no numbers."""
+    for operation in operations:
+        known(operation).likeness = True
+
+
+def places(*operations: Callable) -> None:
+    """Say that these operations write rows into their first argument at places that are given."""
+    for operation in operations:
+        known(operation).places = True
+
+
+def offsets(*operations: Callable) -> None:
+    """Say that these operations add or subtract their arguments."""
+    for operation in operations:
+        known(operation).offset = True
 
 
 @dataclass
@@ -185,15 +219,18 @@ class NoRule(LookupError):
 def find(operation: Callable, call: Call) -> Contribution:
     """``contribution(n, b, leaves) -> Factor`` for the argument `call.where`.
 
+    The operation's general form, or that of the argument, or the form of whatever has none. Rules
+    of single arguments are for real numbers.
+
     Raises:
-        NoRule: nothing is registered for the operation and argument.
+        NoRule: nothing serves the operation.
     """
     entry = OPERATIONS.get(operation, UNKNOWN)
-    general = entry.general
-    if general is not None:
-        return lambda n, b, leaves: general(
-            n, b, Call(operation, leaves, call.where, call.shared, call.rebuild)
-        )
+    whatever = _general(operation, UNKNOWN.general, call)
+    if any(leaf.is_complex() for leaf in call.leaves) and whatever is not None:
+        return whatever
+    if (general := _general(operation, entry.general, call)) is not None:
+        return general
     # bound in the tensors' stead, to see which name each of them has
     places = [object() for _ in call.leaves]
     args, kwargs = call.rebuild(places)
@@ -204,13 +241,32 @@ def find(operation: Callable, call: Call) -> Contribution:
             continue
         for name, value in bound.items():
             if value is places[call.where] and name in entry.arguments:
-                return _with_arguments(entry.arguments[name], call.rebuild)
-    raise NoRule
+                return _with_arguments(entry.arguments[name], call.rebuild, whatever)
+    if whatever is None:
+        raise NoRule
+    return whatever
 
 
-def _with_arguments(form: Callable[..., Factor], rebuild: Callable) -> Contribution:
+def _general(
+    operation: Callable, form: Callable[..., Factor] | None, call: Call
+) -> Contribution | None:
+    if form is None:
+        return None
+    return lambda n, b, leaves: form(
+        n, b, Call(operation, leaves, call.where, call.shared, call.rebuild)
+    )
+
+
+def _with_arguments(
+    form: Callable[..., Factor], rebuild: Callable, otherwise: Contribution | None
+) -> Contribution:
     def contribution(n: int, b: Tensor, leaves: list[Tensor]) -> Factor:
         args, kwargs = rebuild(leaves)
-        return form(n, b, *args, **kwargs)
+        try:
+            return form(n, b, *args, **kwargs)
+        except NoRule:  # not for these arguments
+            if otherwise is None:
+                raise
+            return otherwise(n, b, leaves)
 
     return contribution

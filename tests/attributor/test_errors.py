@@ -32,17 +32,19 @@ def test_batch_norm_in_training_is_refused_with_the_reason_and_frozen_batch_norm
 def test_an_operation_without_a_rule_names_the_parameter_and_the_universal_route_values_it():
     class Odd(Regressor):
         def forward(self, x):
-            h = torch.tensordot(x, self.first.weight, dims=([1], [1]))  # no rule
+            # several tensors come out
+            h, *_ = torch.native_layer_norm(self.first(x), [8], self.gain, None, 1e-5)
             return self.last(h)
 
-    model = Odd().double()
-    model.first.bias.requires_grad_(False)
+    model = Odd()
+    model.gain = nn.Parameter(torch.rand(8))
+    model.double()
     x, y, xv, yv = (torch.randn(6, s, dtype=torch.float64) for s in (4, 2, 4, 2))
     val = lambda: nn.functional.mse_loss(model(xv), yv)  # noqa: E731
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     attr = Attributor(model, optimizer, {"val": val})
     with (
-        pytest.raises(UncoveredUseError, match=r"first\.weight.*tensordot.*route='forward'"),
+        pytest.raises(UncoveredUseError, match=r"gain.*native_layer_norm.*route='forward'"),
         attr.batch(range(6)),
     ):
         model(x)
@@ -59,6 +61,24 @@ def test_an_operation_without_a_rule_names_the_parameter_and_the_universal_route
         forward().backward()
     optimizer.step()
     assert per_sample.relative_error(attr.last["val"], truth) < 1e-10
+
+
+def test_a_loss_that_adds_up_beside_a_parameter_is_refused_with_the_way_to_write_it():
+    model = Regressor()
+    model.centre = nn.Parameter(torch.rand(1, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(6, 4)
+    loss = lambda: nn.functional.mse_loss(model(x), model.centre.expand(6, 2))  # noqa: E731
+    attr = Attributor(model, optimizer, {"val": loss})
+    with (
+        pytest.raises(UncoveredUseError, match=r"centre.*mse_loss.*\[6, 2\].*reduction='none'"),
+        attr.batch(range(6)),
+    ):
+        loss()
+    written = lambda: (model(x) - model.centre).square().mean()  # noqa: E731
+    with attr.batch(range(6)):
+        written().backward()
+    optimizer.step()
 
 
 def test_a_gradient_from_outside_the_batch_is_a_balance_error_that_names_the_parameter():

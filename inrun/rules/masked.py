@@ -1,0 +1,59 @@
+"""Operations without a rule of their own: differentiated as a whole, once per sample, with the
+output gradients of all other samples zero.
+
+A backward is linear in its output gradient, so this is exact for whatever operation, as long as
+each row of the output is known to be a sample's. It costs one backward of the operation per sample.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inrun.rules.factors import Factor, by_sample, in_dtype, real_dot, wide
+from inrun.rules.registry import Call, NoRule, whatever
+
+
+@dataclass
+class Masked(Factor):
+    """Per-sample gradients, formed out of the operation's graph when they are asked for."""
+
+    n: int
+    """Samples."""
+    b: Tensor
+    """Gradient of the output, [n * r, ...]."""
+    out: Tensor
+    """The output, formed again with a graph."""
+    argument: Tensor
+    """The leaf of that graph whose gradient is asked for."""
+
+    def dots(self, V: Tensor) -> Tensor:
+        return torch.stack([real_dot(self.dense(i), V) for i in range(self.n)], 1)
+
+    def dense(self, i: int) -> Tensor:
+        b = self.b
+        if self.n > 1:
+            b = torch.zeros_like(self.b, memory_format=torch.contiguous_format)
+            by_sample(b, self.n)[i] = by_sample(self.b, self.n)[i]
+        (g,) = torch.autograd.grad(
+            self.out, self.argument, in_dtype(b, self.out.dtype), retain_graph=True
+        )
+        return wide(g)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.b,)
+
+
+@whatever
+def masked(n: int, b: Tensor, call: Call) -> Factor:
+    if n > 1 and (b.dim() == 0 or b.shape[0] != n):
+        raise NoRule
+    leaves = [wide(leaf.detach()) if is_float(leaf) else leaf for leaf in call.leaves]
+    with torch.enable_grad():
+        leaves[call.where] = leaves[call.where].clone().requires_grad_()
+        out = call(leaves)
+    return Masked(n, b, out, leaves[call.where])
+
+
+def is_float(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
