@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inrun.ghost.arguments import rebuilder, tensors_of
 from inrun.rules.factors import wide
+from inrun.rules.registry import UNKNOWN, Operation
 
 _IN_PLACE = {
     "__iadd__",
@@ -129,7 +130,36 @@ def _overlaps(x: Tensor) -> bool:
     return any(not stride and size > 1 for stride, size in zip(x.stride(), x.shape))
 
 
-def saves_its_result(out: Tensor) -> bool:
+def not_in_place(
+    operation: Callable, entry: Operation, leaves: list[Tensor]
+) -> tuple[Callable, Tensor | None]:
+    """The operation as a rule may call it, and what it is about to overwrite.
+
+    None where it overwrites nothing; a `blank` where nobody needs the numbers later.
+    """
+    if not writes_first(operation):
+        return operation, None
+    before = blank(leaves[0]) if entry.keeps_nothing else leaves[0].clone()
+    return entry.out_of_place or out_of_place(operation), before
+
+
+def unfit(
+    entry: Operation, out: Tensor, before: Tensor | None, overwritten: bool
+) -> tuple[str | None, bool]:
+    """Why no gradient can be taken of `out`, None if one can; and whether of a copy only.
+
+    Args:
+        before: what the operation overwrote knowingly; overwritten: whether it wrote at all.
+    """
+    copied = entry.saves_output or (entry is UNKNOWN and _saves_its_result(out))
+    if overwritten and before is None:
+        return "overwrites its input; use the out-of-place form", copied
+    if copied and before is not None:
+        return "overwrites what its backward needs; use the out-of-place form", copied
+    return None, copied
+
+
+def _saves_its_result(out: Tensor) -> bool:
     """Whether the backward of what gave `out` needs `out` itself, as that of exp and pow does."""
     saved = ("_saved_result", "_saved_out")
     return any(name.startswith(saved) for name in dir(out.grad_fn))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from inrun.ghost.again import blank, out_of_place, saves_its_result, writes_first
+from inrun.ghost.again import not_in_place, unfit
 from inrun.ghost.arguments import rebuilder, tensors_of
 from inrun.ghost.backward import BACKWARDS, backward, inner_grad, makes_graph
 from inrun.ghost.errors import MixedSamplesError, Named, UncoveredUseError, uncovered
@@ -174,10 +174,7 @@ class UseTracker(TorchFunctionMode):
         shared: set[int],
     ) -> Tensor:
         """The operation's own result, with a tap on the gradient that comes back to it."""
-        operation, before = func, None
-        if writes_first(func):
-            operation = entry.out_of_place or out_of_place(func)
-            before = blank(leaves[0]) if entry.keeps_nothing else leaves[0].clone()
+        operation, before = not_in_place(func, entry, leaves)
         uses = self._uses(func, operation, args, kwargs, leaves, origins, shared)
         version = leaves[0]._version
         out = func(*args, **kwargs)
@@ -186,20 +183,14 @@ class UseTracker(TorchFunctionMode):
             raise uncovered(func, _roots(origins), "returns several tensors", leaves)
         if not written.requires_grad:
             return out
+        wrong, copied = unfit(entry, written, before, leaves[0]._version != version)
         if written.dim() == 0 and self.recorder.n > 1:
-            what = "gives one number for the whole batch; add up after it (reduction='none')"
-            raise uncovered(func, _roots(origins), what, leaves)
-        if entry.saves_output or (entry is UNKNOWN and saves_its_result(written)):
-            if before is not None:
-                what = "overwrites what its backward needs; use the out-of-place form"
-                raise uncovered(func, _roots(origins), what, leaves)
-            # the tap marks what it passes on as changed, so it gets a copy
+            wrong = "gives one number for the whole batch; add up after it (reduction='none')"
+        if wrong:
+            raise uncovered(func, _roots(origins), wrong, leaves)
+        if copied:  # the tap marks what it passes on as changed, so it gets a copy
             out = written = written.clone()
-        if leaves[0]._version != version and before is None:
-            what = "overwrites its input; use the out-of-place form"
-            raise uncovered(func, _roots(origins), what, leaves)
-        # constants and parameters do not change before the backward; what holds samples is saved by
-        # autograd (and checkpointed with it)
+        # what holds samples is saved by autograd, and checkpointed with it
         kept = leaves if before is None else [before, *leaves[1:]]
         constants = [leaf.detach() if at in shared else None for at, leaf in enumerate(kept)]
         saved = [leaf for at, leaf in enumerate(kept) if at not in shared]
