@@ -63,7 +63,7 @@ class Recorder:
         if self.recording is None or self.writer is not None:
             return
         recording, rank = self.recording, self.processes.rank
-        said = (rank, recording.flush_every)
+        said = (rank, recording.flush_every, self.processes.size)
 
         def writer() -> ValueWriter:
             if resume_at is None:

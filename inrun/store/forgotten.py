@@ -40,7 +40,7 @@ def _write_all() -> None:
             continue
         steps = f"the rows of steps {span[0]} to {span[1]}"
         try:
-            buffer.write_here()
+            buffer.write_last()
             told = f"{steps} were written now; the ledger's row of the last step is not among them"
         except Exception as error:  # the process ends: nobody else could tell
             told = f"{steps} are lost ({type(error).__name__}: {error})"

@@ -2,10 +2,11 @@
 
 Read-only, larger than memory.
 
-DuckDB works on the parquet files themselves. Only whole parts are seen, so a store can be read
-while its run goes on; each question sees the parts that are there when it is asked. A value is
-summed over all steps that its sample took part in, in float64. Answers are ordered, ties by
-sample_id.
+DuckDB works on the parquet files themselves. Which of them are parts is said by the store's lists,
+and their checksums are looked at when a question first needs them (a second for each GB). A store
+can be read while its run goes on: each question sees the whole steps that are there when it is
+asked. A value is summed over all steps that its sample took part in, in float64. Answers are
+ordered, ties by sample_id.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from inrun.store import queries, schema
+from inrun.store import description, queries
 from inrun.store.ledger import LedgerTotals, ledger_totals
-from inrun.store.parts import StoreError
+from inrun.store.parts import TABLES, StoreError
 from inrun.store.tables import Tables, name, text
+from inrun.store.verify import Report, verify
 
 
 class ValueStore:
@@ -28,7 +30,7 @@ class ValueStore:
     Args:
         path: folder written by `ValueWriter`.
         threads: threads of a query, at most 4 of the available cores if None.
-        memory: a query spills to the system's temporary folder beyond this.
+        memory: a query spills beyond this, to a private folder of the system's temporary one.
 
     `target` and `method` may be left out in every question if the run has only one.
 
@@ -43,8 +45,8 @@ class ValueStore:
 
     def __init__(self, path: str | Path, threads: int | None = None, memory: str = "2GB") -> None:
         self.path = Path(path)
-        self.run = schema.read_run(self.path)
-        self._tables = Tables(self.path, self.methods, threads, memory)
+        self.run = description.read_run(self.path)
+        self._tables = Tables(self.path, self.run, threads, memory)
 
     @property
     def targets(self) -> list[str]:
@@ -53,6 +55,11 @@ class ValueStore:
     @property
     def methods(self) -> list[str]:
         return self.run["methods"]
+
+    @property
+    def tables(self) -> list[str]:
+        """The tables that have rows, as far as they are flushed."""
+        return [table for table in TABLES if self._tables.has(table)]
 
     def values(self, target: str | None = None, method: str | None = None) -> pa.Table:
         """All samples that were used: sample_id, value, uses (times drawn), and the columns of
@@ -183,11 +190,18 @@ class ValueStore:
             )
         return self.sql("SELECT sample_id, id FROM samples ORDER BY sample_id")
 
-    def verify(self) -> int:
-        """Read every part and check its checksums. Returns the number of parts; StoreError names a
-        damaged one.
+    def verify(self) -> Report:
+        """What was looked at; see `inrun.store.verify` for what must hold. StoreError that names
+        every fault.
         """
-        return self._tables.verify()
+        report = self.report()
+        if report.faults:
+            raise StoreError(f"{self.path} is not whole: " + "; ".join(report.faults))
+        return report
+
+    def report(self) -> Report:
+        """The same, with the faults in it."""
+        return verify(self._tables)
 
     def close(self) -> None:
         self._tables.close()

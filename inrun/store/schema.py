@@ -1,15 +1,17 @@
 """What a value store is on disk: `store.json`, and one folder of parquet parts for each table.
 
-    store.json                                   what the numbers mean and where they come from
-    terms/rank0000-000000000-000000199.parquet   step, sample_id, target, a column for each method
-    steps/rank0000-...                           a row for each training step, columns as you choose
-    ledger/rank0000-...                          step, target, method: the drop, and who has it
-    tokens/rank0000-...                          step, sample_id, target, method, token by token
-    samples/samples.parquet                      of a sample: domain, kind, documents
-    names/rank0000-...                           sample_id, id: the names of samples that have some
+    store.json             what the numbers mean, where they come from, the run's id, a checksum
+    parts/rank0000.jsonl   which files are parts of the store, with their checksums (`part_list`)
+    terms/rank0000-000000000-000000199-000001.parquet
+                           step, sample_id, target, a column for each method
+    steps/rank0000-...     a row for each training step, columns as you choose
+    ledger/rank0000-...    step, target, method: the drop, and who has it
+    tokens/rank0000-...    step, sample_id, target, method, token by token
+    samples/samples.parquet   of a sample: domain, kind, documents
+    names/rank0000-...     sample_id, id: the names of samples that have some
 
-A part is named after the first and the last step in it. Every `*.parquet` and `store.json` is
-whole, whenever its writer was killed (`inrun.files`).
+A part is named after the first and the last step in it and a serial number. Every `*.parquet` and
+`store.json` is whole, whenever its writer was killed (`inrun.files`).
 
 Values are stored as float32 and summed as float64. A value is a dot product accumulated in float32,
 so its own error is above the 6e-8 that this rounding costs; and 24-bit numbers add *exactly* in
@@ -24,20 +26,16 @@ import datetime
 import json
 import platform
 import re
+import uuid
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from inrun.files import partials, write_json
 from inrun.shapley import SIGN
 from inrun.store.parts import StoreError
 
-SCHEMA_VERSION = 1
-STORE_FILE = "store.json"
-FORMER_FILE = "run.json"  # its name before it was distinguished from a run's own run.json
-TABLES = ("terms", "steps", "ledger", "tokens", "samples", "names")
+SCHEMA_VERSION = 2  # 1 had no list of parts; `inrun.store.conversion` makes it a 2
 VALUE = pa.float32()
 
 # What a run says of itself: the first two must be given, the others have these defaults.
@@ -113,13 +111,15 @@ def steps_schema(columns: list[str]) -> pa.Schema:
     )
 
 
-def complete_run(run: dict) -> dict:
-    """The content of store.json for a run described by `run`: checked, defaults filled in, sign and
-    versions added.
+def complete_run(run: dict, ranks: int = 1) -> dict:
+    """The content of store.json for a run described by `run`: checked, defaults filled in, sign,
+    versions and an id of its own added.
 
     `run` must hold `targets` and `methods` (lists of names, a method being a column of `terms`) and
     may hold the keys of `RUN_DEFAULTS`. StoreError on an unknown key, on names that cannot be
     columns, on what JSON cannot hold.
+
+    ranks: how many processes write.
     """
     unknown = sorted(set(run) - {"targets", "methods", *RUN_DEFAULTS})
     if unknown:
@@ -127,11 +127,13 @@ def complete_run(run: dict) -> dict:
             f"unknown keys in the run's description: {unknown}. Known are targets, methods, "
             f"{', '.join(RUN_DEFAULTS)}; anything else belongs into config."
         )
-    _check_names(run)
+    check_names(run)
     whole = {
         "schema_version": SCHEMA_VERSION,
         "sign": SIGN,
+        "id": uuid.uuid4().hex,
         "created": now(),
+        "ranks": ranks,
         **RUN_DEFAULTS,
         **run,
         "targets": list(run["targets"]),
@@ -148,59 +150,7 @@ def complete_run(run: dict) -> dict:
         ) from error
 
 
-def read_run(store: Path) -> dict:
-    """The content of store.json. StoreError if there is no store, or one that this code cannot
-    read.
-    """
-    if not store.is_dir():
-        raise StoreError(
-            f"{store} does not exist or is no folder, so it is no value store. Check the path."
-        )
-    path = store / STORE_FILE
-    if not path.exists():
-        refuse_former(store)
-        if any((store / table).is_dir() for table in TABLES):
-            raise StoreError(
-                f"{store} has tables but no {STORE_FILE}: half of a store. Restore {STORE_FILE} "
-                "from a copy."
-            )
-        if partials(store, STORE_FILE):
-            raise StoreError(
-                f"{store} was left before its {STORE_FILE} was whole; no value is in it. Run again."
-            )
-        inside = store / "values" / STORE_FILE
-        hint = f"Open {inside.parent}" if inside.exists() else "Check the path"
-        raise StoreError(f"{store} is no value store: it has no {STORE_FILE}. {hint}.")
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        version = run["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged ({error}). Restore it from a copy.") from error
-    _check_read(path, run, version)
-    return run
-
-
-def _check_read(path: Path, run: dict, version: Any) -> None:
-    """StoreError for a description that this code has not written."""
-    if type(version) is not int or version < 1:
-        raise StoreError(f"{path} is damaged (schema_version {version!r}). Restore it from a copy.")
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"{path.parent} has schema version {version}, this code reads up to {SCHEMA_VERSION}. "
-            "Update inrun to read it."
-        )
-    if run.get("sign") != SIGN:
-        raise StoreError(
-            f"{path} says of its values {run.get('sign')!r}, here {SIGN!r} holds. They cannot be "
-            "read as the others are; restore it from a copy."
-        )
-    try:
-        _check_names(run)
-    except StoreError as error:
-        raise StoreError(f"{path} is damaged: {error} Restore it from a copy.") from error
-
-
-def _check_names(run: dict) -> None:
+def check_names(run: dict) -> None:
     """StoreError unless targets and methods are names, and the methods' can be columns."""
     for key in ("targets", "methods"):
         names = run.get(key)
@@ -217,23 +167,6 @@ def _check_names(run: dict) -> None:
             f"method names become columns: letters, digits and _, not {sorted(reserved)}; "
             f"got {bad}."
         )
-
-
-def refuse_former(store: Path) -> None:
-    """StoreError for a store that still has its `store.json` under the former name."""
-    former = store / FORMER_FILE
-    if (store / STORE_FILE).exists() or not former.exists():
-        return
-    if (store / "terms").is_dir() or '"schema_version"' in former.read_text(encoding="utf-8"):
-        raise StoreError(
-            f"{store} is a value store of an older inrun: what is now {STORE_FILE} was called "
-            f"{FORMER_FILE}. Next: rename {former} to {STORE_FILE}; nothing else has changed."
-        )
-
-
-def write_run(store: Path, run: dict) -> None:
-    """Write the content of store.json, in the place of the former one."""
-    write_json(store / STORE_FILE, run)
 
 
 def package_versions() -> dict[str, str]:

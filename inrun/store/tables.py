@@ -1,22 +1,28 @@
-"""DuckDB over the parts of a store: a view for each table, and errors that name the file at
-fault.
+"""DuckDB over the parts of a store: a view for each table, whose files are those of the list.
+
+A part's checksum is looked at when a question first needs it; a part that is damaged or missing is
+an error that names it. Every question sees one snapshot of the lists.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from inrun.files import partials
-from inrun.store import parts, schema
-from inrun.store.parts import StoreError
+from inrun.store import snapshot
+from inrun.store.parts import TABLES, Part, StoreError, state_of
 
 # Errors of the question, not of the files.
 _ASKED_WRONGLY = (
@@ -27,6 +33,7 @@ _ASKED_WRONGLY = (
     duckdb.OutOfRangeException,
     duckdb.PermissionException,
 )
+_ATTEMPTS = 5
 _MISSING_TABLE = re.compile(r"Table with name \"?(\w+)\"? does not exist")
 
 
@@ -35,14 +42,15 @@ class Tables:
     memory.
     """
 
-    def __init__(self, store: Path, methods: list[str], threads: int | None, memory: str) -> None:
-        self.store, self.methods = store, methods
+    def __init__(self, store: Path, run: dict, threads: int | None, memory: str) -> None:
+        self.store, self.run = store, run
+        self._threads = threads or min(4, _cores())
         # readable by nobody else, and gone with the reader, also with one that nobody closes
         spill = tempfile.mkdtemp(prefix="inrun-store-")
         self._remove_spill = weakref.finalize(self, shutil.rmtree, spill, ignore_errors=True)
         self._connection = duckdb.connect(
             config={
-                "threads": str(threads or min(4, _cores())),
+                "threads": str(self._threads),
                 "memory_limit": memory,
                 "temp_directory": spill,
                 # nothing here needs one, and none is to be downloaded
@@ -59,39 +67,35 @@ class Tables:
             "SET lock_configuration = true",
         ):
             self._connection.execute(fence)
-        self._views: set[str] = set()
+        self._views: dict[str, str | None] = {}  # the query of each view
+        self._seen: tuple[tuple, snapshot.Snapshot] | None = None
+        self._checked: dict[Part, tuple] = {}  # state of the file when its checksum was looked at
 
     def sql(self, query: str) -> pa.Table:
-        try:
-            self._make_views()
-            self._refuse_all_but_questions(query)
-            return self._connection.sql(query).to_arrow_table()
-        except duckdb.CatalogException as error:
-            missing = _MISSING_TABLE.search(str(error))
-            name = "" if missing is None else missing.group(1)
-            if name in (*schema.TABLES, "values"):
-                raise StoreError(self.why_missing("terms" if name == "values" else name)) from error
-            raise
-        except duckdb.Error as error:
-            if not isinstance(error, _ASKED_WRONGLY):
-                self._find_damage(error)
-            raise
+        """The answer to one SELECT. DuckDB's own errors tell what is wrong with a query."""
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            seen = self.now()
+            try:
+                return self.ask(query, seen)
+            except _ASKED_WRONGLY:
+                raise
+            except (duckdb.Error, StoreError):
+                # a resume or a compaction may have replaced the parts that were being read
+                if not attempts_left or self.now() == seen:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
-    def _refuse_all_but_questions(self, query: str) -> None:
-        statements = self._connection.extract_statements(query)
-        kinds = [statement.type for statement in statements]
-        if kinds != [duckdb.StatementType.SELECT]:
-            told = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
-            raise StoreError(
-                f"sql() answers one question, a single SELECT, and changes nothing; got {told}."
-            )
+    def now(self) -> snapshot.Snapshot:
+        """The parts as the lists have them at this moment."""
+        state = snapshot.state(self.store, self.run)
+        if self._seen is None or self._seen[0] != state:
+            self._seen = state, snapshot.take(self.store, self.run["id"])
+        return self._seen[1]
 
     def has(self, table: str) -> bool:
         """Whether there are rows; a sample that has a name is described by it."""
-        return self._has_parts(table) or (table == "samples" and self._has_parts("names"))
-
-    def _has_parts(self, table: str) -> bool:
-        return next((self.store / table).glob("*.parquet"), None) is not None
+        found = self.now().parts
+        return bool(found[table] or (table == "samples" and found["names"]))
 
     def why_missing(self, table: str) -> str:
         if partials(self.store / table):
@@ -103,52 +107,111 @@ class Tables:
             return f"{self.store} has no values yet: its run has not flushed one whole part."
         return f"{self.store} has no table {table!r}: its run has written none."
 
-    def verify(self) -> int:
-        paths = sorted(
-            path for table in schema.TABLES for path in (self.store / table).glob("*.parquet")
-        )
-        for path in paths:
-            parts.read_part(path)
-        return len(paths)
-
     def close(self) -> None:
         self._connection.close()
         self._remove_spill()
 
-    def _make_views(self) -> None:
-        """A view for each table with a whole part. DuckDB lists a view's files anew for each
-        query.
-        """
-        for table in schema.TABLES:
-            if table in self._views or not self._has_parts(table):
+    def ask(self, query: str, seen: snapshot.Snapshot) -> pa.Table:
+        """The answer to one SELECT about these parts."""
+        self._refuse_all_but_questions(query)
+        tables = self._named(query)
+        parts = [part for table in tables for part in seen.parts[table]]
+        self._check(parts)
+        self._make_views(tables, seen)
+        try:
+            return self._connection.sql(query).to_arrow_table()
+        except duckdb.CatalogException as error:
+            missing = _MISSING_TABLE.search(str(error))
+            name = "" if missing is None else missing.group(1)
+            if name in (*TABLES, "values"):
+                raise StoreError(self.why_missing("terms" if name == "values" else name)) from error
+            raise
+        except duckdb.Error as error:
+            if not isinstance(error, _ASKED_WRONGLY):
+                self._checked.clear()
+                try:
+                    self._check(parts)
+                except StoreError as damage:
+                    raise damage from error
+            raise
+
+    def _refuse_all_but_questions(self, query: str) -> None:
+        statements = self._connection.extract_statements(query)
+        kinds = [statement.type for statement in statements]
+        if kinds != [duckdb.StatementType.SELECT]:
+            told = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
+            raise StoreError(
+                f"sql() answers one question, a single SELECT, and changes nothing; got {told}."
+            )
+
+    def _named(self, query: str) -> list[str]:
+        """The tables that a question names, and perhaps more."""
+        asked = self._connection.execute("SELECT json_serialize_sql(?)", [query])
+        ((tree,),) = asked.fetchall()
+        names = {name.lower() for name in _table_names(json.loads(tree))}
+        names |= {"names"} if "samples" in names else set()
+        names |= {"terms"} if "values" in names else set()
+        named = [table for table in TABLES if table in names]
+        return named or list(TABLES)
+
+    def _check(self, parts: Iterable[Part]) -> None:
+        """Look at the checksums of those parts that this reader has not opened yet."""
+        unknown = [part for part in parts if not self._is_checked(part)]
+        with ThreadPoolExecutor(self._threads) as pool:
+            for part, state in zip(unknown, pool.map(self._check_one, unknown)):
+                self._checked[part] = state
+
+    def _is_checked(self, part: Part) -> bool:
+        return part in self._checked and self._checked[part] == state_of(part.path(self.store))
+
+    def _check_one(self, part: Part) -> tuple | None:
+        state = state_of(part.path(self.store))
+        part.check(self.store)
+        return state
+
+    def _make_views(self, tables: list[str], seen: snapshot.Snapshot) -> None:
+        for table in tables:
+            rows = self._rows_of(table, seen)
+            if self._views.get(table) == rows:
                 continue
-            rows = self._rows_of(table)
+            self._views[table] = rows
+            if rows is None:
+                self._connection.execute(f"DROP VIEW IF EXISTS {table}")
+                continue
             self._connection.execute(f"CREATE OR REPLACE VIEW {table} AS {rows}")
-            if table == "names":
-                own = self._rows_of("samples") if self._has_parts("samples") else None
-                self._connection.execute(f"CREATE OR REPLACE VIEW samples AS {with_names(own)}")
             if table == "terms":
                 sums = " UNION ALL ".join(
                     f"SELECT sample_id, target, {text(method)} AS method, "
                     f'sum(CAST("{method}" AS DOUBLE)) AS value, '
                     "count(*) AS uses FROM terms GROUP BY sample_id, target"
-                    for method in self.methods
+                    for method in self.run["methods"]
                 )
                 self._connection.execute(f'CREATE OR REPLACE VIEW "values" AS {sums}')
-            self._views.add(table)
 
-    def _rows_of(self, table: str) -> str:
-        """The query for all rows of a table's parts."""
-        files = text(_without_globs(self._root / table) + "/*.parquet")
+    def _rows_of(self, table: str, seen: snapshot.Snapshot) -> str | None:
+        """The query for all rows of a table; None where there are none."""
+        parts, cut = seen.parts[table], seen.cut(table)
+        files = ", ".join(text(_without_globs(self._root / table / part.name)) for part in parts)
         # Without hive_partitioning = false a folder like `lr=0.1` above the store would become a
         # column.
-        return f"SELECT * FROM read_parquet({files}, hive_partitioning = false)"
+        rows = None
+        if parts:
+            rows = f"SELECT * FROM read_parquet([{files}], hive_partitioning = false)"
+            rows += "" if cut is None else f" WHERE step <= {cut}"
+        names = self._rows_of("names", seen) if table == "samples" else None
+        return rows if names is None else with_names(rows, names)
 
-    def _find_damage(self, error: duckdb.Error) -> None:
-        try:
-            self.verify()
-        except StoreError as damage:
-            raise damage from error
+
+def _table_names(tree: Any) -> Iterator[str]:
+    """Every name of a table in a question, as DuckDB's parser sees it."""
+    if isinstance(tree, dict):
+        if isinstance(tree.get("table_name"), str):
+            yield tree["table_name"]
+        for branch in tree.values():
+            yield from _table_names(branch)
+    elif isinstance(tree, list):
+        for branch in tree:
+            yield from _table_names(branch)
 
 
 def text(value: str) -> str:
@@ -170,11 +233,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def with_names(samples: str | None) -> str:
+def with_names(samples: str | None, names: str) -> str:
     """The query for the rows of `samples`, and those of the samples of which only the name is
     known.
     """
-    names = "SELECT DISTINCT sample_id, id FROM names"
+    names = f"SELECT DISTINCT sample_id, id FROM ({names})"
     if samples is None:
         return names
     new = f"{names} WHERE sample_id NOT IN (SELECT sample_id FROM ({samples}))"

@@ -7,24 +7,29 @@ before it can be missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from inrun.files import partials
-from inrun.owner import Owner, is_sign_of_owner
-from inrun.store import forgotten, parts, schema
-from inrun.store.agreement import check_agreement, generation, run_of_rank_zero
+from inrun.owner import Owner
+from inrun.store import description, forgotten, schema
+from inrun.store.agreement import (
+    check_agreement,
+    check_resumed,
+    is_still_ours,
+    run_of_rank_zero,
+    take_new,
+)
 from inrun.store.buffer import Buffer
-from inrun.store.parts import StoreError
+from inrun.store.compaction import compact_many
+from inrun.store.cut import cut_store
+from inrun.store.part_list import PartList
+from inrun.store.parts import StoreError, read_columns, read_part
 from inrun.store.rows import ledger_row, name_rows, sample_table, step_row, term_rows, token_rows
-
-_STEPPED = ("terms", "steps", "ledger", "tokens", "names")
 
 
 class ValueWriter:
@@ -39,6 +44,8 @@ class ValueWriter:
             write `terms` and `tokens` of their own samples.
         flush_every: a part spans at most this many steps; a kill loses at most the rows since the
             last flush.
+        ranks: how many processes write this store. A reader sees a step when all of them have
+            flushed it.
 
     Rows come in order of steps, and each (step, target), or (step, target, method), once: a second
     time is a StoreError.
@@ -52,83 +59,87 @@ class ValueWriter:
     _owner: Owner | None = None
 
     def __init__(
-        self, path: str | Path, run: Mapping, rank: int = 0, flush_every: int = 200
+        self,
+        path: str | Path,
+        run: Mapping,
+        rank: int = 0,
+        flush_every: int = 200,
+        ranks: int = 1,
     ) -> None:
-        store, run = Path(path), schema.complete_run(dict(run))
-        schema.refuse_former(store)
+        store = Path(path)
+        _check(rank, flush_every, ranks)
+        whole = schema.complete_run(dict(run), ranks)
+        description.refuse_former(store)
         if rank == 0:
-            if (store / schema.STORE_FILE).exists():
-                raise StoreError(
-                    f"{store} already holds the values of a run. Go on with it through "
-                    "ValueWriter.resume(path, run, step), or choose another path."
-                )
-            if store.exists() and any(
-                entry not in partials(store, schema.STORE_FILE) and not is_sign_of_owner(entry)
-                for entry in store.iterdir()
-            ):
-                raise StoreError(
-                    f"{store} is neither empty nor a value store. Choose another path."
-                )
-            store.mkdir(parents=True, exist_ok=True)
-            self._owner = Owner.take(store, StoreError)
-            parts.remove_partials(store)
-            schema.write_run(store, run)
+            self._owner = take_new(store)
+            listed = PartList.create(store, whole["id"], rank)
+            for other in range(1, ranks):
+                PartList.create(store, whole["id"], other)
+            description.write_run(store, whole)
         else:
-            check_agreement(store, run_of_rank_zero(store), run)
-            if any(part.rank == rank for table in _STEPPED for part in parts.parts(store, table)):
+            whole = run_of_rank_zero(store, whole)
+            listed = PartList.read(store, whole["id"], rank)
+            if listed.parts:
                 raise StoreError(
                     f"{store} already holds parts of rank {rank}. Resume it, or choose "
                     "another path."
                 )
-        self._start(store, run, rank, flush_every, first_step=0)
+        self._start(whole, listed, flush_every, first_step=0)
 
     @classmethod
     def resume(
-        cls, path: str | Path, run: Mapping, step: int, rank: int = 0, flush_every: int = 200
+        cls,
+        path: str | Path,
+        run: Mapping,
+        step: int,
+        rank: int = 0,
+        flush_every: int = 200,
+        ranks: int = 1,
     ) -> ValueWriter:
         """Go on with a store at `step`, the first step to be done: rows of this and later steps are
         dropped.
 
-        Parts wholly past `step` are deleted, a part that straddles it is rewritten without them,
-        leftovers of a kill are removed. Rank 0 does so for all ranks, so that a run may resume with
-        fewer of them. A kill in here is harmless too. StoreError if the store was written by a run
-        that differs in one of `schema.MUST_AGREE`.
+        Parts wholly past `step` leave the list, a part that straddles it is written anew without
+        them, the checksums of all that is kept are looked at, leftovers of a kill are removed. Rank
+        0 does so for all ranks, before the others resume, so that a run may resume with other
+        `ranks`. A kill in here is harmless too. StoreError if the store was written by a run that
+        differs in one of `schema.MUST_AGREE`, or if a part from before `step` is missing or
+        damaged.
         """
-        store, run = Path(path), schema.complete_run(dict(run))
+        store = Path(path)
+        _check(rank, flush_every, ranks)
         if step < 0:
             raise StoreError(f"cannot resume at step {step}: steps count from 0.")
-        schema.refuse_former(store)
-        if not (store / schema.STORE_FILE).exists():
+        described = schema.complete_run(dict(run), ranks)
+        description.refuse_former(store)
+        if not (store / description.STORE_FILE).exists():
             raise StoreError(
                 f"{store} holds no run to resume. Start one with ValueWriter(path, run)."
             )
-        before = schema.read_run(store)
-        check_agreement(store, before, run)
         writer = cls.__new__(cls)
+        before = description.read_run(store)
+        check_agreement(store, before, described)
         if rank == 0:
             writer._owner = Owner.take(store, StoreError)
-        for table in _STEPPED:
-            parts.drop_from(store, table, step, only_rank=None if rank == 0 else rank)
-        if rank == 0:
-            parts.remove_partials(store)
-            note = {"step": step, "at": schema.now(), "git_revision": run["git_revision"]}
-            schema.write_run(store, {**before, "resumed": [*before["resumed"], note]})
-        writer._start(store, before, rank, flush_every, first_step=step)
+            cut_store(store, before, step, ranks)
+            note = {"step": step, "at": schema.now(), "git_revision": described["git_revision"]}
+            resumed = [*before["resumed"], {**note, "ranks": before["ranks"]}]
+            before = {**before, "ranks": ranks, "resumed": resumed}
+            description.write_run(store, before)
+        listed = PartList.read(store, before["id"], rank)
+        check_resumed(store, before, listed, ranks, step)
+        writer._start(before, listed, flush_every, first_step=step)
         return writer
 
-    def _start(self, store: Path, run: dict, rank: int, flush_every: int, first_step: int) -> None:
-        if rank < 0 or flush_every < 1:
-            raise StoreError(
-                f"rank must be 0 or more and flush_every 1 or more, got {rank} and {flush_every}."
-            )
-        self.path, self.run, self.rank, self.flush_every = store, run, rank, flush_every
-        self._first_step = first_step
-        self._buffer = Buffer(store, rank)
-        forgotten.watch(self._buffer, _is_ours(self._owner, store))
+    def _start(self, run: dict, listed: PartList, flush_every: int, first_step: int) -> None:
+        self.path, self.run, self.rank = listed.path.parent.parent, run, listed.rank
+        self.flush_every, self._first_step = flush_every, first_step
+        self._buffer = Buffer(self.path, listed, description.footer_of(run, self.rank))
+        forgotten.watch(self._buffer, is_still_ours(self._owner, self.path))
         # the last step of each table, and its keys so far
         self._latest: dict[str, tuple[int, set[tuple]]] = {}
-        written = parts.parts(store, "steps")
-        self._steps_schema = pq.read_schema(written[0].path) if written else None
+        written = [part for part in listed.parts if part.table == "steps"]
+        self._steps_schema = read_columns(written[0].path(self.path)) if written else None
 
     def terms(
         self, step: int, sample_ids: ArrayLike, target: str, columns: Mapping[str, ArrayLike]
@@ -194,15 +205,15 @@ class ValueWriter:
         self._rank_zero("samples")
         self._buffer.check_open()
         table = sample_table(table)
-        path = self.path / "samples" / "samples.parquet"
-        if path.exists():
-            if not parts.read_part(path).replace_schema_metadata(None).equals(table):
-                raise StoreError(
-                    f"{path} holds other samples than these. A store belongs to one corpus."
-                )
-            return
-        path.parent.mkdir(exist_ok=True)
-        parts.write_part(table, path)
+        stored = [part for part in self._buffer.listed.parts if part.table == "samples"]
+        if not stored:
+            return self._buffer.write_samples(table)
+        stored[0].check(self.path)
+        path = stored[0].path(self.path)
+        if not read_part(path).equals(table):
+            raise StoreError(
+                f"{path} holds other samples than these. A store belongs to one corpus."
+            )
 
     def flush(self) -> None:
         """Make all rows so far durable, as whole parts that readers see. Call it before a
@@ -213,11 +224,13 @@ class ValueWriter:
         self._buffer.finish_flush()
 
     def close(self) -> None:
-        """Flush and end. Closing twice is allowed; after a failed flush it leaves the store as it
-        is, to be resumed.
+        """Flush and end; very many parts are made few large ones. Closing twice is allowed; after a
+        failed flush it leaves the store as it is, to be resumed.
         """
         if not self._buffer.closed:
-            self.flush()
+            self._check_ours()
+            self._buffer.write_last()
+            compact_many(self.path, self.run, self._buffer.listed)
         self._buffer.close()
         forgotten.leave(self._buffer)
         if self._owner is not None:
@@ -279,9 +292,9 @@ class ValueWriter:
             )
 
 
-def _is_ours(owner: Owner | None, store: Path) -> Callable[[], bool]:
-    """Whether no other writer has gone on with the store since now. owner: of rank 0."""
-    if owner is not None:
-        return lambda: owner.holds
-    now = generation(store)  # rank 0 makes the store, or notes that it resumes it
-    return lambda: generation(store) == now
+def _check(rank: int, flush_every: int, ranks: int) -> None:
+    if flush_every < 1 or not 0 <= rank < ranks:
+        raise StoreError(
+            f"flush_every must be 1 or more and rank one of the {ranks} ranks, got {flush_every} "
+            f"and {rank}."
+        )

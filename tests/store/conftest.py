@@ -16,7 +16,7 @@ from tests.support.store_example import (
 def path(tmp_path_factory):
     # Folder names as Hydra makes them: nothing in them may be taken for a wildcard or a partition.
     path = tmp_path_factory.mktemp("it's") / "lr=0.1" / "seed=[1]*?" / "values"
-    writers = [ValueWriter(path, RUN, rank=rank, flush_every=4) for rank in range(RANKS)]
+    writers = [ValueWriter(path, RUN, rank, 4, RANKS) for rank in range(RANKS)]
     writers[0].samples(SAMPLES)
     for step in range(STEPS):
         for writer in writers:

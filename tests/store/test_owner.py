@@ -29,12 +29,15 @@ def test_store_of_a_dead_process_is_taken_over(tmp_path):
         other.wait()
         assert (tmp_path / "v" / ".owner.json").exists()
         ValueWriter.resume(tmp_path / "v", RUN, 0).close()
-    assert [path.name for path in (tmp_path / "v").iterdir()] == ["store.json"]
+    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == [
+        "parts",
+        "store.json",
+    ]
 
 
 def test_ranks_share_the_owner_and_a_closed_store_has_none(tmp_path):
-    first = ValueWriter(tmp_path / "v", RUN)
-    second = ValueWriter(tmp_path / "v", RUN, rank=1)
+    first = ValueWriter(tmp_path / "v", RUN, ranks=2)
+    second = ValueWriter(tmp_path / "v", RUN, rank=1, ranks=2)
     first.close()
     second.close()
     with owned_elsewhere(tmp_path / "v"):

@@ -44,13 +44,13 @@ def test_every_row_comes_back_as_it_was_written(tmp_path):
         ]
         assert rows == expected
         assert store.sql("SELECT * FROM ledger").to_pylist() == [
-            ledger_row(step, target, method)
+            ledger_row(step, target, method, ranks=1)
             for step in range(10)
             for target in TARGETS
             for method in METHODS
         ]
         assert store.sql("SELECT * FROM steps").to_pylist() == [
-            steps_row(step) for step in range(10)
+            steps_row(step, ranks=1) for step in range(10)
         ]
         assert store.sql("SELECT values FROM tokens")["values"].to_pylist() == [
             row.tolist() for step in range(10) for row in token_values(step)
@@ -90,18 +90,24 @@ def test_store_that_exists_is_not_begun_again(tmp_path):
 
 
 def test_writer_killed_before_its_run_file_was_whole_can_begin_again(tmp_path):
-    (tmp_path / "store.json.partial").write_text('{"sche')
     ValueWriter(tmp_path, RUN).close()
-    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+    (tmp_path / "store.json").rename(tmp_path / "store.json.partial")
+    ValueWriter(tmp_path, RUN).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "store.json"]
+    ValueStore(tmp_path).close()
 
 
 def test_other_ranks_need_rank_zero_first_and_the_same_run(tmp_path):
     with pytest.raises(StoreError, match="rank 0 opens it first"):
+        ValueWriter(tmp_path, RUN, rank=1, ranks=2)
+    ValueWriter(tmp_path, RUN, ranks=2).close()
+    with pytest.raises(StoreError, match=r"opened .* for 2 ranks, this one is of 3"):
+        ValueWriter(tmp_path, RUN, rank=1, ranks=3)
+    with pytest.raises(StoreError, match="rank one of the 1 ranks, got 200 and 1"):
         ValueWriter(tmp_path, RUN, rank=1)
-    ValueWriter(tmp_path, RUN).close()
     with pytest.raises(StoreError, match="corpus_digest: stored 'c0ffee', now 'beef'"):
-        ValueWriter(tmp_path, RUN | {"corpus_digest": "beef"}, rank=1)
-    with ValueWriter(tmp_path, RUN, rank=1) as writer:
+        ValueWriter(tmp_path, RUN | {"corpus_digest": "beef"}, rank=1, ranks=2)
+    with ValueWriter(tmp_path, RUN, rank=1, ranks=2) as writer:
         write_step(writer, 0)
         with pytest.raises(
             StoreError, match="steps belongs to the whole step and is written by rank 0"
@@ -110,7 +116,7 @@ def test_other_ranks_need_rank_zero_first_and_the_same_run(tmp_path):
         with pytest.raises(StoreError, match="samples belongs to the whole step"):
             writer.samples(SAMPLES)
     with pytest.raises(StoreError, match="already holds parts of rank 1"):
-        ValueWriter(tmp_path, RUN, rank=1)
+        ValueWriter(tmp_path, RUN, rank=1, ranks=2)
 
 
 def test_step_written_twice_is_an_error_in_every_table(tmp_path):
@@ -211,7 +217,9 @@ def test_run_that_does_not_say_what_it_measures_is_refused(tmp_path, run, messag
 def test_rows_that_would_mislead_are_refused_and_leave_no_trace(tmp_path, call, message):
     with ValueWriter(tmp_path, ONE) as writer, pytest.raises(StoreError, match=message):
         call(writer)
-    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "store.json"]
+    with ValueStore(tmp_path) as store:
+        assert store.verify().parts == 0
 
 
 def test_columns_of_steps_are_fixed_by_the_first_row(tmp_path):

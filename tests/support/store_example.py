@@ -35,9 +35,11 @@ def token_values(step, rank=0):
     return [rng.standard_normal(length).astype(np.float32) for length in rng.integers(0, 4, size=6)]
 
 
-def ledger_row(step, target, method):
-    rng = np.random.default_rng([step, TARGETS.index(target), METHODS.index(method), 3])
-    drift, values, residual = (float(x) for x in rng.standard_normal(3))
+def ledger_row(step, target, method, ranks=RANKS):
+    rng = np.random.default_rng([step, TARGETS.index(target), METHODS.index(method), 11])
+    drift, residual = (3 * float(x) for x in rng.standard_normal(2))
+    of_ranks = [terms(step, rank)[1][target][method] for rank in range(ranks)]
+    values = float(np.sum(of_ranks, dtype=np.float64))
     drop = drift + values + residual
     before = 5.0 - step / 100
     return {
@@ -53,7 +55,7 @@ def ledger_row(step, target, method):
     }
 
 
-def steps_row(step):
+def steps_row(step, ranks=RANKS):
     return {
         "step": step,
         "lr": 0.1 / (step + 1),
@@ -61,7 +63,7 @@ def steps_row(step):
         "loss": 5.0 - step,
         "seconds": 0.25,
         "tokens": 1000 + step,
-        "samples": 6,
+        "samples": 6 * ranks,
         "grad_norm": np.float32(step),
     }
 
@@ -74,8 +76,8 @@ def write_step(writer, step):
     if writer.rank == 0:
         for target in TARGETS:
             for method in METHODS:
-                writer.ledger(ledger_row(step, target, method))
-        writer.steps(steps_row(step))
+                writer.ledger(ledger_row(step, target, method, writer.run["ranks"]))
+        writer.steps(steps_row(step, writer.run["ranks"]))
 
 
 def content(store):
