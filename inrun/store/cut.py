@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from inrun.store import description
+from inrun.store import description, schema
 from inrun.store.part_list import PartList
 from inrun.store.parts import Part, read_part, remove_leftovers, write_part
 
 
-def cut_store(store: Path, run: dict, step: int, ranks: int) -> None:
+def cut_store(store: Path, run: dict, step: int, ranks: int, revision: str | None) -> dict:
     """Drop the rows of `step` and later of all ranks, and what kills have left; every part that is
-    kept has its checksum looked at.
+    kept has its checksum looked at. Returns the run, in which the resume is noted.
 
     ranks: how many processes write from now on; each gets a list.
+    revision: of the code that goes on.
     """
     found = [PartList.read(store, run["id"], rank) for rank in range(description.lists_of(run))]
     for listed in found:
@@ -31,6 +32,10 @@ def cut_store(store: Path, run: dict, step: int, ranks: int) -> None:
     for rank in range(len(lists), ranks):
         PartList.create(store, run["id"], rank)
     remove_leftovers(store, run["id"], [part for listed in lists for part in listed.parts])
+    note = {"step": step, "at": schema.now(), "git_revision": revision, "ranks": run["ranks"]}
+    run = {**run, "ranks": ranks, "resumed": [*run["resumed"], note]}
+    description.write_run(store, run)
+    return run
 
 
 def _cut_list(store: Path, run: dict, listed: PartList, step: int, ranks: int) -> PartList:

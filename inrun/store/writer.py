@@ -121,11 +121,7 @@ class ValueWriter:
         check_agreement(store, before, described)
         if rank == 0:
             writer._owner = Owner.take(store, StoreError)
-            cut_store(store, before, step, ranks)
-            note = {"step": step, "at": schema.now(), "git_revision": described["git_revision"]}
-            resumed = [*before["resumed"], {**note, "ranks": before["ranks"]}]
-            before = {**before, "ranks": ranks, "resumed": resumed}
-            description.write_run(store, before)
+            before = cut_store(store, before, step, ranks, described["git_revision"])
         listed = PartList.read(store, before["id"], rank)
         check_resumed(store, before, listed, ranks, step)
         writer._start(before, listed, flush_every, first_step=step)
