@@ -6,11 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+
 from inrun.files import partials
 from inrun.owner import Owner, is_sign_of_owner
 from inrun.store import description, part_list, schema
 from inrun.store.part_list import PartList
-from inrun.store.parts import StoreError
+from inrun.store.parts import Part, StoreError, read_part
 
 
 def take_new(store: Path) -> Owner:
@@ -55,6 +57,15 @@ def check_resumed(store: Path, run: dict, listed: PartList, ranks: int, step: in
     at = run["resumed"][-1]["step"] if run["resumed"] else None
     if at != step or any(part.last >= step for part in listed.parts):
         raise StoreError(f"{store} was not resumed at step {step} by rank 0, which comes first.")
+
+
+def check_samples(store: Path, stored: Part, table: pa.Table) -> None:
+    """StoreError unless the samples of a store are these."""
+    stored.check(store)
+    if not read_part(stored.path(store)).equals(table):
+        raise StoreError(
+            f"{stored.path(store)} holds other samples than these. A store belongs to one corpus."
+        )
 
 
 def _check_ranks(store: Path, run: dict, ranks: int) -> None:

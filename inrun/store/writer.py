@@ -20,6 +20,7 @@ from inrun.store import description, forgotten, schema
 from inrun.store.agreement import (
     check_agreement,
     check_resumed,
+    check_samples,
     is_still_ours,
     run_of_rank_zero,
     take_new,
@@ -28,7 +29,7 @@ from inrun.store.buffer import Buffer
 from inrun.store.compaction import compact_many
 from inrun.store.cut import cut_store
 from inrun.store.part_list import PartList
-from inrun.store.parts import StoreError, read_columns, read_part
+from inrun.store.parts import StoreError, read_columns
 from inrun.store.rows import ledger_row, name_rows, sample_table, step_row, term_rows, token_rows
 
 
@@ -204,12 +205,7 @@ class ValueWriter:
         stored = [part for part in self._buffer.listed.parts if part.table == "samples"]
         if not stored:
             return self._buffer.write_samples(table)
-        stored[0].check(self.path)
-        path = stored[0].path(self.path)
-        if not read_part(path).equals(table):
-            raise StoreError(
-                f"{path} holds other samples than these. A store belongs to one corpus."
-            )
+        check_samples(self.path, stored[0], table)
 
     def flush(self) -> None:
         """Make all rows so far durable, as whole parts that readers see. Call it before a
