@@ -4,6 +4,7 @@ Values and truth are float64: at lr 3e-4 the values of a step are no larger than
 float32 loss. Costs are measured in float32, as one trains.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,21 +31,27 @@ COMMON = (
     inrun.Path(name="path_1"),
     inrun.Path(nodes=3, name="path_3"),
 )
-#: optimizer -> methods; for plain SGD the optimizer's own slope is the paper's formula
+CURRENT = FirstOrder(state="current", name="first_order_current")
+#: the slope frozen before the step, also where it says of itself that it is off
+PREVIOUS = FirstOrder(largest_excess=math.inf, name="first_order_previous")
+FORMULAS = (
+    FirstOrder(update="sgd", name="sgd_formula"),
+    SecondOrder(update="sgd", name="sgd_formula_2nd"),
+)
+#: step -> methods. sgd: a plain step on the sum of losses, for which the optimizer's own slope is
+#: the paper's formula. The others: the step that the training would take; momentum: of SGD
 PROBES = {
     "sgd": (FirstOrder(), *COMMON),
-    "adamw": (
-        FirstOrder(update="sgd", name="sgd_formula"),
-        SecondOrder(update="sgd", name="sgd_formula_2nd"),
-        FirstOrder(name="first_order_previous"),
-        FirstOrder(state="current", name="first_order_current"),
-        *COMMON,
-    ),
+    "adamw": (*FORMULAS, PREVIOUS, CURRENT, *COMMON),
+    "lion": (*FORMULAS, CURRENT, *COMMON),
+    "momentum": (*FORMULAS, FirstOrder(), *COMMON),
 }
 #: who predicts the utility U(S) of a coalition as the sum of its members' values
 ADDITIVE = {
     "sgd": ("first_order", "path_1"),
     "adamw": ("sgd_formula", "first_order_current", "path_1"),
+    "lion": ("sgd_formula", "first_order_current", "path_1"),
+    "momentum": ("sgd_formula", "first_order", "path_1"),
 }
 COST_REPEATS = 6
 
@@ -67,14 +74,17 @@ class ValuedStep:
     val_chunks: int
 
     def probe(self, optimizer: str, lr: float, dtype: torch.dtype) -> "Probe":
-        """A fresh model and optimizer at the checkpoint; AdamW with its moments, SGD without
-        momentum.
+        """A fresh model and optimizer at the checkpoint, the training's optimizer with its state,
+        plain SGD without momentum. At step 0 the model is as the run initialised it.
         """
         config = self.run.config
         device = self.run.precision.device
-        model = models.build_from(config.model_config()).to(device, dtype)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            model = models.build_from(config.model_config()).to(device, dtype)
         trained = build_optimizer(model, config.optim)
-        checkpoint.load(self.run.files.checkpoint(self.step), model, trained)
+        if self.step:
+            checkpoint.load(self.run.files.checkpoint(self.step), model, trained)
         for group in trained.param_groups:
             group["lr"] = lr
         batch = self._batch(self.run.corpus, self.players, self.step).to(device)
@@ -131,6 +141,11 @@ class Probe:
         self.optimizer.zero_grad()
 
 
+def own_step(optim: OptimConfig) -> str:
+    """What the training's own step is called among PROBES."""
+    return "momentum" if optim.name == "sgd" else optim.name
+
+
 def compare(
     study: ValuedStep,
     optimizer: str,
@@ -143,7 +158,7 @@ def compare(
 
     seconds: what `costs` gave. report: hears the number of coalitions evaluated so far.
     """
-    values, interactions = _values(study, optimizer, lr)
+    values, interactions, excess = _values(study, optimizer, lr)
     seen: dict[bytes, float] = {}
     probe = study.probe(optimizer, lr, torch.float64)
     game = StepGame(probe.model, probe.optimizer, probe.shares, probe.target, clip=probe.clip)
@@ -173,6 +188,7 @@ def compare(
     rows = []
     for name, found in values.items():
         gap = {"sum_gap": found.sum() / everybody - 1, "cost_ratio": seconds[name]}
+        gap["excess"] = excess.get(name)
         rows.append(
             {"quantity": "values", "method": name, **_agreement(found, truth), **gap, **about}
         )
@@ -240,8 +256,10 @@ def costs(study: ValuedStep, optimizer: str) -> dict[str, float]:
 
 def _values(
     study: ValuedStep, optimizer: str, lr: float
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """method -> values [n], and the pairwise interactions [n, n] of the optimizer's own step."""
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float]]:
+    """method -> values [n], the pairwise interactions [n, n] of the optimizer's own step, and what
+    methods say of their frozen slope.
+    """
     methods = sorted(
         PROBES[optimizer], key=lambda m: m.update == "sgd"
     )  # interactions are those of the first one's rule
@@ -253,10 +271,9 @@ def _values(
             nn.utils.clip_grad_norm_(probe.model.parameters(), probe.clip)
         interactions = attributor.interactions().cpu().numpy()
         probe.optimizer.step()
-    found = {
-        name: values.cpu().numpy() for (name, _), values in attributor.last_step.values.items()
-    }
-    return {m.name: found[m.name] for m in PROBES[optimizer]}, interactions
+    result = attributor.last_step
+    found = {name: values.cpu().numpy() for (name, _), values in result.values.items()}
+    return {m.name: found[m.name] for m in PROBES[optimizer]}, interactions, result.excess
 
 
 def _agreement(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:

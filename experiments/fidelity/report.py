@@ -20,7 +20,12 @@ COLOURS = {
     "sgd_formula_2nd": "tab:pink",
 }
 #: optimizer -> the first-order method that describes its step
-FIRST_ORDER = {"sgd": "first_order", "adamw": "first_order_current"}
+FIRST_ORDER = {
+    "sgd": "first_order",
+    "adamw": "first_order_current",
+    "lion": "first_order_current",
+    "momentum": "first_order",
+}
 #: the claim: where first order still orders samples better than USABLE, path's order is that of the
 #: truth
 USABLE, TRUE_ORDER = 0.8, 0.99
@@ -56,7 +61,11 @@ def report_text(rows: Sequence[dict]) -> str:
                 "Path's order of samples where first order's is still usable:",
                 _claim(chosen, optimizer),
             ),
-            ("Over the run, RMSE / spread; Spearman (medians over seeds):", _over_the_run(chosen)),
+            (
+                "Over the run, RMSE / spread; Pearson; Spearman; size of the sum's gap (medians "
+                "over seeds):",
+                _over_the_run(chosen),
+            ),
             ("Utility of coalitions, prediction against U(S):", _predictions(chosen)),
         ):
             lines += [*(["", title] if title else []), "", *table]
@@ -112,9 +121,14 @@ def _over_the_run(rows: Sequence[dict]) -> list[str]:
     body = []
     for lr, method, found in _groups(rows, "values"):
         here = [where(found, train_steps=step) for step in steps]
-        cells = (f"{median(r, 'relative_rmse'):.2g}; {median(r, 'spearman'):.3f}" for r in here)
-        body.append([f"{lr:g}", method, *cells])
+        body.append([f"{lr:g}", method, *map(_at_a_step, here)])
     return grid(["lr", "method", *(f"step {step}" for step in steps)], body)
+
+
+def _at_a_step(rows: Sequence[dict]) -> str:
+    error, linear, order = (median(rows, key) for key in ("relative_rmse", "pearson", "spearman"))
+    gap = float(np.median([abs(row["sum_gap"]) for row in rows]))
+    return f"{error:.2g}; {linear:.3f}; {order:.3f}; {gap:.0%}"
 
 
 def _predictions(rows: Sequence[dict]) -> list[str]:

@@ -2,12 +2,14 @@
 
 A small language model is trained with AdamW, and stopped early, in the middle and late. There one
 batch is valued by every method, for a step of plain SGD on the sum of the samples' losses (the step
-of the paper's section 3) and for the step that AdamW would really take, clipped and with its
-moments. The truth is the game of that step, enumerated, or sampled by permutations as in section
+of the paper's section 3) and for the step that the training would really take, clipped and with its
+moments (or momentum). The truth is the game of that step, enumerated, or sampled by permutations as in section
 5.2; the utility of every coalition met is held against its prediction (E.2.2).
 
   python -m experiments fidelity                                8 samples, 2^8 coalitions, 3 seeds
   python -m experiments fidelity seeds=[0] steps=[200]          one of them: two minutes
+  python -m experiments fidelity scale=early                    the first steps, without warm-up
+  python -m experiments fidelity scale=early optim@train_optim=lion "optim.names=[lion]" optim.lr=2e-4
   python -m experiments fidelity model=pythia-tiny              the same with Pythia
   python -m experiments fidelity players=16 permutations=128    16 samples, the truth sampled
   python -m experiments fidelity -m optim.lr=1e-4,1e-3          a study for each learning rate
@@ -27,7 +29,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from experiments.artifacts import Outputs, digest
-from experiments.fidelity.probe import PROBES, ValuedStep, compare, costs
+from experiments.fidelity.probe import PROBES, ValuedStep, compare, costs, own_step
 from experiments.fidelity.report import report
 from experiments.frame import StudyConfig, study
 from inrun.config import ConfigError, build
@@ -46,7 +48,8 @@ class ProbeConfig:
     """The step that is valued."""
 
     names: tuple[str, ...] = ("sgd", "adamw")
-    """optimizers that take it"""
+    """who takes it: sgd, without momentum, on the sum of losses; or the training's own optimizer,
+    adamw, lion, or momentum for train_optim.name=sgd"""
     lr: tuple[float, ...] = (3e-4,)
     """learning rates: one number, or a list"""
 
@@ -77,7 +80,7 @@ class FidelityConfig(StudyConfig):
     seeds: tuple[int, ...]
     """of initialisation, batches and target"""
     steps: tuple[int, ...]
-    """training steps done before the valued one, among those that leave a checkpoint"""
+    """training steps done before the valued one: 0, or those that leave a checkpoint"""
     players: int
     """samples of the valued batch"""
     permutations: int
@@ -92,11 +95,16 @@ class FidelityConfig(StudyConfig):
             raise ConfigError("seeds and steps must not be empty")
         last, every = self.train.steps, self.train.checkpoint_every or self.train.steps
         if lost := [
-            step for step in self.steps if not 1 <= step <= last or (step % every and step != last)
+            step for step in self.steps if not 0 <= step <= last or (step % every and step != last)
         ]:
             raise ConfigError(
                 f"steps={lost}: checkpoints are left every {every} steps up to {last} "
                 "(train.checkpoint_every, train.steps)"
+            )
+        if foreign := sorted(set(self.optim.names) - {"sgd", own_step(self.train_optim)}):
+            raise ConfigError(
+                f"optim.names: {', '.join(foreign)} needs a training with that optimizer "
+                f"(optim@train_optim=...), this one is trained with {self.train_optim.name}"
             )
         if not 2 <= self.players <= (64 if self.permutations else 12):
             raise ConfigError(

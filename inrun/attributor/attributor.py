@@ -39,7 +39,7 @@ class Attributor:
         targets: name -> closure that evaluates a validation loss of `model` and returns the scalar.
             Evaluated once per step or more; it must give the same loss for the same weights if the
             ledger is to telescope.
-        method: "first_order" | "second_order" | "path", an object such as ``Path(nodes=3)``, or a
+        method: "path" | "first_order" | "second_order", an object such as ``Path(nodes=3)``, or a
             list of them. The first one is what `last` shows.
         route: "tap" (a rule per operation; exact, the same bits as without values), "fused" or
             ``Fused(memory=...)`` (dots in the backward of linear layers and head; faster),
@@ -70,7 +70,7 @@ class Attributor:
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = torch.optim.AdamW(model.parameters())
     >>> x, val = torch.randn(8, 3), torch.randn(4, 3)
-    >>> attr = Attributor(model, optimizer, {"val": lambda: model(val).square().mean()}, "path")
+    >>> attr = Attributor(model, optimizer, {"val": lambda: model(val).square().mean()})
     >>> with attr.batch(range(8)):
     ...     model(x).square().mean().backward()
     >>> optimizer.step()
@@ -83,7 +83,7 @@ class Attributor:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         targets: Mapping[str, Callable[[], Tensor]],
-        method: str | Method | Sequence[str | Method] = "first_order",
+        method: str | Method | Sequence[str | Method] = "path",
         *,
         route: str | Route = "tap",
         store: str | Path | Recording | None = None,
@@ -186,7 +186,8 @@ class Attributor:
         self.flush()
         # a resumed run has no gradient to reuse, so this one must not have one either
         self.targets.restart()
-        return {"step": self.step, "ledger": list(self.ledger.last.values())}
+        ledger, excess = list(self.ledger.last.values()), self._setting.excess.state()
+        return {"step": self.step, "ledger": ledger, "excess": excess}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, before the first batch; the store drops what came after it.
@@ -199,6 +200,7 @@ class Attributor:
             raise RuntimeError("load_state_dict() is called before the first batch")
         self._steps.number = int(state["step"])
         self.ledger.load(state.get("ledger", ()))
+        self._setting.excess.load(state.get("excess", {}))
         self.recorder.open(self.step)
 
     def close(self) -> ValueStore | None:

@@ -12,8 +12,8 @@ Demand = tuple[object, str]
 
 
 def late_methods(methods: tuple[Method, ...]) -> list[str]:
-    """Names of those whose direction is known after the backward only."""
-    return [m.name for m in methods if not m.known_before]
+    """Names of those whose direction may be known after the backward only."""
+    return [m.name for m in methods if m.may_wait]
 
 
 def enough(memory: int | None) -> Demand:

@@ -47,14 +47,12 @@ class Ledger:
         self, result: StepResult, step: Step, methods: Sequence[Method], with_drift: bool
     ) -> None:
         """The rows of a step that is about to be taken; notes losses and drift in `result`."""
-        nobody = step.without_samples() if with_drift and step.updates is not step.plain else None
-        if nobody and all(torch.equal(moved, step.weights[p]) for p, moved in nobody.items()):
-            nobody = None  # neither momentum nor decay: there is no drift
+        nobody = step.without_samples() if with_drift else None
         for name, target in self.targets.items():
             result.loss_before[name] = target.loss()
             if with_drift:
                 result.drift[name] = (
-                    0.0 if nobody is None else target.loss() - target.loss(at=nobody)
+                    0.0 if nobody is None else target.loss() - target.loss(nobody, step.nobody)
                 )
         for method in methods:
             for name in self.targets:

@@ -13,7 +13,8 @@ from inrun.attributor.processes import Processes
 from inrun.attributor.recording import Recording
 from inrun.attributor.routes import Route, Tap
 from inrun.config import require
-from inrun.methods import FirstOrder, Method
+from inrun.methods import Method
+from inrun.methods import Path as AlongPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Valuation:
         ConfigError: an option has no such value, or two of them contradict each other.
     """
 
-    method: tuple[Method, ...] = (FirstOrder(),)
+    method: tuple[Method, ...] = (AlongPath(),)
     "ways to value samples, by name or as objects; the first one is what `Attributor.last` shows"
     route: Route = field(default_factory=Tap)
     "how samples' parts of the gradient are found: tap, fused, replay, forward, compiled or whole"

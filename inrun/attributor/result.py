@@ -19,6 +19,10 @@ class StepResult:
             Empty on the universal route.
         tokens: (method, target) -> one [n_micro, t] tensor per micro-batch, with per_token=True.
         sums: (method, target) -> sum of the values, over all processes.
+        sizes: (method, target) -> sum of their sizes, over all processes.
+        excess: method -> share by which the slope that was known before the backward, or would have
+            been, overstates the sum of the step's values: the worst of the targets. Of methods with
+            such a slope.
         clip: c, the common factor between the gradients that were backpropagated and those that the
             optimizer got.
         loss_before: target -> L(w) where it was evaluated.
@@ -33,6 +37,8 @@ class StepResult:
     per_parameter: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
     tokens: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
     sums: dict[tuple[str, str], float] = field(default_factory=dict)
+    sizes: dict[tuple[str, str], float] = field(default_factory=dict)
+    excess: dict[str, float] = field(default_factory=dict)
     clip: float = 1.0
     loss_before: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inrun.attributor.kept import Demand, enough, keeps_something, kept_until_known, late_methods
-from inrun.attributor.micro_batches import MicroBatches, Record
+from inrun.attributor.micro_batches import MicroBatch, MicroBatches, Record
 from inrun.config import build_kind, require
 from inrun.ghost import CompiledProbes, GradientBuffers, StreamingDots, Tape
 from inrun.methods import Method
@@ -36,6 +36,9 @@ class Route:
     needs_forward: ClassVar[bool] = False
     #: whether targets' gradients may be summed in another order than torch's own, which is faster
     fused_targets: ClassVar[bool] = False
+    #: whether it serves directions that are known after the backward only; where it does not, steps
+    #: whose direction must wait have no values
+    late_directions: ClassVar[bool] = True
     #: whether dots come parameter by parameter; otherwise values come from tokens
     by_parameter: ClassVar[bool] = True
     #: whether it works where several processes train together
@@ -151,10 +154,14 @@ class Replay(Route):
             )
         ]
 
+    def record(self, passes: MicroBatches, n: int) -> Record | None:
+        return None if passes.late else StreamingDots(passes.known, n)
+
     def dots(self, passes: MicroBatches, V: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return passes.dots(
-            V, lambda micro: passes.replayed(micro, StreamingDots(V, len(micro))).dots(V)
-        )
+        def of(micro: MicroBatch) -> Mapping[str, Tensor]:
+            return (micro.record or passes.replayed(micro, StreamingDots(V, len(micro)))).dots(V)
+
+        return passes.dots(V, of)
 
     def squares(self, passes: MicroBatches, name: str) -> Tensor | None:
         return passes.squares(name, lambda micro: passes.replayed(micro, Tape(len(micro))))
@@ -193,10 +200,11 @@ class Compiled(Route):
     kind: str = field(default="compiled", init=False)
 
     many_processes: ClassVar[bool] = False
+    late_directions: ClassVar[bool] = False
     gives_squares: ClassVar[bool] = False
 
     def demands(self, methods: tuple[Method, ...], per_token: bool) -> list[Demand]:
-        late = late_methods(methods)
+        late = [m.name for m in methods if not m.known_before]
         return [
             (
                 not late,

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from inrun.attributor.excess import Excess
 from inrun.attributor.options import Options
 from inrun.attributor.parameters import TrackedParameters
 from inrun.attributor.processes import Processes
-from inrun.attributor.stack import DirectionStack
 from inrun.attributor.targets import Targets
 from inrun.config import require
 from inrun.ghost import GradientBuffers
@@ -29,7 +29,7 @@ class Setting:
     model: nn.Module
     parameters: TrackedParameters
     targets: Targets
-    stack: DirectionStack
+    excess: Excess
     processes: Processes
     buffers: GradientBuffers
     settled: set[str] = field(default_factory=set)
@@ -48,6 +48,8 @@ class Setting:
         Raises:
             ValueError: there is nothing to value, or the route cannot work here.
             UnknownOptimizerError: an optimizer has no update rule.
+            NoFrozenSlopeError: one has no slope that is known before the gradient, as a method asks
+                for.
         """
         model, processes = Processes.of(model, options.processes)
         route = options.route
@@ -62,10 +64,12 @@ class Setting:
         several = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         parameters = TrackedParameters(model, several, options.params)
         made = Targets(targets, model, parameters.by_name, options, processes)
-        stack = DirectionStack(options.method, made, parameters)
-        buffers = route.buffers(parameters.device, bool(stack.late))
-        setting = cls(options, model, parameters, made, stack, processes, buffers)
-        setting.optimizer_view()  # an optimizer without a rule is refused now
+        buffers = route.buffers(parameters.device, any(m.may_wait for m in options.method))
+        excess = Excess(options.method, processes)
+        setting = cls(options, model, parameters, made, excess, processes, buffers)
+        view = setting.optimizer_view()  # an optimizer without a rule is refused now
+        for method in options.method:
+            method.check(view)
         return setting
 
     def optimizer_view(self, **facts) -> Step:

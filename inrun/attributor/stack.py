@@ -1,6 +1,6 @@
 """The directions of all methods and targets, one after the other on a leading axis."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -14,20 +14,24 @@ Key = tuple[str, str]  # (method, target)
 
 
 class DirectionStack:
-    """V [k, *shape] per parameter; k counts the pairs of method and target.
+    """V [k, *shape] per parameter of one step; k counts the pairs of method and target.
 
     Those whose direction is known before the backward come first.
+
+    Args:
+        waiting: names of the methods whose direction in this step is known after it only.
     """
 
     def __init__(
         self,
         methods: Sequence[Method],
+        waiting: Collection[str],
         targets: Mapping[str, Target],
         parameters: TrackedParameters,
     ):
         self.targets, self.parameters = targets, parameters
-        self.known = [(m, t) for m in methods if m.known_before for t in targets]
-        self.late = [(m, t) for m in methods if not m.known_before for t in targets]
+        self.known = [(m, t) for m in methods if m.name not in waiting for t in targets]
+        self.late = [(m, t) for m in methods if m.name in waiting for t in targets]
 
     @property
     def keys(self) -> list[Key]:
@@ -51,6 +55,11 @@ class DirectionStack:
         ahead = ({name: V[k] for name, V in known.items()} for k in range(len(self.known)))
         late = self._made(step, self.late)
         return self.stacked(chain(ahead, late), len(self.known) + len(self.late))
+
+    def watch(self, step: Step) -> None:
+        """How far the slopes that were known misstate the step."""
+        for method, name in self.known:
+            method.watch(step, self.targets[name])
 
     def _made(self, step: Step, pairs: Sequence[tuple[Method, str]]) -> Iterator[dict[str, Tensor]]:
         return (directions(method, step, self.targets[target]) for method, target in pairs)

@@ -20,7 +20,7 @@ from inrun.attributor.balance import (
 from inrun.attributor.micro_batches import MicroBatches
 from inrun.attributor.result import StepResult
 from inrun.attributor.setting import Setting
-from inrun.attributor.stack import Key, LearningRates
+from inrun.attributor.stack import DirectionStack, Key, LearningRates
 from inrun.methods import Method, Step, Target
 from inrun_kernels.backend import read_together
 
@@ -36,30 +36,36 @@ class OpenStep:
     Args:
         setting: what stays.
         number: optimizer steps before this one.
-        valued: whether its samples are; otherwise nothing is recorded.
+        valued: whether its samples are to be; otherwise nothing is recorded.
 
     Attributes:
+        valued: whether its samples are.
+        watched: they are not, because a direction must wait for the gradient and the route cannot;
+            how far the known slopes are off is seen all the same.
+        stack: the directions.
         passes: the micro-batches so far.
         samples: of all processes, known when the step is valued.
     """
 
     def __init__(self, setting: Setting, number: int, valued: bool):
-        self.setting, self.number, self.valued = setting, number, valued
+        self.setting, self.number = setting, number
+        options, parameters = setting.options, setting.parameters
+        ask = valued and any(m.known_before for m in options.method)
+        view = setting.optimizer_view() if ask else None
+        waiting = setting.excess.waiting(view) if view else {m.name for m in options.method}
+        self.watched = valued and bool(waiting) and not options.route.late_directions
+        self.valued = valued and not self.watched
+        self.stack = DirectionStack(options.method, waiting, setting.targets, parameters)
+        late = bool(self.stack.late)
         self.passes = MicroBatches(
-            setting.model,
-            setting.parameters,
-            setting.processes,
-            bool(setting.stack.late),
-            setting.buffers,
+            setting.model, parameters, setting.processes, late, setting.buffers
         )
         self.samples = 0
         self._norms: dict[str, Tensor] = {}
         self._versions: dict[str, tuple[int, int]] = {}
-        if valued:
-            stack = setting.stack
-            if stack.known:
-                self.passes.known = stack.before(setting.optimizer_view())
-            self.rates = LearningRates(setting.parameters, len(stack.known))
+        if self.valued:
+            self.passes.known = self.stack.before(view) if view else {}
+            self.rates = LearningRates(parameters, len(self.stack.known))
 
     @contextmanager
     def micro_batch(self, ids: np.ndarray, forward: Callable[[], Tensor] | None) -> Iterator[None]:
@@ -100,9 +106,19 @@ class OpenStep:
         """
         gradients, c = self.gradients_and_factor()
         step = self.view(gradients, c)
-        V = self.setting.stack.whole(step, self.passes.known)
+        V = self.stack.whole(step, self.passes.known)
+        self.stack.watch(step)
         values, dots, tokens = self.values(gradients, c, V)
         return self._result(step, c, values, dots, tokens), step
+
+    def watch(self) -> None:
+        """Sees in a step that cannot be valued how far the known slopes are off."""
+        gradients = self.setting.parameters.gradients()
+        if gradients:
+            step = self.setting.optimizer_view(gradient=gradients)
+            for method, target in [*self.stack.known, *self.stack.late]:
+                method.watch(step, self.setting.targets[target])
+            self.setting.excess.note(step)
 
     def gradients_and_factor(self) -> tuple[dict[str, Tensor], float]:
         """Name -> G, and c: the factor between the samples' parts and what the optimizer gets."""
@@ -166,7 +182,7 @@ class OpenStep:
         self, gradients: dict[str, Tensor], c: float, V: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor], dict[Key, list[Tensor]]]:
         """Values [k, n], their parts by parameter, and by token where those are asked for."""
-        options, passes, keys = self.setting.options, self.passes, self.setting.stack.keys
+        options, passes, keys = self.setting.options, self.passes, self.stack.keys
         total = self.setting.processes.total
         checked = options.is_due(options.intervals.balance, self.number)
         tokens: dict[Key, list[Tensor]] = {}
@@ -196,10 +212,11 @@ class OpenStep:
         dots: dict[str, Tensor],
         tokens: dict[Key, list[Tensor]],
     ) -> StepResult:
-        setting, keys, ids = self.setting, self.setting.stack.keys, self.passes.ids
+        setting, keys, ids = self.setting, self.stack.keys, self.passes.ids
         bad = (~torch.isfinite(values)).any(0)
-        facts = torch.cat([bad.sum()[None].to(values.dtype), values.sum(1)])
-        count, *sums = setting.processes.total(facts).tolist()
+        facts = torch.cat([bad.sum()[None].to(values.dtype), values.sum(1), values.abs().sum(1)])
+        count, *both = setting.processes.total(facts).tolist()
+        sums, sizes = both[: len(keys)], both[len(keys) :]
         if count:
             self._raise_non_finite(ids[bad.cpu().numpy()].tolist())
         by_key = {key: values[k] for k, key in enumerate(keys)}
@@ -215,6 +232,8 @@ class OpenStep:
             per_parameter={key: {p: d[k] for p, d in dots.items()} for k, key in enumerate(keys)},
             tokens=tokens if setting.options.per_token else {},
             sums=dict(zip(keys, sums)),
+            sizes=dict(zip(keys, sizes)),
+            excess=setting.excess.note(step),
             clip=c * setting.processes.size,
             stateless=stateless,
         )

@@ -29,6 +29,7 @@ class Steps:
         number: optimizer steps so far.
         open: the step that is going on.
         last: what the step taken last left.
+        passed_over: steps without values, because the route could not wait for their direction.
     """
 
     def __init__(self, setting: Setting, recorder: Recorder):
@@ -37,6 +38,7 @@ class Steps:
         self.number = 0
         self.open: OpenStep | None = None
         self.last: StepResult | None = None
+        self.passed_over = 0
         self._pending: tuple[StepResult, float, int] | None = None
         self.hooks = StepHooks(setting.parameters.optimizers, self._before, self._after)
 
@@ -67,8 +69,10 @@ class Steps:
             setting.targets.restart()
         valued = setting.options.valued(self.number)
         setting.targets.begin(valued)
+        step = OpenStep(setting, self.number, valued)
+        # a gradient that the step takes at its weights has given the loss that rows wait for
         self.ledger.close(self.recorder.for_all)
-        return OpenStep(setting, self.number, valued)
+        return step
 
     def drop(self) -> None:
         """No step is going on."""
@@ -89,6 +93,8 @@ class Steps:
             if step.valued:
                 parameters.refuse_unvalued(gradient=True)
                 self._value(step)
+            elif step.watched:
+                self._pass_over(step)
             self.number += 1
             return parameters.moving() if step.valued else set()
         finally:
@@ -102,6 +108,19 @@ class Steps:
             self.ledger.open(result, step, options.method, with_drift)
         lr = float(parameters.optimizers[0].param_groups[0]["lr"])
         self._pending = (result, lr, open_step.samples)
+
+    def _pass_over(self, open_step: OpenStep) -> None:
+        """A step whose direction would have to wait, on a route that cannot."""
+        open_step.watch()
+        if not self.passed_over:
+            log.warning(
+                "step %d: the slope that is known before the backward does not describe this step "
+                "yet, and route=%r knows no other: its samples have no values, nor those of later "
+                "steps until it does. route='tap' values every step",
+                self.number,
+                self.setting.options.route.kind,
+            )
+        self.passed_over += 1
 
     def _after(self) -> None:
         """The step was taken: what was valued is true."""

@@ -39,7 +39,6 @@ class Targets(dict[str, Target]):
             (name, Target(name, closure, parameters, model, fused, reuse, quietly, shared))
             for name, closure in closures.items()
         )
-        self._gradients_here = any(m.takes_gradient_here for m in options.method)
 
     def forget(self) -> None:
         """The weights have moved: drop what was evaluated at the old ones."""
@@ -47,10 +46,7 @@ class Targets(dict[str, Target]):
             target.forget()
 
     def begin(self, valued: bool) -> None:
-        """A step begins; what the methods need at its weights is evaluated.
-
-        A gradient also gives the loss that completes the last step's ledger rows.
-        """
+        """A step begins: its weights are others than the last one's."""
         self.forget()
         if not valued:
             return
@@ -58,8 +54,6 @@ class Targets(dict[str, Target]):
         self._valued += 1
         for target in self.values() if anew else ():
             target.refresh()
-        for target in self.values() if self._gradients_here else ():
-            target.gradient()
 
     def restart(self) -> None:
         """The next valued step takes all gradients anew, as a run that is resumed here must, and

@@ -30,7 +30,7 @@ from inrun.conformance.problem import (
     added,
     state_of,
 )
-from inrun.conformance.slopes import slope
+from inrun.conformance.slopes import directions
 from inrun.shapley import exact
 
 #: The update written down here against the one that the optimizer took, per element, relative to
@@ -157,10 +157,11 @@ class _Oracle(Observer):
         return V
 
     def _first(self, batch: Batch, rules: dict[str, Rule]) -> Weights:
-        gradient = self._gradient(batch, self.w)
+        own = self.case.formula.update == "auto"
+        gradient = self._gradient(batch, self._moved(self.idle) if own else self.w)
         if self.case.formula.known_before:
             return {name: rules[name].frozen_slope() * g for name, g in gradient.items()}
-        return {name: self._slope(name, rules[name], 0.0, 1.0) * g for name, g in gradient.items()}
+        return self._pulled_back(rules, gradient, 0.0, 1.0)
 
     def _second(self, batch: Batch, rules: dict[str, Rule]) -> Weights:
         """S^T [grad L - H (u(0) + u(G)) / 2]; for SGD that is the paper's ``eta grad L - eta^2/2 H
@@ -182,10 +183,8 @@ class _Oracle(Observer):
             return {}
         along = added((g * way[name]).sum() for name, (_, g) in used.items())
         second = torch.autograd.grad(along, [p for p, _ in used.values()])
-        return {
-            name: self._slope(name, rules[name], 0.0, 1.0) * (g - h).detach()
-            for (name, (_, g)), h in zip(used.items(), second)
-        }
+        differences = {name: (g - h).detach() for (name, (_, g)), h in zip(used.items(), second)}
+        return self._pulled_back(rules, differences, 0.0, 1.0)
 
     def _path(self, batch: Batch, rules: dict[str, Rule]) -> Weights:
         formula = self.case.formula
@@ -206,15 +205,19 @@ class _Oracle(Observer):
                     {name: rule(float(node) * self.G[name]) for name, rule in rules.items()}
                 ),
             )
-            for name, g in gradient.items():
-                total[name] += (
-                    self._slope(name, rules[name], float(ends[k]), float(ends[k + 1])) * g
-                )
+            part = self._pulled_back(rules, gradient, float(ends[k]), float(ends[k + 1]))
+            for name, v in part.items():
+                total[name] += v
         return total
 
-    def _slope(self, name: str, rule: Rule, lo: float, hi: float) -> Tensor:
-        q = self.c**2 * added(s.gradient[name] ** 2 for s in self.samples)
-        return slope(rule, self.G[name], q, len(self.samples), lo, hi)
+    def _pulled_back(
+        self, rules: dict[str, Rule], gradient: Weights, lo: float, hi: float
+    ) -> Weights:
+        q = {
+            name: self.c**2 * added(s.gradient[name] ** 2 for s in self.samples)
+            for name in gradient
+        }
+        return directions(rules, self.G, q, len(self.samples), gradient, (lo, hi))
 
     def _game(self, batch: Batch) -> Tensor:
         """Shapley values by all coalitions, each one a step of a copy of the real optimizer."""

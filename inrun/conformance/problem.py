@@ -5,6 +5,7 @@ t]``, divided by one number for the whole step (the count of its labels), so tha
 gradient is defined by its own rows and does not depend on how the step is cut into micro-batches.
 """
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -100,7 +101,10 @@ class Formula:
     def options(self) -> dict[str, object]:
         """The same as options of the method, by name."""
         own = {"first_order": ("state",), "path": ("nodes", "quadrature")}.get(self.kind, ())
-        return {name: getattr(self, name) for name in ("kind", "update", "credit", *own)}
+        said = {name: getattr(self, name) for name in ("kind", "update", "credit", *own)}
+        # the slope before the step is asked for in every step, however far it is off
+        always = {"largest_excess": math.inf} if self.known_before and self.update == "auto" else {}
+        return said | always
 
     @property
     def known_before(self) -> bool:

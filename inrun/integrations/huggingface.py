@@ -60,7 +60,7 @@ class WithValues(Mixin):
         self,
         *args,
         targets: Mapping[str, Dataset | Callable[[], Tensor]],
-        method: Any = "first_order",
+        method: Any = "path",
         store: str | Path | Recording | None = None,
         sample_id: str = "id",
         attribution: Mapping[str, Any] | None = None,

@@ -64,16 +64,32 @@ class Method:
 
     @property
     def known_before(self) -> bool:
-        """Whether the direction is known before the training backward.
+        """Whether the direction can be known before the training backward.
 
-        Dots can then be taken while it runs.
+        Dots can then be taken while it runs, in the steps that do not wait.
         """
         return False
 
     @property
-    def takes_gradient_here(self) -> bool:
-        """Whether it takes the target's gradient at the weights before the step."""
-        return False
+    def may_wait(self) -> bool:
+        """Whether there are steps whose direction is known after the backward only."""
+        return not self.known_before
+
+    def waits(self, step: "Step", excess: float | None) -> bool:
+        """Whether the direction of a step that begins is known after the backward only.
+
+        Args:
+            step: before the backward, without a gradient.
+            excess: running mean of what the method said of its slopes by `Step.watch`; None before
+                the first one.
+        """
+        return not self.known_before
+
+    def watch(self, step: "Step", target: "Target") -> None:
+        """Notes in a step that did not wait how far the slope that was known misstates it."""
+
+    def check(self, step: "Step") -> None:
+        """Raises where an update rule lacks what the method needs."""
 
     @property
     def needs_present_target(self) -> str:
@@ -112,7 +128,7 @@ def directions(what: Method, step: "Step", target: "Target") -> dict[str, Tensor
     In the sign convention of `inrun.shapley.SIGN`: positive lowers the target's loss.
 
     Args:
-        step: with the batch's gradient unless ``what.known_before``.
+        step: with the batch's gradient where the method waits for it (`Method.waits`).
     """
     V = KINDS[what.kind].directions(what, step, target)
     if what.credit == "impulse":

@@ -9,6 +9,7 @@ up to the true drop of the loss along the step as the number of nodes grows. (Au
 How far they are off is known before any sample is looked at, since ``sum_i <g_i, V> = <G, V>``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -69,16 +70,16 @@ class Path(Method):
 
 @method("path", Path)
 def path(what: Path, step: Step, target: Target) -> dict[str, Tensor]:
-    nodes, V = what.nodes, _along(what, what.nodes, step, target)
+    nodes, V = what.nodes, along(what, what.nodes, step, target)
     if what.tolerance is None:
         return V
     utility = target.loss(at=step.moved(what, 0.0)) - target.loss(at=step.moved(what, 1.0))
     missed = abs(utility - _sum_of_values(V, step))
     while missed > what.tolerance * abs(utility) and 3 * nodes <= MOST_NODES:
         nodes *= 3
-        V, before = _along(what, nodes, step, target), missed
+        V, before = along(what, nodes, step, target), missed
         missed = abs(utility - _sum_of_values(V, step))
-        # the rounding of the losses, or slopes averaged over coalitions: more nodes do not mend it
+        # the rounding of the losses: more nodes do not mend it
         if missed > before / 2:
             break
     return V
@@ -88,14 +89,24 @@ def _sum_of_values(V: dict[str, Tensor], step: Step) -> float:
     return float(sum((v * step.gradient[name]).sum(dtype=torch.float64) for name, v in V.items()))
 
 
-def _along(what: Path, nodes: int, step: Step, target: Target) -> dict[str, Tensor]:
+def along(
+    what: Method,
+    nodes: int,
+    step: Step,
+    target: Target,
+    seen: Callable[[dict[str, Tensor]], None] | None = None,
+) -> dict[str, Tensor]:
+    """V with so many nodes, midpoints or by the method's own quadrature.
+
+    seen: is given each gradient of the target.
+    """
     total: dict[str, Tensor] = {}
-    for node, lo, hi in segments(nodes, what.quadrature):
+    for node, lo, hi in segments(nodes, getattr(what, "quadrature", "midpoint")):
         gradient = target.gradient(at=partial(step.moved, what, node), key=(what.name, node))
-        for name, g in gradient.items():
-            if name in step.gradient:
-                part = step.pull_back(what, name, g, lo, hi, at=node)
-                total[name] = part if name not in total else total[name].add_(part)
+        if seen:
+            seen(gradient)
+        for name, part in step.pulled_back(what, gradient, lo, hi, at=node).items():
+            total[name] = part if name not in total else total[name].add_(part)
     return total
 
 

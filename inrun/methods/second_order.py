@@ -34,8 +34,9 @@ class SecondOrder(Method):
 @method("second_order", SecondOrder)
 def second_order(what: SecondOrder, step: Step, target: Target) -> dict[str, Tensor]:
     gradient, hvp = target.gradient_and_hvp(step.middle(what))
-    return {
-        name: step.pull_back(what, name, memory.difference(g, hvp[name]))
+    differences = {
+        name: memory.difference(g, hvp[name])
         for name, g in gradient.items()
         if name in step.gradient
     }
+    return step.pulled_back(what, differences)

@@ -3,14 +3,15 @@ and (afterwards) the batch's gradient.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from functools import partial, reduce
+from functools import reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inrun.methods.base import Method
-from inrun.updates import Update, blockwise, coalition_slope
+from inrun.methods.rough import Missing, RoughElements
+from inrun.updates import Update, blockwise
 from inrun_kernels import memory
 from inrun_kernels.backend import read_together
 
@@ -46,16 +47,16 @@ class Step:
     ):
         self.updates, self.plain, self.weights = updates, plain, weights
         self.gradient: Mapping[str, Tensor] = gradient or {}
-        self.n, self._squares = n, squares
-        self._square_cache: dict[str, Tensor | None] = {}
-        self._masks: dict[str, Tensor | None] = {
-            name: None for name in settled if name in updates and not updates[name].rough_everywhere
-        }
+        self.n = n
+        known = {name for name in settled if name in updates and not updates[name].rough_everywhere}
+        self.rough = RoughElements(self.gradient, n, squares, known)
         #: frozen slopes are used for several targets: find them once, at the price of as much
         #: memory as the weights
         self.keep_slopes = False
         self._frozen: dict[tuple[str, str], Tensor] = {}
-        self._slopes: dict[tuple, Tensor] = {}
+        self._nobody: dict[str, Tensor] | None = None
+        #: (method, target) -> [2], what `watch` found
+        self.watched: dict[tuple[str, str], Tensor] = {}
 
     def rules(self, method: Method) -> Mapping[str, Update]:
         return self.plain if method.update == "sgd" else self.updates
@@ -64,9 +65,41 @@ class Step:
         """Weights after the update with ``fraction * G``."""
         return self._of_each(self.rules(method), lambda rule, g: rule.weight - rule(fraction * g))
 
-    def without_samples(self) -> dict[str, Tensor]:
-        """Weights after the optimizer's own update with no gradient: momentum and decay alone."""
-        return self._of_each(self.updates, lambda rule, g: rule.weight - rule(0.0 * g))
+    def without_samples(self) -> dict[str, Tensor] | None:
+        """w - u(0): the weights after the optimizer's own update without a gradient, by momentum
+        and decay alone; None where that leaves them all as they are. Found once.
+
+        Of the parameters that have a gradient or, before the backward, of all that are tracked.
+        """
+        if self.updates is self.plain:
+            return None
+        if self._nobody is None:
+            self._nobody = self._of_each(
+                self.updates, lambda rule, g: rule.weight - rule(torch.zeros_like(g))
+            )
+            if all(torch.equal(at, self.weights[name]) for name, at in self._nobody.items()):
+                self._nobody = {}
+        return self._nobody or None
+
+    @property
+    def nobody(self) -> tuple[str, bool]:
+        """The key of a target's evaluations at `without_samples`."""
+        return "w - u(0)", len(self.gradient) in (0, len(self.updates))
+
+    def watch(self, method: Method, target: str, gradient: Mapping[str, Tensor]) -> None:
+        """Notes ``<G, V>`` with the frozen slope and with the secant, for a gradient of a target:
+        how far the frozen slope misstates the sum of the step's values.
+        """
+        none = next(iter(self.gradient.values())).new_zeros((), dtype=torch.float64)
+        frozen, taken = [none], [none]
+        for name, g in self.gradient.items():
+            if name in gradient and self.updates[name].elementwise:
+                rule, v = self.updates[name], gradient[name]
+                secants = blockwise(lambda rule, g, v: rule.secant(g) * v, rule, g, v)
+                frozen.append((self.frozen(method, name, v) * g).sum(dtype=torch.float64))
+                taken.append((secants * g).sum(dtype=torch.float64))
+        pair = [torch.stack([x.to(none.device) for x in side]).sum() for side in (frozen, taken)]
+        self.watched[method.name, target] = torch.stack(pair)
 
     def middle(self, method: Method) -> dict[str, Tensor]:
         """(u(0) + u(G)) / 2, the middle of the way from "nobody" to "everybody"."""
@@ -81,7 +114,7 @@ class Step:
             name: blockwise(function, rules[name], g)
             if rules[name].elementwise
             else function(rules[name], g)
-            for name, g in self.gradient.items()
+            for name, g in (self.gradient or self.weights).items()
         }
 
     def frozen(self, method: Method, name: str, cotangent: Tensor) -> Tensor:
@@ -100,6 +133,27 @@ class Step:
             out=memory.empty(cotangent.shape, cotangent.dtype, cotangent.device),
         )
 
+    def pulled_back(
+        self,
+        method: Method,
+        cotangents: Mapping[str, Tensor],
+        lo: float = 0.0,
+        hi: float = 1.0,
+        at: float | None = None,
+    ) -> dict[str, Tensor]:
+        """``[integral over s in [lo, hi] of J(s G)]^T cotangent`` with J = du/dG, for each
+        parameter that has a gradient: the direction in gradient space of one in weight space.
+
+        For an elementwise rule that integral is the secant ``(u(hi G) - u(lo G)) / G``; where an
+        element has no state, its mean over coalitions, and the sum of all is that of the secants.
+        For other rules it is ``(hi - lo) J(at G)^T``, or a quadrature where no point is given.
+        """
+        missing, V = Missing(), {}
+        for name, cotangent in cotangents.items():
+            if name in self.gradient:
+                V[name] = self.pull_back(method, name, cotangent, lo, hi, at, missing)
+        return self.rough.complete(V, missing)
+
     def pull_back(
         self,
         method: Method,
@@ -108,18 +162,17 @@ class Step:
         lo: float = 0.0,
         hi: float = 1.0,
         at: float | None = None,
+        missing: Missing | None = None,
     ) -> Tensor:
-        """``[integral over s in [lo, hi] of J(s G)]^T cotangent`` with J = du/dG: the direction in
-        gradient space of a direction in weight space.
-
-        For an elementwise rule that integral is the secant ``(u(hi G) - u(lo G)) / G``, or its mean
-        over coalitions where an element has no state. Otherwise it is ``(hi - lo) J(at G)^T``, or a
-        quadrature where no point is given.
+        """`pulled_back` of one parameter, without what its averaged slopes lack to the sum of the
+        secants: that is noted in `missing`.
         """
         rule, g = self.rules(method)[name], self.gradient[name]
         if rule.elementwise:
             V = blockwise(lambda rule, g, v: rule.secant(g, lo, hi) * v, rule, g, cotangent)
-            return self.smoothed(V, rule, name, cotangent, lo, hi)
+            if rule is not self.updates[name]:
+                return V
+            return self.rough.smoothed(V, rule, name, cotangent, (lo, hi), missing or Missing())
         if at is not None:
             return (hi - lo) * rule.vjp(at * g, cotangent)
         points, weights = gauss(_JACOBIAN_NODES)
@@ -129,47 +182,9 @@ class Step:
         ]
         return reduce(torch.add, parts)
 
-    def smoothed(
-        self, V: Tensor, rule: Update, name: str, cotangent: Tensor, lo: float, hi: float
-    ) -> Tensor:
-        """V with the slope of elements without state, or with one that this batch outweighs,
-        averaged over coalitions.
-        """
-        mask = self._stateless(name) if rule is self.updates[name] else rule.stateless()
-        if (mask is None and not rule.warming_up) or self._squares is None:
-            return V
-        g = self.gradient[name]
-        if mask is not None and not rule.rough_everywhere:
-            mask = mask & (g != 0)
-        if not rule.warming_up and (mask is None or not bool(mask.any())):
-            return V
-        if name not in self._square_cache:
-            self._square_cache[name] = self._squares(name)
-        q = self._square_cache[name]
-        if q is None:
-            return V
-        if rule.warming_up:
-            mask = rule.noise_dominated(q) & (g != 0)
-            if not bool(mask.any()):
-                return V
-        key = (name, rule is self.updates[name], lo, hi)  # the same for every target
-        if key not in self._slopes:
-            part = rule.map_tensors(lambda tensor: tensor.expand_as(g)[mask])
-            # hundreds of passes: a piece at a time
-            average = partial(coalition_slope, n=self.n, lo=lo, hi=hi)
-            self._slopes[key] = blockwise(average, part, g[mask], q[mask].to(g.dtype))
-        V = V.clone()
-        V[mask] = self._slopes[key] * cotangent[mask]
-        return V
-
-    def _stateless(self, name: str) -> Tensor | None:
-        if name not in self._masks:
-            self._masks[name] = self.updates[name].stateless()
-        return self._masks[name]
-
     def stateless_share(self) -> float:
         """Share of the elements that have no second moment yet."""
-        masks = {name: self._stateless(name) for name in self.updates}
+        masks = {name: self.rough.stateless(name, rule) for name, rule in self.updates.items()}
         total = sum(w.numel() for w in self.weights.values())
         counts = read_together(
             {name: mask.sum() for name, mask in masks.items() if mask is not None}
@@ -179,7 +194,7 @@ class Step:
     @property
     def settled(self) -> set[str]:
         """Parameters of which this step knows that no element is without state."""
-        return {name for name, mask in self._masks.items() if mask is None}
+        return {name for name, mask in self.rough.masks.items() if mask is None}
 
 
 def gauss(count: int) -> tuple[list[float], list[float]]:

@@ -57,40 +57,51 @@ class Target:
         self.untouched = Untouched(name, parameters, dict(model.named_buffers()))
         self._reuse = reuse
         self._kept: dict[Hashable, dict[str, Tensor]] = {}
-        self._here: dict[str, Tensor] | None = None
-        self._loss_here: float | None = None
+        # of this step, by key; None: at the weights as they are
+        self._gradients: dict[Hashable, dict[str, Tensor]] = {}
+        self._losses: dict[Hashable, float] = {}
 
     def forget(self) -> None:
         """The weights have moved: drop what was cached for the old ones."""
-        self._here, self._loss_here = None, None
+        self._gradients, self._losses = {}, {}
 
     def refresh(self) -> None:
         """Drop the gradients that were kept for later weights."""
         self._kept = {}
 
-    def loss(self, at: Mapping[str, Tensor] | None = None) -> float:
-        """L(w), or the loss at the weights given by name (the others stay)."""
-        if at is None and self._loss_here is not None:
-            return self._loss_here
+    def loss(self, at: Mapping[str, Tensor] | None = None, key: Hashable = None) -> float:
+        """L(w), or the loss at the weights given by name (the others stay).
+
+        What was evaluated under the same key since the weights moved is given again.
+        """
+        known = at is None or key is not None
+        if known and key in self._losses:
+            return self._losses[key]
         moved = {self.parameters[name]: value for name, value in (at or {}).items()}
         with torch.no_grad():
             loss = float(self._evaluate(moved))
-        if at is None:
-            self._loss_here = loss
+        if known:
+            self._losses[key] = loss
         return loss
 
     def gradient(
-        self, at: Callable[[], Mapping[str, Tensor]] | None = None, key: Hashable = None
+        self,
+        at: Callable[[], Mapping[str, Tensor]] | None = None,
+        key: Hashable = None,
+        keep: bool = False,
     ) -> dict[str, Tensor]:
         """grad L by parameter name, for the parameters that the loss depends on.
 
-        At the current weights, cached until `forget`, or at those that `at` gives by name. With
-        `reuse`, what was found under the same key since the last `refresh`.
+        Args:
+            at: gives weights by name, the others stay; None: the current weights.
+            key: of these weights. With `reuse`, what was found under the same key since the last
+                `refresh` is given again.
+            keep: give it again until `forget`, as is done for the current weights.
         """
         if key in self._kept:
             return self._kept[key]
-        if at is None and self._here is not None:
-            return self._here
+        if key in self._gradients:
+            return self._gradients[key]
         moved = {} if at is None else at()
         leaves = {
             name: moved[name].detach().requires_grad_() if name in moved else p
@@ -102,8 +113,16 @@ class Target:
             found = grad([loss], inputs)
             return found if lookups is None else lookups.add(inputs, found)
 
+<<<<<<< HEAD
         found = self._whole(self._differentiate(leaves, once, here=at is None, outer=lookups))
         gradients = {name: g.to_dense() for name, g in zip(leaves, found) if g is not None}
+=======
+        cached = at is None or keep
+        found = self._whole(
+            self._differentiate(leaves, once, noted=(key,) if cached else (), outer=lookups)
+        )
+        gradients = {name: g for name, g in zip(leaves, found) if g is not None}
+>>>>>>> 24b36ba (First steps: averaged slopes by Stein whose sum is the secants'; first order at w - u(0), valued as path while its slope is off; path is the default)
         if not gradients:
             raise TargetError(
                 f"target {self.name!r}: the loss does not depend on the weights it was to be "
@@ -111,11 +130,15 @@ class Target:
                 "active (call the compiled model, not a graph that was exported before), or give "
                 "the closure the uncompiled model"
             )
-        if at is None:
-            self._here = gradients
+        if cached:
+            self._gradients[key] = gradients
         if self._reuse:
             self._kept[key] = gradients
         return gradients
+
+    def kept(self, key: Hashable) -> dict[str, Tensor] | None:
+        """The gradient that was taken under this key, if it is still there."""
+        return self._gradients.get(key, self._kept.get(key))
 
     def gradient_and_hvp(
         self, direction: Mapping[str, Tensor]
@@ -142,7 +165,7 @@ class Target:
         # fused attention cannot be differentiated twice
         with sdpa_kernel(SDPBackend.MATH):
             first, second = self._differentiate(
-                leaves, twice, here=True, inner=Expand(inrun_kernels.cross_entropy_sum_twice)
+                leaves, twice, noted=(None,), inner=Expand(inrun_kernels.cross_entropy_sum_twice)
             )
         gradient = {name: g for name, g in zip(leaves, self._whole(first)) if g is not None}
         hvp = {
@@ -169,7 +192,7 @@ class Target:
         self,
         leaves: Mapping[str, Tensor],
         differentiate: Callable,
-        here: bool,
+        noted: tuple[Hashable, ...],
         outer=None,
         inner=None,
     ):
@@ -178,7 +201,7 @@ class Target:
         }
         with torch.enable_grad():
             return self._evaluate(
-                substitution, differentiate, list(leaves.values()), here, outer, inner
+                substitution, differentiate, list(leaves.values()), noted, outer, inner
             )
 
     def _evaluate(
@@ -186,12 +209,12 @@ class Target:
         substitution: Mapping[Tensor, Tensor],
         differentiate: Callable | None = None,
         inputs: list | None = None,
-        here: bool = False,
+        noted: tuple[Hashable, ...] = (),
         outer: TorchFunctionMode | None = None,
         inner: TorchFunctionMode | None = None,
     ):
         """The loss, or its derivatives; checkpointed closures recompute inside, so both happen
-        under the substitution and the modes around and within it.
+        under the substitution and the modes around and within it. The loss is `noted` by its key.
         """
         self.untouched.note()
         devices = list({p.device for p in self.parameters.values() if p.is_cuda})
@@ -207,8 +230,8 @@ class Target:
             self._check(loss, needs_grad=differentiate is not None)
             whole = loss.detach() if self._shared is None else self._shared([loss.detach()])[0]
             self._refuse_non_finite(whole)
-            if here:
-                self._loss_here = float(whole)
+            if noted:
+                self._losses[noted[0]] = float(whole)
             result = whole if differentiate is None else differentiate(loss, inputs)
         self.untouched.restore()
         return result

@@ -29,7 +29,7 @@ from inrun.updates.blocks import blockwise
 from inrun.updates.lion import Lion, LionUpdate
 from inrun.updates.muon import MuonUpdate
 from inrun.updates.sgd import PlainSGD, SGDUpdate
-from inrun.updates.smoothing import coalition_slope
+from inrun.updates.smoothing import agreement, coalition_slope
 
 __all__ = [
     "AdamUpdate",
@@ -41,6 +41,7 @@ __all__ = [
     "SGDUpdate",
     "UnknownOptimizerError",
     "Update",
+    "agreement",
     "blockwise",
     "coalition_slope",
     "register",

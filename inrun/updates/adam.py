@@ -44,6 +44,7 @@ class AdamUpdate(Update):
         self.bias1 = 1.0 - self.b1**self.t
         self.bias2 = 1.0 - self.b2**self.t
         self.impulse = 1.0 / (1.0 - self.b1)
+        self.young = self.t <= YOUNG_STEPS
 
     def _l2(self) -> Tensor | float:
         return 0.0 if self.decoupled or not self.weight_decay else self.weight_decay * self.weight
@@ -104,7 +105,7 @@ class AdamUpdate(Update):
 
     @property
     def warming_up(self) -> bool:
-        return 1 < self.t <= YOUNG_STEPS
+        return self.young and self.t > 1
 
     def noise_dominated(self, q: Tensor) -> Tensor:
         """Where a coalition's own square, (1 - b2) q, is more than OUTWEIGHS times what b2 v keeps

@@ -39,6 +39,10 @@ class Update:
     #: every element needs the coalition-smoothed slope, not only those without state (Lion: the
     #: update is a sign everywhere)
     rough_everywhere = False
+    #: du/dG is one number, whatever the gradient and the state: the frozen slope is exact
+    affine = False
+    #: too few gradients are in the state for a slope that is known before this one
+    young = False
 
     def __init__(self, weight: Tensor, state: dict, group: dict):
         self.weight = weight.detach()

@@ -13,6 +13,8 @@ class PlainSGD(Update):
     2025, section 4).
     """
 
+    affine = True
+
     def __call__(self, g: Tensor) -> Tensor:
         return self.lr * g
 
@@ -28,6 +30,8 @@ class SGDUpdate(Update):
     """``torch.optim.SGD``: g' = g + wd w; b = mu b + (1 - dampening) g' (b = g' at the first step);
     u = lr (g' + mu b) if nesterov else lr b.
     """
+
+    affine = True
 
     def __init__(self, weight: Tensor, state: dict, group: dict):
         super().__init__(weight, state, group)

@@ -3,10 +3,16 @@ kink or a jump.
 
 Where Adam has no second moment yet its update is a sign, and the full gradient G is the worst place
 to linearise: single shares g_i / G explode while they cancel. A Shapley value averages over
-coalitions, so the slope is averaged over them too: with q = sum_i g_i^2 elementwise and n samples,
-the gradient of a random coalition is about c ~ N(x G (n-1)/n, x (1-x) q (n-1)/n), x uniform on [0,
-1], and the slope at the scale of one typical sample h = sqrt(q/n) is E[u(c + h) - u(c - h)] / (2
-h).
+coalitions, so the slope is averaged over them too. With q = sum_i g_i^2 elementwise and n samples,
+the gradient of a random coalition and the share of a sample that joins it are together about normal
+around x G (n-1)/n, with variance s^2 = q (x (1-x) (n-1)/n + 1/n), x uniform on [0, 1]. The mean
+slope over a normal distribution needs no difference (Stein): D = E[z u(mean + s z)] / s, z standard
+normal.
+
+D says how values of different samples differ. Where all samples agree, their sum is what counts,
+and the secant has it. The slope s for which s g_i is closest to the values, in least squares over
+the samples, is ``(1 - r) D + r secant`` with r = G^2 / (n q), the share of q that the samples have
+in common.
 """
 
 import math
@@ -39,14 +45,22 @@ def coalition_slope(
     sizes, size_weights = np.polynomial.legendre.leggauss(SIZE_NODES)
     noises, noise_weights = np.polynomial.hermite_e.hermegauss(NOISE_NODES)
     noise_weights = noise_weights / noise_weights.sum()
-    h = (q / n).sqrt()
-    safe = torch.where(h > 0, h, 1.0)
+    root = q.sqrt()
     total = torch.zeros_like(g)
     for size, size_weight in zip(sizes, size_weights):
         x = lo + (hi - lo) * 0.5 * (size + 1.0)
         mean = (x * (n - 1) / n) * g
-        spread = math.sqrt(x * (1.0 - x) * (n - 1) / n) * q.sqrt()
+        share = math.sqrt(x * (1.0 - x) * (n - 1) / n + 1.0 / n)
         for noise, noise_weight in zip(noises, noise_weights):
-            c = mean + noise * spread
-            total += (0.5 * size_weight * noise_weight) * (update(c + h) - update(c - h))
-    return torch.where(h > 0, (hi - lo) * total / (2.0 * safe), 0.0)
+            if noise_weight * noise:
+                weight = 0.5 * size_weight * noise_weight * noise / share
+                total += weight * update(mean + (noise * share) * root)
+    spread = torch.where(root > 0, (hi - lo) * total / torch.where(root > 0, root, 1.0), 0.0)
+    return torch.lerp(spread, update.secant(g, lo, hi).expand_as(g), agreement(g, q, n))
+
+
+def agreement(g: Tensor, q: Tensor, n: int) -> Tensor:
+    """r = G^2 / (n q) elementwise: 1 where all n shares of G are equal, about 1/n where they are
+    noise.
+    """
+    return torch.where(q > 0, g * g / (n * torch.where(q > 0, q, 1.0)), 0.0).clamp_(max=1.0)

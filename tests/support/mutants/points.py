@@ -12,6 +12,7 @@ from inrun.conformance.problem import Problem
 from inrun.ghost import Tape, tape
 from inrun.ghost.origin import Derived
 from inrun.methods import path as path_module
+from inrun.methods import rough
 from inrun.methods import step as step_module
 from inrun.methods.step import Step
 from inrun.methods.target import Target
@@ -56,7 +57,9 @@ POINTS = {
     "Rows.dots": (Rows, "dots"),
     "SGDUpdate.__call__": (SGDUpdate, "__call__"),
     "SGDUpdate.__init__": (SGDUpdate, "__init__"),
-    "Step.smoothed": (Step, "smoothed"),
+    "RoughElements.common": (rough.RoughElements, "common"),
+    "RoughElements.complete": (rough.RoughElements, "complete"),
+    "RoughElements.smoothed": (rough.RoughElements, "smoothed"),
     "Step.middle": (Step, "middle"),
     "Step.moved": (Step, "moved"),
     "Step.pull_back": (Step, "pull_back"),
@@ -75,7 +78,7 @@ POINTS = {
     "path.segments": (path_module, "segments"),
     "stack.directions": (stack, "directions"),
     "step.blockwise": (step_module, "blockwise"),
-    "step.coalition_slope": (step_module, "coalition_slope"),
+    "rough.coalition_slope": (rough, "coalition_slope"),
     "tape.add_dots": (tape, "add_dots"),
     "torch.random.fork_rng": (torch.random, "fork_rng"),
 }

@@ -11,7 +11,7 @@ from tests.support.mutants.base import exchange, mutant, wrap
 
 @mutant("the frozen slope instead of the secant", "AdamW, secant", "AdamW, path")
 def _(patch):
-    def pull_back(original, self, method, name, cotangent, lo=0.0, hi=1.0, at=None):
+    def pull_back(original, self, method, name, cotangent, lo=0.0, hi=1.0, at=None, missing=None):
         return (hi - lo) * self.rules(method)[name].frozen_slope() * cotangent
 
     wrap(patch, "Step.pull_back", pull_back)
@@ -31,7 +31,7 @@ def _(patch):
 
 @mutant("elements without state get the plain secant", "AdamW, path", "Lion, path")
 def _(patch):
-    wrap(patch, "Step.smoothed", lambda original, self, V, *rest: V)
+    wrap(patch, "RoughElements.smoothed", lambda original, self, V, *rest: V)
 
 
 @mutant("only the first block of a large tensor is worked on", "a large matrix")
@@ -81,9 +81,19 @@ def _(patch):
 def _(patch):
     wrap(
         patch,
-        "step.coalition_slope",
+        "rough.coalition_slope",
         lambda original, update, g, q, n, lo, hi: original(update, g, q, n + 1, lo, hi),
     )
+
+
+@mutant("what averaged slopes lack to the step's sum is left out", "AdamW, path", "Lion, path")
+def _(patch):
+    wrap(patch, "RoughElements.complete", lambda original, self, V, missing: V)
+
+
+@mutant("what is lacking is spread by the gradient alone", "AdamW, path", "Lion, path")
+def _(patch):
+    wrap(patch, "RoughElements.common", lambda original, self, g, q, least: g)
 
 
 @mutant(
