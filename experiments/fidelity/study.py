@@ -3,13 +3,12 @@
 A small language model is trained with AdamW, and stopped early, in the middle and late. There one
 batch is valued by every method, for a step of plain SGD on the sum of the samples' losses (the step
 of the paper's section 3) and for the step that the training would really take, clipped and with its
-moments (or momentum). The truth is the game of that step, enumerated, or sampled by permutations as in section
-5.2; the utility of every coalition met is held against its prediction (E.2.2).
+moments (or momentum). The truth is the game of that step, enumerated, or sampled by permutations as
+in section 5.2; the utility of every coalition met is held against its prediction (E.2.2).
 
   python -m experiments fidelity                                8 samples, 2^8 coalitions, 3 seeds
   python -m experiments fidelity seeds=[0] steps=[200]          one of them: two minutes
   python -m experiments fidelity scale=early                    the first steps, without warm-up
-  python -m experiments fidelity scale=early optim@train_optim=lion "optim.names=[lion]" optim.lr=2e-4
   python -m experiments fidelity model=pythia-tiny              the same with Pythia
   python -m experiments fidelity players=16 permutations=128    16 samples, the truth sampled
   python -m experiments fidelity -m optim.lr=1e-4,1e-3          a study for each learning rate

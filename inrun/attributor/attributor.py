@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.attributor.ids import ids_of
+from inrun.attributor.interactions import interactions
 from inrun.attributor.options import Intervals, Options
 from inrun.attributor.processes import Processes
 from inrun.attributor.recording import Recorder, Recording
@@ -166,7 +167,7 @@ class Attributor:
         """
         step = self._steps.open or OpenStep(self._setting, self.step, valued=False)
         chosen = self.targets[target if target is not None else next(iter(self.targets))]
-        return step.interactions(chosen, self.methods[0])
+        return interactions(step, chosen, self.methods[0])
 
     def flush(self) -> None:
         """Complete the ledger at the present weights, and make all processes' rows durable."""

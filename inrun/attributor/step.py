@@ -21,7 +21,7 @@ from inrun.attributor.micro_batches import MicroBatches
 from inrun.attributor.result import StepResult
 from inrun.attributor.setting import Setting
 from inrun.attributor.stack import DirectionStack, Key, LearningRates
-from inrun.methods import Method, Step, Target
+from inrun.methods import Step
 from inrun_kernels.backend import read_together
 
 log = logging.getLogger(__name__)
@@ -248,38 +248,3 @@ class OpenStep:
             "changed and no value of this step was stored; zero the gradient and go on without "
             "these samples, or look at their text, the learning rate and the loss scale."
         )
-
-    def interactions(self, target: Target, method: Method) -> Tensor:
-        """``-eta^2 g_i^T H_L g_j`` [n, n] between the backward and the optimizer's step."""
-        tapes = self.passes.tapes
-        if not self.setting.processes.alone:
-            raise RuntimeError(
-                "interactions() are of samples in one process; train in a single one to see them"
-            )
-        if not tapes or len(tapes) < len(self.passes.done):
-            raise RuntimeError(
-                "interactions() is called between the backward and optimizer.step(), with a method "
-                "whose direction is known after the backward (second_order, path), on a route that "
-                "keeps what it needs (tap, fused, whole as long as its memory lasts)"
-            )
-        gradients, c = self.gradients_and_factor()
-        step = self.view(gradients, c)
-        rows = []
-        for tape in tapes:
-            for j in range(tape.n):
-                own = {name: tape.dense(name, j) for name in gradients}
-                moved = {
-                    name: step.pull_back(method, name, c * g.to(gradients[name].dtype))
-                    for name, g in own.items()
-                    if g is not None
-                }
-                _, hvp = target.gradient_and_hvp(moved)
-                V = {
-                    name: step.pull_back(method, name, h)[None]
-                    for name, h in hvp.items()
-                    if name in gradients
-                }
-                rows.append(
-                    -c * torch.cat([reduce(torch.add, t.dots(V).values())[0] for t in tapes])
-                )
-        return torch.stack(rows)

@@ -54,8 +54,9 @@ def directions(
 
 
 def coalition_mean(rule: Rule, G: Tensor, q: Tensor, n: int, lo: float, hi: float) -> Tensor:
-    """(1 - r) D + r secant, r = G^2 / (n q): D the mean slope of the update over a normal
-    law around x G (n-1)/n, as E[z u] / s, s^2 = q (x (1-x) (n-1)/n + 1/n), x uniform on [lo, hi]; times hi - lo.
+    """(1 - r) D + r secant, r = G^2 / (n q): D the mean slope of the update over a normal law
+    around x G (n-1)/n, as E[z u] / s, s^2 = q (x (1-x) (n-1)/n + 1/n), x uniform on [lo, hi]; times
+    hi - lo.
     """
     sizes, noises = np.polynomial.legendre.leggauss(8), np.polynomial.hermite_e.hermegauss(9)
     total = torch.zeros_like(G)

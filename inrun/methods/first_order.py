@@ -1,4 +1,4 @@
-"""First order: ``V = (du/dG)^T grad L(w - u(0))``, the slope of the utility where nobody takes part.
+"""First order: ``V = (du/dG)^T grad L(w - u(0))``, the utility's slope where nobody takes part.
 
 For SGD without momentum that is the paper's ``eta grad L(w)`` (Wang et al. 2025, equation of
 section 4.1). Momentum and decay move the weights also without a sample, and a sample acts where

@@ -113,16 +113,11 @@ class Target:
             found = grad([loss], inputs)
             return found if lookups is None else lookups.add(inputs, found)
 
-<<<<<<< HEAD
-        found = self._whole(self._differentiate(leaves, once, here=at is None, outer=lookups))
-        gradients = {name: g.to_dense() for name, g in zip(leaves, found) if g is not None}
-=======
         cached = at is None or keep
         found = self._whole(
             self._differentiate(leaves, once, noted=(key,) if cached else (), outer=lookups)
         )
-        gradients = {name: g for name, g in zip(leaves, found) if g is not None}
->>>>>>> 24b36ba (First steps: averaged slopes by Stein whose sum is the secants'; first order at w - u(0), valued as path while its slope is off; path is the default)
+        gradients = {name: g.to_dense() for name, g in zip(leaves, found) if g is not None}
         if not gradients:
             raise TargetError(
                 f"target {self.name!r}: the loss does not depend on the weights it was to be "

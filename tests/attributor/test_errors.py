@@ -18,7 +18,10 @@ from tests.support.small_models import Regressor, regression
 def test_batch_norm_in_training_is_refused_with_the_reason_and_frozen_batch_norm_is_not():
     model = Regressor(nn.BatchNorm1d(8))
     attr = Attributor(
-        model, torch.optim.SGD(model.parameters(), lr=0.1), {"val": regression(model, seed=1)}
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        {"val": regression(model, seed=1)},
+        "first_order",
     )
     with pytest.raises(MixedSamplesError, match="statistics of its batch"), attr.batch(range(6)):
         regression(model)().backward()
@@ -42,7 +45,7 @@ def test_an_operation_without_a_rule_names_the_parameter_and_the_universal_route
     x, y, xv, yv = (torch.randn(6, s, dtype=torch.float64) for s in (4, 2, 4, 2))
     val = lambda: nn.functional.mse_loss(model(xv), yv)  # noqa: E731
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    attr = Attributor(model, optimizer, {"val": val})
+    attr = Attributor(model, optimizer, {"val": val}, "first_order")
     with (
         pytest.raises(UncoveredUseError, match=r"gain.*native_layer_norm.*route='forward'"),
         attr.batch(range(6)),
@@ -55,7 +58,7 @@ def test_an_operation_without_a_rule_names_the_parameter_and_the_universal_route
         val,
         0.1,
     )
-    attr = Attributor(model, optimizer, {"val": val}, route="forward")
+    attr = Attributor(model, optimizer, {"val": val}, "first_order", route="forward")
     forward = lambda: nn.functional.mse_loss(model(x), y)  # noqa: E731
     with attr.batch(range(6), forward=forward):
         forward().backward()
@@ -84,7 +87,7 @@ def test_a_loss_that_adds_up_beside_a_parameter_is_refused_with_the_way_to_write
 def test_a_gradient_from_outside_the_batch_is_a_balance_error_that_names_the_parameter():
     model = Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    attr = Attributor(model, optimizer, {"val": regression(model, seed=1)})
+    attr = Attributor(model, optimizer, {"val": regression(model, seed=1)}, "first_order")
     before = copy.deepcopy(model.state_dict())
     (0.01 * model.first.weight.square().sum()).backward()
     with attr.batch(range(6)):
@@ -97,7 +100,7 @@ def test_a_gradient_from_outside_the_batch_is_a_balance_error_that_names_the_par
 def test_clipping_one_parameter_alone_is_a_balance_error():
     model = Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    attr = Attributor(model, optimizer, {"val": regression(model, seed=1)})
+    attr = Attributor(model, optimizer, {"val": regression(model, seed=1)}, "first_order")
     with attr.batch(range(6)):
         regression(model)().backward()
     model.last.weight.grad.mul_(0.5)
@@ -108,7 +111,7 @@ def test_clipping_one_parameter_alone_is_a_balance_error():
 def test_a_parameter_used_out_of_sight_is_named():
     model = Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    attr = Attributor(model, optimizer, {"val": regression(model, seed=1)})
+    attr = Attributor(model, optimizer, {"val": regression(model, seed=1)}, "first_order")
     loss = regression(model)()
     with attr.batch(range(6)):
         loss.backward()
@@ -171,7 +174,7 @@ def test_nothing_is_left_behind_after_close_nor_after_an_exception():
 def test_a_skipped_step_takes_its_micro_batches_with_it(caplog):
     model = Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    attr = Attributor(model, optimizer, {"val": regression(model, seed=1)})
+    attr = Attributor(model, optimizer, {"val": regression(model, seed=1)}, "first_order")
     with attr.batch(range(6)):
         regression(model)().backward()
     optimizer.zero_grad()  # as a loss scaler does after an overflow: no step
@@ -188,7 +191,7 @@ def test_loss_scaling_is_measured_and_divided_out():
         model, [lambda: regression(model)()], regression(model, seed=1), 0.1
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    attr = Attributor(model, optimizer, {"val": regression(model, seed=1)})
+    attr = Attributor(model, optimizer, {"val": regression(model, seed=1)}, "first_order")
     with attr.batch(range(6)):
         (1024 * regression(model)()).backward()
     for p in model.parameters():
@@ -209,7 +212,9 @@ def test_loss_scaling_is_measured_and_divided_out():
 )
 def test_a_target_that_is_no_loss_is_refused(closure, message):
     model = Regressor()
-    attr = Attributor(model, torch.optim.SGD(model.parameters(), lr=0.1), {"val": closure(model)})
+    attr = Attributor(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), {"val": closure(model)}, "first_order"
+    )
     with pytest.raises(TargetError, match=message), attr.batch(range(6)):
         pass
 
@@ -218,17 +223,17 @@ def test_bad_arguments_say_what_to_do():
     model = Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     val = {"val": regression(model, seed=1)}
-    with pytest.raises(ValueError, match="'third_order': choose one of 'first_order'"):
+    with pytest.raises(ValueError, match="'third_order': choose one of 'path'"):
         Attributor(model, optimizer, val, "third_order")
     with pytest.raises(ValueError, match="distinct names"):
         Attributor(model, optimizer, val, ["path", inrun.Path(nodes=3)])
     with pytest.raises(ValueError, match="at least one target"):
-        Attributor(model, optimizer, {})
+        Attributor(model, optimizer, {}, "first_order")
     with pytest.raises(ValueError, match="matches no trainable parameter"):
-        Attributor(model, optimizer, val, params="decoder")
+        Attributor(model, optimizer, val, "first_order", params="decoder")
     with pytest.raises(ValueError, match="another model"):
-        Attributor(Regressor(), optimizer, val)
-    attr = Attributor(model, optimizer, val)
+        Attributor(Regressor(), optimizer, val, "first_order")
+    attr = Attributor(model, optimizer, val, "first_order")
     with (
         pytest.raises(ValueError, match="one per sample"),
         attr.batch(torch.zeros(2, 3, dtype=torch.long)),
@@ -263,7 +268,10 @@ def test_ids_whose_number_is_not_that_of_the_samples_are_refused(method, route):
 def test_samples_must_be_the_leading_axis():
     model = Regressor()
     attr = Attributor(
-        model, torch.optim.SGD(model.parameters(), lr=0.1), {"val": regression(model, seed=1)}
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        {"val": regression(model, seed=1)},
+        "first_order",
     )
     with pytest.raises(ValueError, match="samples along axis 0"), attr.batch(range(4)):  # six rows
         regression(model)().backward()

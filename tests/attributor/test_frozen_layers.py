@@ -13,7 +13,7 @@ from tests.support.regression import LR, Case, N
 def test_a_layer_that_is_frozen_while_its_gradient_stays_is_refused_before_it_moves(gone):
     case = Case()
     optimizer = case.sgd()
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     with attr.batch(range(N)):
         case.loss().backward()
     optimizer.step()  # the gradient stays
@@ -38,7 +38,7 @@ def test_a_layer_that_is_frozen_while_its_gradient_stays_is_refused_before_it_mo
 def test_a_frozen_layer_whose_gradient_is_zero_is_refused_only_if_momentum_moves_it(momentum):
     case = Case()
     optimizer = torch.optim.SGD(case.model.parameters(), lr=LR, momentum=momentum)
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     case.step(attr, optimizer)
     case.model[0].requires_grad_(False)
     for p in case.model[0].parameters():
@@ -55,7 +55,7 @@ def test_a_layer_that_is_unfrozen_between_two_micro_batches_is_refused():
     case = Case()
     case.model[0].requires_grad_(False)
     optimizer = case.sgd()
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     with attr.batch(range(N)):
         case.loss().backward()
     case.model[0].requires_grad_(True)
@@ -69,7 +69,7 @@ def test_a_layer_that_is_unfrozen_between_two_micro_batches_is_refused():
 def test_a_layer_that_is_frozen_between_two_micro_batches_keeps_the_part_of_the_first():
     case = Case()
     optimizer = case.sgd()
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     whole, rest = case.truth(), case.truth(case.model[2])
     with attr.batch(range(N)):
         case.loss().backward()

@@ -65,7 +65,7 @@ def train(folder, names: list[list], samples=None, resume=None) -> tuple[Attribu
     case = Case()
     optimizer = case.sgd()
     recording = Recording(folder, samples=samples, flush_every=1)
-    attr = Attributor(case.model, optimizer, {"val": case.target}, store=recording)
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order", store=recording)
     if resume is not None:
         attr.load_state_dict(resume)
     values = []
@@ -117,7 +117,9 @@ def test_a_run_that_is_resumed_gives_the_names_the_numbers_that_they_have(tmp_pa
     case = Case()
     case.model.load_state_dict(weights)
     optimizer = case.sgd()
-    again = Attributor(case.model, optimizer, {"val": case.target}, store=tmp_path / "parts")
+    again = Attributor(
+        case.model, optimizer, {"val": case.target}, "first_order", store=tmp_path / "parts"
+    )
     again.load_state_dict(state)
     for ids in [STEPS[1], ["g", "a", "h", "b"]]:
         with again.batch(ids):
@@ -164,7 +166,7 @@ def test_ids_of_two_types_in_a_run_are_refused_before_the_step(tmp_path):
 def test_a_sample_that_is_not_finite_is_named():
     case = Case()
     optimizer = case.sgd()
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     case.x[2] = torch.nan
     with attr.batch(["first", "second", "third", "fourth"]):
         case.loss().backward()
@@ -184,7 +186,7 @@ def _process(rank: int, folder: str) -> list:
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     target = lambda: model(torch.ones(3, 5).double()).square().mean()  # noqa: E731
     values = []
-    with Attributor(wrapped, optimizer, {"val": target}, store=folder) as attr:
+    with Attributor(wrapped, optimizer, {"val": target}, "first_order", store=folder) as attr:
         for ids in SHARED:
             with attr.batch(ids[rank]):
                 wrapped(x).square().mean().backward()

@@ -39,7 +39,7 @@ def test_a_gradient_that_the_loss_asks_for_itself_belongs_to_no_sample(route, me
 def test_gradients_that_are_put_into_place_by_hand_are_refused_by_name():
     case = Case()
     optimizer = case.sgd()
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     parameters = list(case.model.parameters())
 
     def set_by_hand():
@@ -60,7 +60,7 @@ def test_gradients_that_are_put_into_place_by_hand_are_refused_by_name():
 
 def test_a_loss_that_contains_a_gradient_is_refused_by_name():
     case = Case()
-    attr = Attributor(case.model, case.sgd(), {"val": case.target})
+    attr = Attributor(case.model, case.sgd(), {"val": case.target}, "first_order")
     x = case.x.clone().requires_grad_()
     with (
         pytest.raises(Exception, match=r"create_graph=True.*gradient penalty"),
@@ -74,6 +74,8 @@ def test_a_target_that_writes_to_the_weights_is_refused_by_name():
     model = nn.ModuleList([table, head]).double()
     x, val_x = torch.randint(0, 4, (N, 3)), torch.randint(5, 9, (3, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    attr = Attributor(model, optimizer, {"val": lambda: head(table(val_x).mean(1)).square().mean()})
+    attr = Attributor(
+        model, optimizer, {"val": lambda: head(table(val_x).mean(1)).square().mean()}, "first_order"
+    )
     with pytest.raises(Exception, match=r"wrote to 0\.weight.*max_norm"), attr.batch(range(N)):
         head(table(x).mean(1)).square().mean().backward()

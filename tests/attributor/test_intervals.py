@@ -59,6 +59,7 @@ def test_a_checkpoint_refreshes_the_direction_so_that_a_resumed_run_gives_the_sa
             model,
             optimizer,
             {"val": lambda: loss_of(model, val, 0.1)},
+            "first_order",
             intervals=Intervals(refresh=3, ledger=0),
         )
 

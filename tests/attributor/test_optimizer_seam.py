@@ -16,7 +16,7 @@ def test_a_layer_that_is_unfrozen_between_steps_is_valued_from_then_on():
     case = Case()
     case.model[0].requires_grad_(False)
     optimizer = case.sgd()
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     expected = case.truth(case.model[2])
     assert per_sample.relative_error(case.step(attr, optimizer), expected) < 1e-12
     case.model[0].requires_grad_(True)
@@ -30,7 +30,7 @@ def test_a_layer_that_is_unfrozen_between_steps_is_valued_from_then_on():
 def test_a_group_that_is_added_between_steps_is_valued_from_then_on():
     case = Case()
     optimizer = case.sgd(case.model[2])
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     case.step(attr, optimizer)
     case.model.zero_grad()  # the layer that nobody moved has a gradient of its own
     optimizer.add_param_group({"params": list(case.model[0].parameters())})
@@ -43,9 +43,9 @@ def test_parameters_of_another_module_are_refused_and_the_two_ways_out_work():
     body, head = case.model[:2], case.model[2]
     optimizer = case.sgd()
     with pytest.raises(ValueError, match="2 parameters that are not part of the model"):
-        Attributor(body, optimizer, {"val": case.target})
+        Attributor(body, optimizer, {"val": case.target}, "first_order")
     expected = case.truth(body)
-    alone = Attributor(body, optimizer, {"val": case.target}, params=".")
+    alone = Attributor(body, optimizer, {"val": case.target}, "first_order", params=".")
     with alone.batch(range(N)):
         case.loss().backward()
     optimizer.step()
@@ -53,14 +53,16 @@ def test_parameters_of_another_module_are_refused_and_the_two_ways_out_work():
     alone.close()
     optimizer.zero_grad()
     expected = case.truth()
-    whole = Attributor(nn.ModuleList([body, head]), optimizer, {"val": case.target})
+    whole = Attributor(nn.ModuleList([body, head]), optimizer, {"val": case.target}, "first_order")
     assert per_sample.relative_error(case.step(whole, optimizer), expected) < 1e-12
 
 
 def test_values_are_kept_when_all_optimizers_have_stepped_and_refused_when_one_has_not(tmp_path):
     case = Case()
     first, second = case.sgd(case.model[0]), case.sgd(case.model[2])
-    attr = Attributor(case.model, [first, second], {"val": case.target}, store=tmp_path / "values")
+    attr = Attributor(
+        case.model, [first, second], {"val": case.target}, "first_order", store=tmp_path / "values"
+    )
     expected = case.truth()
     assert per_sample.relative_error(case.step(attr, first, second), expected) < 1e-12
     with attr.batch(range(N)):
@@ -78,7 +80,7 @@ def test_values_are_kept_when_all_optimizers_have_stepped_and_refused_when_one_h
 def test_an_optimizer_whose_parameters_got_no_gradient_is_not_waited_for():
     case = Case()
     first, second = case.sgd(case.model[0]), case.sgd(case.model[2])
-    attr = Attributor(case.model, [first, second], {"val": case.target})
+    attr = Attributor(case.model, [first, second], {"val": case.target}, "first_order")
     expected = case.truth(case.model[0])
     with attr.batch(range(N)):
         case.model[2].requires_grad_(False)
@@ -119,7 +121,7 @@ def test_a_fused_optimizer_under_a_loss_scaler_is_valued_as_without_one(method, 
 def test_a_step_that_the_loss_scaler_skips_in_the_fused_kernel_has_no_values(caplog):
     case = Case()
     optimizer = torch.optim.AdamW(case.model.parameters(), lr=1e-2, fused=True)
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     before = [p.detach().clone() for p in case.model.parameters()]
     with attr.batch(range(N)):
@@ -140,7 +142,7 @@ def test_a_step_that_the_loss_scaler_skips_in_the_fused_kernel_has_no_values(cap
 def test_a_closure_is_refused_and_the_advised_form_is_right():
     case = Case()
     optimizer = case.sgd()
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
 
     def closure():
         optimizer.zero_grad()
@@ -178,12 +180,16 @@ class Named(torch.optim.AdamW):
 def test_a_subclass_with_a_step_of_its_own_inherits_no_rule_unless_it_is_told_to():
     case = Case()
     with pytest.raises(UnknownOptimizerError, match=r"Decayed has a step of its own.*register"):
-        Attributor(case.model, Decayed(case.model.parameters()), {"val": case.target})
+        Attributor(
+            case.model, Decayed(case.model.parameters()), {"val": case.target}, "first_order"
+        )
     optimizer = Named(case.model.parameters(), lr=1e-2)
-    case.step(Attributor(case.model, optimizer, {"val": case.target}), optimizer)
+    case.step(Attributor(case.model, optimizer, {"val": case.target}, "first_order"), optimizer)
     with RULES.restored():
         register(Decayed)(AdamUpdate)
-        Attributor(case.model, Decayed(case.model.parameters()), {"val": case.target}).close()
+        Attributor(
+            case.model, Decayed(case.model.parameters()), {"val": case.target}, "first_order"
+        ).close()
 
 
 class Wrapper(torch.optim.Optimizer):
@@ -202,11 +208,11 @@ class Wrapper(torch.optim.Optimizer):
 def test_the_optimizer_inside_a_wrapper_is_found():
     case = Case()
     optimizer = Wrapper(case.sgd())
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     expected = case.truth()
     assert per_sample.relative_error(case.step(attr, optimizer), expected) < 1e-12
     with pytest.raises(ValueError, match="give the optimizer inside the wrapper"):
-        Attributor(case.model, Wrapper(None), {"val": case.target})
+        Attributor(case.model, Wrapper(None), {"val": case.target}, "first_order")
 
 
 def test_an_optimizer_that_steps_in_the_backward_is_refused_by_name():
@@ -217,7 +223,7 @@ def test_an_optimizer_that_steps_in_the_backward_is_refused_by_name():
         each[p].step()
         each[p].zero_grad()
 
-    attr = Attributor(case.model, list(each.values()), {"val": case.target})
+    attr = Attributor(case.model, list(each.values()), {"val": case.target}, "first_order")
     handles = [p.register_post_accumulate_grad_hook(step_now) for p in each]
     with pytest.raises(StepError, match=r"post-accumulate-grad hooks"), attr.batch(range(N)):
         case.loss().backward()
@@ -229,7 +235,7 @@ def test_an_optimizer_that_steps_in_the_backward_is_refused_by_name():
 def test_a_gradient_that_is_taken_away_or_not_asked_for_is_refused():
     case = Case()
     optimizer = case.sgd()
-    attr = Attributor(case.model, optimizer, {"val": case.target})
+    attr = Attributor(case.model, optimizer, {"val": case.target}, "first_order")
     with attr.batch(range(N)):
         case.loss().backward(inputs=[case.model[2].weight])
     with pytest.raises(BalanceError, match=r"2\.bias: the samples have a part"):
@@ -246,4 +252,4 @@ def test_lbfgs_is_refused_with_the_reason():
     case = Case()
     optimizer = torch.optim.LBFGS(case.model.parameters())
     with pytest.raises(ValueError, match="several times within a step"):
-        Attributor(case.model, optimizer, {"val": case.target})
+        Attributor(case.model, optimizer, {"val": case.target}, "first_order")

@@ -6,6 +6,7 @@ is kept, evaluated or checked, or in what the store holds.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ SETTINGS = {
     ("method.credit", "impulse"): "impulse",
     ("method.name", "other"): "other",
     ("method.state", "current"): "current",
+    ("method.largest_excess", "0.2"): 0.2,
     ("method.nodes", "3"): 3,
     ("method.quadrature", "gauss"): "gauss",
     ("method.tolerance", "1e-9"): 1e-9,
@@ -75,6 +77,9 @@ def arguments(kind: str, chosen: dict[str, object], folder) -> dict[str, object]
             parts[group][field] = value
         else:
             plain[group] = value
+    own = parts["method"]
+    if kind == "first_order" and not {"update", "state"} & set(own):
+        own.setdefault("largest_excess", math.inf)  # so that it is known before in few steps too
     made = {
         "method": Method.from_config(parts["method"]),
         "intervals": Intervals(**parts["intervals"]),

@@ -213,7 +213,11 @@ def broken(rank: int, how: str, store: str) -> list[str]:
                 pass
         elif how == "compiled":
             Attributor(
-                parallel, optimizer_of(model), {"val": lambda: model(validation)}, route="compiled"
+                parallel,
+                optimizer_of(model),
+                {"val": lambda: model(validation)},
+                "first_order",
+                route="compiled",
             )
         else:
             _, attr = attributor(parallel)
@@ -253,4 +257,5 @@ def test_parameters_that_are_sharded_over_devices_are_refused():
             model,
             torch.optim.SGD(model.parameters(), lr=0.1),
             {"val": lambda: model(torch.ones(1, 2)).sum()},
+            "first_order",
         )

@@ -182,6 +182,7 @@ def test_probes_agree_with_the_rules(family):
             model,
             torch.optim.SGD(model.parameters(), lr=0.1),
             {"val": lambda m=model, v=val: loss_of(m, v, 0.1)},
+            "first_order",
             route=route,
         )
         for ids in ([0, 1, 2], [3]):
@@ -208,6 +209,7 @@ def test_a_compiled_model_is_traced_without_a_break_and_not_again_for_new_direct
             model,
             torch.optim.SGD(model.parameters(), lr=0.1),
             {"val": lambda m=model: loss_of(m, val, 0.1)},
+            "first_order",
             route=route,
         )
         if route == "compiled":

@@ -40,6 +40,7 @@ def test_token_values_are_the_values_of_the_tokens_own_loss_terms():
         model,
         torch.optim.SGD(model.parameters(), lr=lr),
         {"val": lambda: loss_of(model, val, 0.1)},
+        "first_order",
         per_token=True,
     )
 
@@ -75,6 +76,7 @@ def test_documents_packed_in_a_row_without_leaking_context_are_valued_as_if_alon
         model,
         torch.optim.SGD(model.parameters(), lr=lr),
         {"val": lambda: loss_of(model, val, 0.1)},
+        "first_order",
         per_token=True,
     )
     V = per_sample.gradients(model, loss_of(model, val, 0.1))

@@ -76,5 +76,5 @@ def test_a_method_and_a_route_from_outside_are_chosen_by_name_and_in_a_config():
         with pytest.raises(ValueError, match="two entries for the method 'scaled'"):
             method("scaled", Scaled)(lambda what, step, target: {})
     assert "scaled" not in KINDS
-    with pytest.raises(ValueError, match="'scaled': choose one of 'first_order'"):
+    with pytest.raises(ValueError, match="'scaled': choose one of 'path'"):
         Attributor(model, optimizer, {"val": regression(model)}, "scaled")

@@ -20,7 +20,7 @@ METHODS = ["first_order", "second_order", "path"]
 def valued(example: Example, route: object, forward: bool = False) -> Attributor:
     """The Attributor after one step of SGD with every sample in a micro-batch of its own."""
     optimizer = torch.optim.SGD(example.model.parameters(), lr=LR)
-    attr = Attributor(example.model, optimizer, {"val": example.target}, route=route)
+    attr = Attributor(example.model, optimizer, {"val": example.target}, "first_order", route=route)
     for i in range(N):
         again = (lambda i=i: example.share(i)) if forward else None
         with attr.batch([i], forward=again):
@@ -107,7 +107,9 @@ def test_memory_that_is_used_up_is_said_with_three_ways_out():
 def test_several_samples_in_a_micro_batch_are_refused_by_name():
     example = EXAMPLES["LSTM"]()
     optimizer = torch.optim.SGD(example.model.parameters(), lr=LR)
-    attr = Attributor(example.model, optimizer, {"val": example.target}, route="whole")
+    attr = Attributor(
+        example.model, optimizer, {"val": example.target}, "first_order", route="whole"
+    )
     with (
         pytest.raises(WholeRouteError, match="one sample per micro-batch, and 4 ids were given"),
         attr.batch(range(N)),
@@ -142,7 +144,9 @@ def test_what_is_added_to_the_gradient_counts_and_nothing_else_does():
     example = regression(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 2)), 6)
     expected = example.truth()
     optimizer = torch.optim.SGD(example.model.parameters(), lr=LR)
-    attr = Attributor(example.model, optimizer, {"val": example.target}, route="whole")
+    attr = Attributor(
+        example.model, optimizer, {"val": example.target}, "first_order", route="whole"
+    )
     for i in range(N):
         with attr.batch([i]):
             torch.autograd.grad(7 * example.share(i), list(example.model.parameters()))
@@ -217,7 +221,7 @@ def test_a_complex_weight_under_adam_is_refused_and_one_kept_as_pairs_is_right()
     example = regression(Pairs(pairs=False), 6)
     optimizer = torch.optim.AdamW(example.model.parameters(), lr=1e-3)
     with pytest.raises(TypeError, match=r"w is complex.*pairs"):
-        Attributor(example.model, optimizer, {"val": example.target})
+        Attributor(example.model, optimizer, {"val": example.target}, "first_order")
     example = regression(Pairs(pairs=True), 6)
     optimizer = torch.optim.AdamW(example.model.parameters(), lr=1e-3)
     for _ in range(5):  # past the first steps

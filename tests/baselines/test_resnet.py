@@ -50,7 +50,9 @@ def test_gradients_of_samples_are_those_of_a_loop(model):
 def test_its_steps_can_be_valued(model):
     x, y = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    attributor = Attributor(model, optimizer, {"val": lambda: F.cross_entropy(model(x[:2]), y[:2])})
+    attributor = Attributor(
+        model, optimizer, {"val": lambda: F.cross_entropy(model(x[:2]), y[:2])}, "first_order"
+    )
     before = F.cross_entropy(model(x[:2]), y[:2]).item()
     with attributor.batch([0, 1, 2, 3]):
         F.cross_entropy(model(x), y).backward()

@@ -72,7 +72,9 @@ def test_utilities_have_the_same_bits_in_any_order_and_the_live_run_is_untouched
     random_state = torch.get_rng_state()
     calls = []
     case.optimizer.register_step_pre_hook(lambda *_: calls.append("stepped"))
-    with Attributor(case.model, case.optimizer, {"val": lambda: case.target(case.model)}):
+    with Attributor(
+        case.model, case.optimizer, {"val": lambda: case.target(case.model)}, "first_order"
+    ):
         game = case.game()
         masks = [np.array([k >> i & 1 for i in range(3)], dtype=bool) for k in range(8)]
         forward = [game.utility(mask) for mask in masks]

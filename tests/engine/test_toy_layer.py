@@ -49,7 +49,9 @@ def test_every_form_of_a_toy_layer_gives_the_values_of_a_loop(route):
         torch.compile(model, backend="aot_eager", fullgraph=True) if route == "compiled" else model
     )
     before = FusedGain.calls
-    with Attributor(model, optimizer, {"val": lambda: loss(target)}, route=route) as attr:
+    with Attributor(
+        model, optimizer, {"val": lambda: loss(target)}, "first_order", route=route
+    ) as attr:
         with attr.batch(range(5)):
             loss(batch, forward).backward()
         optimizer.step()

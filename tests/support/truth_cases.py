@@ -1,5 +1,7 @@
 """Methods by name and the truth of a step; used by tests/engine/test_truth.py and test_path.py."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -11,7 +13,7 @@ from tests.support.step_case import StepCase
 PATH3 = inrun.Path(nodes=3, name="path3")
 SGD_FORMULA = FirstOrder(update="sgd", name="sgd_formula")
 PREVIOUS, CURRENT = (
-    FirstOrder(name="previous"),
+    FirstOrder(largest_excess=math.inf, name="previous"),
     FirstOrder(state="current", name="current"),
 )
 
