@@ -5,6 +5,7 @@ context is open, everything else happens in a hook just before the optimizer mov
 the default route the trained weights are the same bits with and without attribution.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from inrun.ghost import GradientBuffers
 from inrun.methods import Method
 from inrun.store import ValueStore
 from inrun_kernels import memory
+
+log = logging.getLogger(__name__)
 
 
 class Attributor:
@@ -187,8 +190,8 @@ class Attributor:
         self.flush()
         # a resumed run has no gradient to reuse, so this one must not have one either
         self.targets.restart()
-        ledger, excess = list(self.ledger.last.values()), self._setting.excess.state()
-        return {"step": self.step, "ledger": ledger, "excess": excess}
+        excess = self._setting.excess.state()
+        return {"step": self.step, "excess": excess, **self.ledger.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, before the first batch; the store drops what came after it.
@@ -200,14 +203,14 @@ class Attributor:
         if self._steps.open or self.step or self.recorder.writer:
             raise RuntimeError("load_state_dict() is called before the first batch")
         self._steps.number = int(state["step"])
-        self.ledger.load(state.get("ledger", ()))
+        self.ledger.load(state)
         self._setting.excess.load(state.get("excess", {}))
         self.recorder.open(self.step)
 
     def close(self) -> ValueStore | None:
         """Complete the ledger, remove the hooks, and open the store for reading.
 
-        Closing twice is allowed.
+        What is to be doubted of the values is logged (`ValueStore.said`). Closing twice is allowed.
         """
         if not self._closed:
             self._remove_hooks()
@@ -216,6 +219,8 @@ class Attributor:
             memory.release()
             self.recorder.open()
             self.recorder.close()
+            for line in self.ledger.said() if self.processes.leads else ():
+                log.warning(line)
         return self.recorder.read()
 
     def __enter__(self) -> "Attributor":

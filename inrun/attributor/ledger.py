@@ -16,7 +16,7 @@ import torch
 from inrun.attributor.processes import Processes
 from inrun.attributor.result import StepResult
 from inrun.methods import Method, Step, Target
-from inrun.store import ValueWriter
+from inrun.store import Quality, ValueWriter
 
 
 @dataclass
@@ -36,10 +36,14 @@ class Ledger:
 
     Attributes:
         last: (method, target) -> the row that was completed last, by column.
+        quality: (method, target) -> the account of all steps so far.
     """
 
-    def __init__(self, targets: Mapping[str, Target], processes: Processes):
-        self.targets, self.processes = targets, processes
+    def __init__(
+        self, targets: Mapping[str, Target], methods: Sequence[Method], processes: Processes
+    ):
+        self.targets, self.methods, self.processes = targets, methods, processes
+        self.quality = {(m.name, target): Quality() for m in methods for target in targets}
         self.waiting: list[Waiting] = []
         self.last: dict[tuple[str, str], dict] = {}
 
@@ -72,9 +76,47 @@ class Ledger:
         shifts = [(1.0 - 1.0 / step.updates[p].impulse) * v.sum() for p, v in parts.items()]
         return float(self.processes.total(reduce(torch.add, shifts)))
 
-    def load(self, rows: Sequence[dict]) -> None:
-        """`last`, from its rows in a checkpoint."""
-        self.last = {(row["method"], row["target"]): dict(row) for row in rows}
+    def note(self, result: StepResult) -> None:
+        """A step that was valued has been taken."""
+        for (method, target), quality in self.quality.items():
+            quality.values(result.step, result.sizes[method, target])
+            if method in result.frozen:
+                quality.slope(result.step, result.excess[method])
+
+    def said(self) -> list[str]:
+        """What is to be doubted of the values so far, a line each, with target and method."""
+        kinds = {m.name: m.kind for m in self.methods}
+        return [
+            f"{target}, {method}: {line}"
+            for (method, target), quality in self.quality.items()
+            for line in quality.said(kinds[method])
+        ]
+
+    def figures(self) -> dict[str, float]:
+        """The account in numbers, for a log: `value/unexplained/...` and `value/largest_step/...`
+        by target and method.
+        """
+        found = {}
+        for (method, target), quality in self.quality.items():
+            found[f"value/largest_step/{target}/{method}"] = quality.largest_share
+            if quality.unexplained is not None:
+                found[f"value/unexplained/{target}/{method}"] = quality.unexplained
+        return found
+
+    def state(self) -> dict:
+        """For a checkpoint."""
+        quality = [
+            {"method": method, "target": target, **account.state()}
+            for (method, target), account in self.quality.items()
+        ]
+        return {"ledger": list(self.last.values()), "quality": quality}
+
+    def load(self, state: Mapping) -> None:
+        """`state`, from a checkpoint."""
+        self.last = {(row["method"], row["target"]): dict(row) for row in state.get("ledger", ())}
+        for row in state.get("quality", ()):
+            if (row["method"], row["target"]) in self.quality:
+                self.quality[row["method"], row["target"]] = Quality.of_state(row)
 
     def close(self, writer: ValueWriter | None) -> None:
         """Complete the waiting rows with the targets' losses at the present weights."""
@@ -83,6 +125,7 @@ class Ledger:
         losses = {name: target.loss() for name, target in self.targets.items()}
         for row in self.waiting:
             drop = row.loss_before - losses[row.target]
+            residual = None if row.drift is None else drop - row.drift - row.values
             entry: dict[str, float | int | str | None] = {
                 "step": row.step,
                 "target": row.target,
@@ -92,9 +135,11 @@ class Ledger:
                 "drop": drop,
                 "drift": row.drift,
                 "values": row.values,
-                "residual": None if row.drift is None else drop - row.drift - row.values,
+                "residual": residual,
             }
             self.last[row.method, row.target] = entry
+            utility = None if row.drift is None else drop - row.drift
+            self.quality[row.method, row.target].account(row.step, residual, utility)
             if writer:
                 writer.ledger(entry)
         self.waiting = []

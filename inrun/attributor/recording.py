@@ -116,10 +116,27 @@ class Recorder:
                     self.writer.tokens(result.step, ids, target, m.name, rows)
         if not self.processes.leads:
             return
-        row = {"step": result.step, "lr": lr, "clip": result.clip}
-        unknown = dict.fromkeys(("loss", "seconds", "tokens"))
-        stateless = {"samples": n, "stateless": result.stateless}
-        self.writer.steps({**row, **unknown, **stateless, **self._annotations})
+        self._step(
+            step=result.step,
+            lr=lr,
+            clip=result.clip,
+            samples=n,
+            stateless=result.stateless,
+            excess=max(result.excess.values(), key=abs, default=None),
+            frozen=float(bool(result.frozen)) if result.excess else None,
+            valued=1.0,
+        )
+
+    def pass_over(self, step: int, lr: float, excess: Mapping[str, float]) -> None:
+        """The row of a step whose samples have no values (`Route.late_directions`)."""
+        if self.for_all:
+            worst = max(excess.values(), key=abs, default=None)
+            self._step(step=step, lr=lr, excess=worst, frozen=0.0, valued=0.0)
+
+    def _step(self, **known: float | int | None) -> None:
+        columns = dict.fromkeys(("clip", "loss", "seconds", "tokens", "samples", "stateless"))
+        assert self.writer is not None, "a row has a store to go to"
+        self.writer.steps({**columns, **known, **self._annotations})
         self._annotations = {}
 
     def flush(self) -> None:

@@ -23,6 +23,7 @@ class StepResult:
         excess: method -> share by which the slope that was known before the backward, or would have
             been, overstates the sum of the step's values: the worst of the targets. Of methods with
             such a slope.
+        frozen: those of them whose values are by that slope in this step.
         clip: c, the common factor between the gradients that were backpropagated and those that the
             optimizer got.
         loss_before: target -> L(w) where it was evaluated.
@@ -39,6 +40,7 @@ class StepResult:
     sums: dict[tuple[str, str], float] = field(default_factory=dict)
     sizes: dict[tuple[str, str], float] = field(default_factory=dict)
     excess: dict[str, float] = field(default_factory=dict)
+    frozen: set[str] = field(default_factory=set)
     clip: float = 1.0
     loss_before: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)

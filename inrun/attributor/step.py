@@ -111,14 +111,15 @@ class OpenStep:
         values, dots, tokens = self.values(gradients, c, V)
         return self._result(step, c, values, dots, tokens), step
 
-    def watch(self) -> None:
+    def watch(self) -> dict[str, float]:
         """Sees in a step that cannot be valued how far the known slopes are off."""
         gradients = self.setting.parameters.gradients()
-        if gradients:
-            step = self.setting.optimizer_view(gradient=gradients)
-            for method, target in [*self.stack.known, *self.stack.late]:
-                method.watch(step, self.setting.targets[target])
-            self.setting.excess.note(step)
+        if not gradients:
+            return {}
+        step = self.setting.optimizer_view(gradient=gradients)
+        for method, target in [*self.stack.known, *self.stack.late]:
+            method.watch(step, self.setting.targets[target])
+        return self.setting.excess.note(step)
 
     def gradients_and_factor(self) -> tuple[dict[str, Tensor], float]:
         """Name -> G, and c: the factor between the samples' parts and what the optimizer gets."""
@@ -224,6 +225,7 @@ class OpenStep:
         # a second moment decays to zero only by underflow, over a thousand steps and more without
         # a gradient
         stateless = step.stateless_share()
+        excess = setting.excess.note(step)
         setting.settled = set() if self.number % _LOOK_FOR_STATE == 0 else step.settled
         return StepResult(
             step=self.number,
@@ -233,7 +235,8 @@ class OpenStep:
             tokens=tokens if setting.options.per_token else {},
             sums=dict(zip(keys, sums)),
             sizes=dict(zip(keys, sizes)),
-            excess=setting.excess.note(step),
+            excess=excess,
+            frozen={m.name for m, _ in self.stack.known} & excess.keys(),
             clip=c * setting.processes.size,
             stateless=stateless,
         )

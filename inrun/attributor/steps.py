@@ -34,7 +34,7 @@ class Steps:
 
     def __init__(self, setting: Setting, recorder: Recorder):
         self.setting, self.recorder = setting, recorder
-        self.ledger = Ledger(setting.targets, setting.processes)
+        self.ledger = Ledger(setting.targets, setting.options.method, setting.processes)
         self.number = 0
         self.open: OpenStep | None = None
         self.last: StepResult | None = None
@@ -102,16 +102,21 @@ class Steps:
 
     def _value(self, open_step: OpenStep) -> None:
         result, step = open_step.finish()
-        options, parameters = self.setting.options, self.setting.parameters
+        options = self.setting.options
         if options.intervals.ledger:
             with_drift = options.is_due(options.intervals.ledger, self.number)
             self.ledger.open(result, step, options.method, with_drift)
-        lr = float(parameters.optimizers[0].param_groups[0]["lr"])
-        self._pending = (result, lr, open_step.samples)
+        self._pending = (result, self._rate(), open_step.samples)
+
+    def _rate(self) -> float:
+        return float(self.setting.parameters.optimizers[0].param_groups[0]["lr"])
 
     def _pass_over(self, open_step: OpenStep) -> None:
         """A step whose direction would have to wait, on a route that cannot."""
-        open_step.watch()
+        excess = open_step.watch()
+        self.recorder.pass_over(self.number, self._rate(), excess)
+        for quality in self.ledger.quality.values():
+            quality.passed_over += 1
         if not self.passed_over:
             log.warning(
                 "step %d: the slope that is known before the backward does not describe this step "
@@ -126,6 +131,7 @@ class Steps:
         """The step was taken: what was valued is true."""
         assert self._pending is not None, "a step is valued before it is taken"
         self.last, lr, samples = self._pending
+        self.ledger.note(self.last)
         self.recorder.write(self.last, self.setting.options.method, lr, samples)
 
     def refuse_half_a_step(self) -> None:

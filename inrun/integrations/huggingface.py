@@ -93,7 +93,10 @@ class WithValues(Mixin):
             if self.attributor:
                 self.attributor.__exit__(type(error), error, error.__traceback__)
             raise
-        self.values = self.attributor.close() if self.attributor else None
+        self.values = None
+        if self.attributor:
+            self.values = self.attributor.close()
+            self.log(self.attributor.ledger.figures())
         return outcome
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:

@@ -8,6 +8,7 @@ from inrun.store.description import STORE_FILE
 from inrun.store.dynamics import dynamics, ledger_over
 from inrun.store.ledger import LedgerTotals
 from inrun.store.parts import StoreError
+from inrun.store.quality import Quality
 from inrun.store.reader import ValueStore
 from inrun.store.schema import SCHEMA_VERSION
 from inrun.store.tables import text as sql_text
@@ -18,6 +19,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "STORE_FILE",
     "LedgerTotals",
+    "Quality",
     "Report",
     "StoreError",
     "ValueStore",

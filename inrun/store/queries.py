@@ -17,6 +17,14 @@ def sums(target: str, method: str) -> str:
     )
 
 
+def sizes(target: str, method: str) -> str:
+    """step, size: the sum of |value| of each step, in order."""
+    return (
+        f'SELECT step, sum(abs(CAST("{method}" AS DOUBLE))) AS size FROM terms '
+        f"WHERE target = {text(target)} GROUP BY step ORDER BY step"
+    )
+
+
 def described(rows: str, with_samples: bool) -> str:
     """The query `rows` as v, with the other columns of `samples` as s where there are any."""
     if not with_samples:

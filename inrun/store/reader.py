@@ -19,6 +19,7 @@ import pyarrow as pa
 from inrun.store import description, queries
 from inrun.store.ledger import LedgerTotals, ledger_totals
 from inrun.store.parts import TABLES, StoreError
+from inrun.store.quality import Quality, quality_of
 from inrun.store.tables import Tables, name, text
 from inrun.store.verify import Report, verify
 
@@ -173,6 +174,43 @@ class ValueStore:
         if len(rows) == 0:
             raise StoreError(f"the ledger has no row for target {target!r} and method {method!r}.")
         return ledger_totals(rows)
+
+    def quality(self, target: str | None = None, method: str | None = None) -> Quality:
+        """How far the values can be trusted, by the run's own ledger; `Quality.said` has it in
+        words.
+        """
+        target, method = self._target(target), self._method(method)
+        slopes, ledger = [], []
+        if self._tables.has("ledger"):
+            ledger = self.sql(
+                f"SELECT step, drop, drift, residual FROM ledger WHERE target = {text(target)} "
+                f"AND method = {text(method)} ORDER BY step"
+            ).to_pylist()
+        if self._has_slopes():
+            slopes = self.sql(
+                "SELECT step, excess, frozen, valued FROM steps ORDER BY step"
+            ).to_pylist()
+        sizes = self.sql(queries.sizes(target, method)).to_pylist()
+        first_order = self._kind(method) == "first_order"
+        return quality_of(sizes, ledger, slopes if first_order else ())
+
+    def said(self) -> list[str]:
+        """What is to be doubted of the values, a line each, with target and method."""
+        return [
+            f"{target}, {method}: {line}"
+            for target in self.targets
+            for method in self.methods
+            for line in self.quality(target, method).said(self._kind(method))
+        ]
+
+    def _kind(self, method: str) -> str:
+        methods = self.run["attribution"].get("methods", {})
+        return methods.get(method, {}).get("kind", "")
+
+    def _has_slopes(self) -> bool:
+        if not self._tables.has("steps"):
+            return False
+        return "frozen" in self.sql("SELECT * FROM steps LIMIT 0").column_names
 
     def sql(self, query: str) -> pa.Table:
         """Any DuckDB query over the views terms, steps, ledger, samples, tokens (the tables) and
