@@ -87,4 +87,5 @@ def summary(store: ValueStore) -> str:
                 f"{ledger.steps} steps, values add up to {ledger.values:.4f}, "
                 f"efficiency gap {gap}, {share:.1%} of the chunks negative"
             )
+    lines += [f"  {line}" for line in store.said()]
     return "\n".join(lines)

@@ -9,9 +9,13 @@ values past 0.1. A single step that holds much of all ``|value|`` rules every su
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+import pyarrow as pa
+
+from inrun.store import queries
 
 #: up to here nothing is said; up to there values are approximate
 APPROXIMATE, UNEXPLAINED = 0.1, 0.4
@@ -126,26 +130,31 @@ class Quality:
 
 
 def quality_of(
-    sizes: Iterable[Mapping[str, Any]],
-    ledger: Iterable[Mapping[str, Any]],
-    slopes: Iterable[Mapping[str, Any]] = (),
+    sql: Callable[[str], pa.Table],
+    target: str,
+    method: str,
+    kind: str,
+    ledger: bool,
+    steps: bool,
 ) -> Quality:
-    """From rows of a store.
+    """The account that a store gives.
 
     Args:
-        sizes: step, size. ledger: step, drop, drift, residual. slopes: step, excess, frozen,
-            valued.
+        sql: answers a query. target, method: checked names. kind: of the method, as far as it is
+            known. ledger, steps: whether the store has these tables.
     """
     quality = Quality()
-    for row in sizes:
+    for row in sql(queries.sizes(target, method)).to_pylist():
         quality.values(row["step"], row["size"])
-    for row in ledger:
-        utility = None if row["drift"] is None else row["drop"] - row["drift"]
-        quality.account(row["step"], row["residual"], utility)
-    for row in slopes:
-        quality.passed_over += row["valued"] == 0
-        if row["frozen"]:
-            quality.slope(row["step"], row["excess"])
+    if ledger:
+        for row in sql(queries.residuals(target, method)).to_pylist():
+            utility = None if row["drift"] is None else row["drop"] - row["drift"]
+            quality.account(row["step"], row["residual"], utility)
+    if steps and kind == "first_order" and "frozen" in sql(queries.FIRST_STEP).column_names:
+        for row in sql(queries.SLOPES).to_pylist():
+            quality.passed_over += row["valued"] == 0
+            if row["frozen"]:
+                quality.slope(row["step"], row["excess"])
     return quality
 
 

@@ -25,6 +25,20 @@ def sizes(target: str, method: str) -> str:
     )
 
 
+def residuals(target: str, method: str) -> str:
+    """step, drop, drift, residual of the ledger, in order."""
+    return (
+        f"SELECT step, drop, drift, residual FROM ledger WHERE target = {text(target)} "
+        f"AND method = {text(method)} ORDER BY step"
+    )
+
+
+#: which columns the run's steps have
+FIRST_STEP = "SELECT * FROM steps LIMIT 1"
+#: what each step said of the slope frozen before it
+SLOPES = "SELECT step, excess, frozen, valued FROM steps ORDER BY step"
+
+
 def described(rows: str, with_samples: bool) -> str:
     """The query `rows` as v, with the other columns of `samples` as s where there are any."""
     if not with_samples:

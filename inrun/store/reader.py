@@ -176,23 +176,10 @@ class ValueStore:
         return ledger_totals(rows)
 
     def quality(self, target: str | None = None, method: str | None = None) -> Quality:
-        """How far the values can be trusted, by the run's own ledger; `Quality.said` has it in
-        words.
-        """
+        """How far the values can be trusted, by the run's own ledger."""
         target, method = self._target(target), self._method(method)
-        slopes, ledger = [], []
-        if self._tables.has("ledger"):
-            ledger = self.sql(
-                f"SELECT step, drop, drift, residual FROM ledger WHERE target = {text(target)} "
-                f"AND method = {text(method)} ORDER BY step"
-            ).to_pylist()
-        if self._has_slopes():
-            slopes = self.sql(
-                "SELECT step, excess, frozen, valued FROM steps ORDER BY step"
-            ).to_pylist()
-        sizes = self.sql(queries.sizes(target, method)).to_pylist()
-        first_order = self._kind(method) == "first_order"
-        return quality_of(sizes, ledger, slopes if first_order else ())
+        ledger, steps = self._tables.has("ledger"), self._tables.has("steps")
+        return quality_of(self.sql, target, method, self._kind(method), ledger, steps)
 
     def said(self) -> list[str]:
         """What is to be doubted of the values, a line each, with target and method."""
@@ -206,11 +193,6 @@ class ValueStore:
     def _kind(self, method: str) -> str:
         methods = self.run["attribution"].get("methods", {})
         return methods.get(method, {}).get("kind", "")
-
-    def _has_slopes(self) -> bool:
-        if not self._tables.has("steps"):
-            return False
-        return "frozen" in self.sql("SELECT * FROM steps LIMIT 0").column_names
 
     def sql(self, query: str) -> pa.Table:
         """Any DuckDB query over the views terms, steps, ledger, samples, tokens (the tables) and

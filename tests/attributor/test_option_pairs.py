@@ -29,7 +29,7 @@ SETTINGS = {
     ("method.credit", "impulse"): "impulse",
     ("method.name", "other"): "other",
     ("method.state", "current"): "current",
-    ("method.largest_excess", "0.2"): 0.2,
+    ("method.largest_excess", "0.1"): 0.1,
     ("method.nodes", "3"): 3,
     ("method.quadrature", "gauss"): "gauss",
     ("method.tolerance", "1e-9"): 1e-9,

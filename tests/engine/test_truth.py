@@ -180,10 +180,12 @@ def test_under_adamw_the_sgd_formula_is_far_worse_and_the_optimizers_own_slope_l
 @pytest.mark.parametrize("seed", [0, 1])
 def test_at_the_very_first_adamw_step_path_averages_the_slope_over_coalitions(seed):
     case = adamw_case(warm_steps=0, seed=seed)
-    truth, result = truth_of(case), case.result("path", PREVIOUS)
+    truth, result = truth_of(case), case.result("path", "first_order", PREVIOUS)
     assert result.stateless == 1.0
     assert pearson(result.values["path", "val"].numpy(), truth) > 0.98
+    assert torch.equal(result.values["first_order", "val"], result.values["path", "val"])
     assert not result.values["previous", "val"].any(), "1/eps is not a slope: no state, no value"
+    assert result.excess["previous"] == -1.0
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
