@@ -63,8 +63,8 @@ class FirstOrder(Method):
             ),
             (
                 self.largest_excess == 0.2 or (self.update, self.state) == ("auto", "previous"),
-                "largest_excess is of the frozen slope: leave it out with update='sgd' and with "
-                "state='current'",
+                "largest_excess is of the slope frozen before the step: leave out update='sgd' or "
+                "state='current', or largest_excess",
             ),
         )
 
