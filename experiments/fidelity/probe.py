@@ -277,9 +277,11 @@ def _values(
 
 
 def _agreement(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Errors and correlations; values that are all equal order nothing, their correlation is 0."""
+    told = bool(np.ptp(found))
     return {
         "rmse": float(np.sqrt(np.mean((found - truth) ** 2))),
         "relative_rmse": relative_rmse(found, truth),
-        "pearson": pearson(found, truth),
-        "spearman": spearman(found, truth),
+        "pearson": pearson(found, truth) if told else 0.0,
+        "spearman": spearman(found, truth) if told else 0.0,
     }
