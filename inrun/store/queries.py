@@ -63,22 +63,28 @@ def ranked(values: str, k: int, order: str, group: str | None, with_samples: boo
 
 
 def means(target: str, method: str, first: int, before: int | None, by_step: bool) -> str:
-    """sample_id, value (mean over its uses), uses, over the steps first <= step < before."""
-    size = "sqrt(avg(value * value) OVER (PARTITION BY step))" if by_step else "1.0"
+    """sample_id, value (mean over its uses), uses, over the steps first <= step < before.
+
+    What is summed are float32 numbers, as stored or divided by their step's size, so that the sums
+    do not depend on the order of the rows (`inrun.store.schema`).
+    """
     end = "" if before is None else f"AND step < {int(before)}"
-    # a step whose values are all 0 tells nothing about anybody
-    return f"""
-        WITH chosen AS (
-            SELECT step, sample_id, CAST("{method}" AS DOUBLE) AS value FROM terms
-            WHERE target = {text(target)} AND step >= {int(first)} {end}
-        ),
-        sized AS (SELECT step, sample_id, value, {size} AS size FROM chosen)
-        SELECT sample_id,
-               sum(CASE WHEN size > 0 THEN value / size ELSE 0 END ORDER BY step) / count(*)
-                   AS value,
-               count(*) AS uses
-        FROM sized GROUP BY sample_id ORDER BY sample_id
-        """
+    chosen = (
+        f'SELECT step, sample_id, CAST("{method}" AS DOUBLE) AS value FROM terms '
+        f"WHERE target = {text(target)} AND step >= {int(first)} {end}"
+    )
+    if not by_step:
+        summed, rows = "value", f"({chosen})"
+    else:
+        sizes = f"SELECT step, sqrt(avg(value * value)) AS size FROM ({chosen}) GROUP BY step"
+        rows = f"({chosen}) JOIN (SELECT step, CAST(size AS FLOAT) AS size FROM ({sizes}))"
+        rows += " USING (step)"
+        # a step whose values are all 0 tells nothing about anybody
+        summed = "CASE WHEN size > 0 THEN CAST(CAST(value / size AS FLOAT) AS DOUBLE) ELSE 0 END"
+    return (
+        f"SELECT sample_id, sum({summed}) / count(*) AS value, count(*) AS uses FROM {rows} "
+        "GROUP BY sample_id ORDER BY sample_id"
+    )
 
 
 def groups(values: str, group: str) -> str:

@@ -36,7 +36,7 @@ def test_shares_means_and_values_per_drop_are_those_of_the_rows(store):
         for i, value in zip(ids.tolist(), values["math"]["path"].tolist()):
             sums[place(step), domain[i]] += value
             uses[place(step), domain[i]] += 1
-        drops[place(step)] += ledger_row(step, "math", "path")["drop"]
+        drops[place(step)] += ledger_row(step, "math", "path", ranks=1)["drop"]
     rows = dynamics(store, "domain", BINS, "math", "path").to_pylist()
     assert [(row["bin"], row["group"]) for row in rows] == sorted(sums)
     for row in rows:
@@ -69,7 +69,7 @@ def test_the_ledger_of_a_phase_is_the_sum_of_its_steps_and_balances(store):
             (13, 16, 4),
         ]
         for row in rows:
-            mine = [ledger_row(step, "val", method) for step in STEPS if place(step) == row["bin"]]
+            mine = [ledger_row(step, "val", method, ranks=1) for step in STEPS if place(step) == row["bin"]]
             for key in ("drop", "drift", "values", "residual"):
                 assert row[key] == pytest.approx(sum(r[key] for r in mine), rel=1e-12, abs=1e-12)
             assert row["drop"] == pytest.approx(
@@ -83,13 +83,13 @@ def test_a_drift_that_was_not_measured_at_every_step_is_not_summed(tmp_path):
         for step in range(4):
             ids, values = terms(step)
             writer.terms(step, ids, "val", values["val"])
-            row = ledger_row(step, "val", "path")
+            row = ledger_row(step, "val", "path", ranks=1)
             writer.ledger({**row, **({"drift": None, "residual": None} if step == 3 else {})})
     with ValueStore(tmp_path / "values") as store:
         first, last = ledger_over(store, 2, "val", "path").to_pylist()
     assert first["drift"] is not None
     assert last["drift"] is last["residual"] is None
-    assert last["drop"] == pytest.approx(sum(ledger_row(s, "val", "path")["drop"] for s in (2, 3)))
+    assert last["drop"] == pytest.approx(sum(ledger_row(s, "val", "path", ranks=1)["drop"] for s in (2, 3)))
 
 
 def test_the_command_leaves_tables_whose_ledgers_balance_and_a_figure(
