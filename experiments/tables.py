@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from inrun.plain_text import in_markdown
+
 
 def where(rows: Iterable[dict], **columns: Any) -> list[dict]:
     """The rows that have these values."""
@@ -36,15 +38,12 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def markdown(rows: Sequence[Mapping]) -> str:
-    """A Markdown table of all columns, with four significant digits."""
+    """A Markdown table of all columns, with four significant digits; names are text, not markup."""
     if not rows:
         return ""
     whole = aligned(rows)
-    body = (
-        [short(value, 4).replace("|", r"\|").replace("\n", " ") for value in row.values()]
-        for row in whole
-    )
-    columns = list(whole[0])
+    body = ([in_markdown(short(value, 4)) for value in row.values()] for row in whole)
+    columns = [in_markdown(str(column)) for column in whole[0]]
     return "\n".join(line(cells) for cells in (columns, ["---"] * len(columns), *body))
 
 

@@ -17,6 +17,7 @@ FLOORS = [
         "inrun.registry",
         "inrun.files",
         "inrun.owner",
+        "inrun.plain_text",
         "inrun.progress",
     ],
     ["inrun.shapley", "inrun.store", "inrun.updates"],

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from experiments.shown import in_code, in_figure, in_markdown, plain
 from inrun.data.corpus import Corpus
 from inrun.evaluate import auroc
+from inrun.plain_text import in_code, in_figure, in_markdown, plain
 from inrun.store import LedgerTotals, ValueStore, sql_text
 from inrun.train import RunFolder
 

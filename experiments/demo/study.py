@@ -17,10 +17,10 @@ from rich.table import Table
 from experiments.demo.report import TargetReport, plot_domains, reports, snippet, summary
 from experiments.frame import command
 from experiments.pretrain import settings_of
-from experiments.shown import on_terminal
 from inrun.config import require
 from inrun.data.corpus import Corpus
 from inrun.files import write_text
+from inrun.plain_text import on_terminal
 from inrun.train import Run, RunConfig
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from experiments.artifacts import Outputs
 from experiments.frame import LanguageStudy
 from experiments.tables import markdown, unique, where
+from inrun.plain_text import in_figure
 
 PHASES = ("early", "middle", "late")
 
@@ -92,7 +93,7 @@ def plot_shares(rows: list[dict]) -> Figure:
                 {group: [table.get((group, last)) for last in lasts] for group in groups},
                 lasts,
             )
-        axes[0, column].set(title=f"target: {target}", ylim=(0, 1))
+        axes[0, column].set(title=f"target: {in_figure(target)}", ylim=(0, 1))
         axes[2, column].set(xlabel="step")
     for axis, label in zip(
         axes[:, 0],
@@ -110,7 +111,7 @@ def _lines(axis: Axes, key: str, heights: dict[str, list], lasts: list[int]) -> 
         axis.stackplot(
             lasts,
             [[h or 0.0 for h in row] for row in heights.values()],
-            labels=list(heights),
+            labels=list(map(in_figure, heights)),
             colors=[f"C{k}" for k in range(10)],
         )
         return
@@ -120,7 +121,7 @@ def _lines(axis: Axes, key: str, heights: dict[str, list], lasts: list[int]) -> 
             [np.nan if h is None else h for h in row],
             color=f"C{number % 10}",
             linestyle="-" if number < 10 else "--",
-            label=group,
+            label=in_figure(group),
         )
     axis.axhline(0, color="black", linewidth=0.5)
     if key == "mean":

@@ -4,6 +4,7 @@ from matplotlib.figure import Figure
 
 from experiments.artifacts import Outputs
 from experiments.frame import StudyConfig
+from inrun.plain_text import in_figure
 
 
 def report(out: Outputs, settings: StudyConfig) -> None:
@@ -28,7 +29,7 @@ def plot_agreement_kept(rows: list[dict]) -> Figure:
                 [r["k"] for r in mine],
                 [r[column] for r in mine],
                 marker="o",
-                label=f"{target}, {method}",
+                label=f"{in_figure(target)}, {method}",
             )
         place.set(title=f"{option}=k, {column.replace('_', ' ')}", xlabel="k", xscale="log")
         place.set_xticks([r["k"] for r in mine], [str(r["k"]) for r in mine], minor=False)

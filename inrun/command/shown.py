@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from inrun.plain_text import plain, printable
+
 Row = Mapping[str, Any]
 #: a text is cut here in a table; `inrun show` prints it whole
 SNIPPET = 60
@@ -84,16 +86,6 @@ def cell(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, float):
         return plain(str(value))
     return "nan" if math.isnan(value) else f"{value:.4g}"
-
-
-def plain(text: str) -> str:
-    """The text on one line; a dot for every character that is not printed, ESC among them."""
-    return printable(" ".join(text.split()))
-
-
-def printable(text: str) -> str:
-    """The text with its line breaks; a dot for every other character that is not printed."""
-    return "".join(c if c.isprintable() or c == "\n" else "." for c in text)
 
 
 def snippet(text: str) -> str:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from inrun.plain_text import printable
 from inrun.store.compaction import compact
 from inrun.store.conversion import convert
 from inrun.store.parts import StoreError
@@ -36,8 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
         with ValueStore(chosen.folder) as store:
             report = store.report()
     except (StoreError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    sys.stdout.write(f"{report}\n")
+        sys.exit(printable(f"{type(error).__name__}: {error}"))
+    sys.stdout.write(printable(f"{report}\n"))
     sys.exit(1 if report.faults else 0)
 
 

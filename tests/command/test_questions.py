@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from inrun.command.app import app
-from inrun.command.shown import cell, printable, snippet
+from inrun.command.shown import cell, snippet
+from inrun.plain_text import printable
 from inrun.store import ValueStore
 from tests.command.conftest import inrun
 

@@ -69,6 +69,15 @@ def test_a_table_is_written_as_parquet_and_markdown(tmp_path):
     assert markdown([]) == ""
 
 
+def test_names_of_others_are_text_in_a_table():
+    table = markdown([{"a|b": "<img src=x>", "domain": "[c](d) `e`\n\x1b"}])
+    assert table.splitlines() == [
+        r"| a\|b | domain |",
+        "| --- | --- |",
+        r"| &lt;img src=x&gt; | \[c\](d) \`e\` . |",
+    ]
+
+
 def test_equal_figures_give_equal_bytes(tmp_path):
     out = Outputs.open(tmp_path, CONFIG)
 

@@ -69,7 +69,11 @@ def test_the_ledger_of_a_phase_is_the_sum_of_its_steps_and_balances(store):
             (13, 16, 4),
         ]
         for row in rows:
-            mine = [ledger_row(step, "val", method, ranks=1) for step in STEPS if place(step) == row["bin"]]
+            mine = [
+                ledger_row(step, "val", method, ranks=1)
+                for step in STEPS
+                if place(step) == row["bin"]
+            ]
             for key in ("drop", "drift", "values", "residual"):
                 assert row[key] == pytest.approx(sum(r[key] for r in mine), rel=1e-12, abs=1e-12)
             assert row["drop"] == pytest.approx(
@@ -89,7 +93,9 @@ def test_a_drift_that_was_not_measured_at_every_step_is_not_summed(tmp_path):
         first, last = ledger_over(store, 2, "val", "path").to_pylist()
     assert first["drift"] is not None
     assert last["drift"] is last["residual"] is None
-    assert last["drop"] == pytest.approx(sum(ledger_row(s, "val", "path", ranks=1)["drop"] for s in (2, 3)))
+    assert last["drop"] == pytest.approx(
+        sum(ledger_row(s, "val", "path", ranks=1)["drop"] for s in (2, 3))
+    )
 
 
 def test_the_command_leaves_tables_whose_ledgers_balance_and_a_figure(

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from experiments.shown import in_code, in_figure, in_markdown, on_terminal, plain
+from inrun.plain_text import in_code, in_figure, in_markdown, on_terminal, plain, printable
 
 EVIL = [
     r"so \[/x\] is",
@@ -34,3 +34,7 @@ def test_markdown_takes_no_html_no_link_and_no_border():
 
 def test_figure_reads_no_mathematics():
     assert in_figure("a $x$") == r"a \$x\$"
+
+
+def test_terminal_gets_line_breaks_and_nothing_else_that_it_obeys():
+    assert printable("a\nb\x1b[2Jc\rd\x07") == "a\nb.[2Jc.d."

@@ -1,6 +1,7 @@
 """Text and names of others (documents, domains, targets), made fit for where they are shown.
 
-A terminal must not obey them, Markdown and a figure must not read markup in them.
+A terminal must not obey them, Markdown and a figure must not read markup in them. HTML is made by
+jinja2, which escapes by itself.
 """
 
 import html
@@ -11,7 +12,12 @@ from rich.text import Text
 
 def plain(text: str) -> str:
     """The text on one line; a dot for every character that is not printed, ESC among them."""
-    return "".join(c if c.isprintable() else "." for c in " ".join(text.split()))
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """The text with its line breaks; a dot for every other character that is not printed."""
+    return "".join(c if c.isprintable() or c == "\n" else "." for c in text)
 
 
 def on_terminal(text: str) -> Text:
