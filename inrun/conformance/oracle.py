@@ -198,13 +198,14 @@ class _Oracle(Observer):
             at, lengths = (at + 1) / 2, lengths / 2
         ends = np.concatenate([[0.0], np.cumsum(lengths)])
         total = {name: torch.zeros_like(g) for name, g in self.G.items()}
+        moving = [(name, rule, self.G[name]) for name, rule in rules.items()]
         for k, node in enumerate(at):
-            gradient = self._gradient(
-                batch,
-                self._moved(
-                    {name: rule(float(node) * self.G[name]) for name, rule in rules.items()}
-                ),
-            )
+            if formula.quadrature == "midpoint":  # of the way that the weights go
+                lo, hi = float(ends[k]), float(ends[k + 1])
+                way = {n: 0.5 * (rule(lo * G) + rule(hi * G)) for n, rule, G in moving}
+            else:
+                way = {n: rule(float(node) * G) for n, rule, G in moving}
+            gradient = self._gradient(batch, self._moved(way))
             part = self._pulled_back(rules, gradient, float(ends[k]), float(ends[k + 1]))
             for name, v in part.items():
                 total[name] += v

@@ -1,10 +1,10 @@
 """Path: the Aumann-Shapley value of the step, the gradient of the utility averaged along the way
 from "nobody" to "everybody".
 
-``V = sum_k [integral over segment k of J(s G)]^T grad L(w - u(s_k G))``, J = du/dG, s_k the node of
-the segment. With quadratic utility and an affine update it equals the Shapley value; its values add
-up to the true drop of the loss along the step as the number of nodes grows. (Aumann and Shapley
-1974.)
+``V = sum_k [integral over segment k of J(s G)]^T grad L(w_k)``, J = du/dG, w_k in the middle
+between the weights at the segment's ends, or at its Gauss-Legendre node. With quadratic utility and an
+affine update it equals the Shapley value; its values add up to the true drop of the loss along the
+step as the number of nodes grows. (Aumann and Shapley 1974.)
 
 How far they are off is known before any sample is looked at, since ``sum_i <g_i, V> = <G, V>``.
 """
@@ -38,7 +38,8 @@ class Path(Method):
     nodes: int = 1
     "points along the step at which the target's gradient is evaluated"
     quadrature: Literal["midpoint", "gauss"] = "midpoint"
-    "where along the step those points lie; gauss: Gauss-Legendre, of two nodes or more"
+    """where along the step those points lie; midpoint: in the middle between the weights at the
+    ends of as many equal parts of G; gauss: at parts of G, Gauss-Legendre, of two nodes or more"""
     tolerance: float | None = None
     """largest share of what the step did to the loss, drift apart, by which the values' sum may
     miss it: where it is missed by more, the nodes are tripled as long as that helps. Costs two
@@ -101,8 +102,14 @@ def along(
     seen: is given each gradient of the target.
     """
     total: dict[str, Tensor] = {}
-    for node, lo, hi in segments(nodes, getattr(what, "quadrature", "midpoint")):
-        gradient = target.gradient(at=partial(step.moved, what, node), key=(what.name, node))
+    quadrature = getattr(what, "quadrature", "midpoint")
+    gauss = quadrature == "gauss" and nodes > 1
+    for node, lo, hi in segments(nodes, quadrature):
+        if gauss:
+            at = partial(step.moved, what, node)
+        else:
+            at = partial(step.between, what, node, lo, hi)
+        gradient = target.gradient(at=at, key=(what.name, node))
         if seen:
             seen(gradient)
         for name, part in step.pulled_back(what, gradient, lo, hi, at=node).items():

@@ -65,6 +65,21 @@ class Step:
         """Weights after the update with ``fraction * G``."""
         return self._of_each(self.rules(method), lambda rule, g: rule.weight - rule(fraction * g))
 
+    def between(self, method: Method, node: float, lo: float, hi: float) -> dict[str, Tensor]:
+        """Weights in the middle between those after ``u(lo G)`` and after ``u(hi G)``.
+
+        The middle of the way that the weights go, not of the gradient: a cold optimizer's update is
+        nearly a sign, and has gone all of the way at the first small part of G. For rules that mix
+        elements, the weights after ``u(node G)``.
+        """
+
+        def at(rule: Update, g: Tensor) -> Tensor:
+            if not rule.elementwise:
+                return rule.weight - rule(node * g)
+            return rule.weight - 0.5 * (rule(lo * g) + rule(hi * g))
+
+        return self._of_each(self.rules(method), at)
+
     def without_samples(self) -> dict[str, Tensor] | None:
         """w - u(0): the weights after the optimizer's own update without a gradient, by momentum
         and decay alone; None where that leaves them all as they are. Found once.

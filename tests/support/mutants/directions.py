@@ -52,6 +52,11 @@ def _(patch):
     )
 
 
+@mutant("first order takes the gradient at w", "momentum, state before the step", "AdamW, secant")
+def _(patch):
+    wrap(patch, "Step.without_samples", lambda original, self: None)
+
+
 @mutant("no curvature", "second order")
 def _(patch):
     direction(
@@ -99,8 +104,8 @@ def _(patch):
 def _(patch):
     wrap(
         patch,
-        "path.segments",
-        lambda original, *args: [(hi, lo, hi) for _, lo, hi in original(*args)],
+        "Step.between",
+        lambda original, self, method, node, lo, hi: original(self, method, hi, hi, hi),
     )
 
 
@@ -108,8 +113,17 @@ def _(patch):
 def _(patch):
     wrap(
         patch,
-        "path.segments",
-        lambda original, *args: [(lo, lo, hi) for _, lo, hi in original(*args)],
+        "Step.between",
+        lambda original, self, method, node, lo, hi: original(self, method, lo, lo, lo),
+    )
+
+
+@mutant("path is evaluated in the middle of G, not of the way", "AdamW, path")
+def _(patch):
+    wrap(
+        patch,
+        "Step.between",
+        lambda original, self, method, node, lo, hi: self.moved(method, node),
     )
 
 
@@ -126,14 +140,14 @@ def _(patch):
 
 @mutant("path starts at w instead of w - u(0)", "game: Nesterov with decay, path", "AdamW, path")
 def _(patch):
-    def moved(original, self, method, fraction):
+    def between(original, self, method, *where):
         rules = self.rules(method)
         return {
             name: w + rules[name].zero() if name in rules else w
-            for name, w in original(self, method, fraction).items()
+            for name, w in original(self, method, *where).items()
         }
 
-    wrap(patch, "Step.moved", moved)
+    wrap(patch, "Step.between", between)
 
 
 @mutant(
@@ -148,7 +162,7 @@ def _(patch):
         }
         return original(Step(self.updates, self.plain, self.weights, gradient), *args)
 
-    wrap(patch, "Step.moved", everywhere)
+    wrap(patch, "Step.between", everywhere)
     wrap(patch, "Step.without_samples", everywhere)
 
 

@@ -60,6 +60,7 @@ POINTS = {
     "RoughElements.common": (rough.RoughElements, "common"),
     "RoughElements.complete": (rough.RoughElements, "complete"),
     "RoughElements.smoothed": (rough.RoughElements, "smoothed"),
+    "Step.between": (Step, "between"),
     "Step.middle": (Step, "middle"),
     "Step.moved": (Step, "moved"),
     "Step.pull_back": (Step, "pull_back"),
