@@ -2,9 +2,9 @@
 from "nobody" to "everybody".
 
 ``V = sum_k [integral over segment k of J(s G)]^T grad L(w_k)``, J = du/dG, w_k in the middle
-between the weights at the segment's ends, or at its Gauss-Legendre node. With quadratic utility and an
-affine update it equals the Shapley value; its values add up to the true drop of the loss along the
-step as the number of nodes grows. (Aumann and Shapley 1974.)
+between the weights at the segment's ends, or at its Gauss-Legendre node. With quadratic utility and
+an affine update it equals the Shapley value; its values add up to the true drop of the loss along
+the step as the number of nodes grows. (Aumann and Shapley 1974.)
 
 How far they are off is known before any sample is looked at, since ``sum_i <g_i, V> = <G, V>``.
 """
