@@ -30,6 +30,8 @@ from inrun.attributor import BalanceError, NonFiniteError, ProcessError
 from inrun.config import ConfigError, build
 from inrun.data.errors import DataError
 from inrun.data.prepare import DataConfig
+from inrun.files import trouble_of
+from inrun.methods import TargetError
 from inrun.registry import Registry
 from inrun.store import StoreError
 from inrun.train import (
@@ -40,6 +42,7 @@ from inrun.train import (
     OptimConfig,
     RunConfig,
     RunFolderError,
+    StorageError,
     TrainConfig,
 )
 from inrun.train.precision import PrecisionError
@@ -56,6 +59,8 @@ EXPECTED = (
     BalanceError,
     NonFiniteError,
     ProcessError,
+    StorageError,
+    TargetError,
 )
 RECOMPUTE = "--recompute-report"
 
@@ -249,7 +254,11 @@ def reported() -> Iterator[None]:
     except Interrupted as stop:
         console.print(str(stop), style="yellow", markup=False, highlight=False, soft_wrap=True)
         sys.exit(128 + stop.signum)
-    except EXPECTED as error:
+    except (*EXPECTED, OSError) as error:
         text = f"{type(error).__name__}: {error}"
+        if not isinstance(error, EXPECTED):
+            if not (trouble := trouble_of(error)):
+                raise
+            text = f"{type(error).__name__}: {trouble}. Next: make room, or make it writable"
         console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

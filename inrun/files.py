@@ -12,8 +12,11 @@ its folder is synced. So a reader sees the former content or the new one. A kill
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +25,24 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
+
+_TROUBLES = {
+    "ENOSPC": "no space is left on the disk",
+    "EDQUOT": "the quota of the disk is used up",
+    "EFBIG": "the file is larger than the system lets it be",
+    "EROFS": "the file system is read-only",
+    "EACCES": "access is not permitted",
+    "EPERM": "it is not permitted",
+    "EIO": "the device does not read or write",
+    "ESTALE": "the network file system has lost it",
+    "ENOTDIR": "a part of the path is a file",
+}
+#: what a place does to its user, and no bug does: number of an OSError -> words
+TROUBLES = {
+    getattr(errno, name): words for name, words in _TROUBLES.items() if hasattr(errno, name)
+}
+
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 
 
 def write_file(path: str | Path, write: Callable[[Path], Any]) -> Path:
@@ -66,6 +87,30 @@ def write_json(path: str | Path, content: Any, indent: int | None = 2) -> Path:
 def read_json(path: str | Path) -> Any:
     """The value of a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def trouble_of(error: BaseException) -> str:
+    """What is wrong with the place that an error came from, "" where the place is not to blame.
+
+    Libraries that write files themselves give the system's number only in their text.
+
+    >>> trouble_of(OSError(errno.ENOSPC, "No space left on device", "runs/a/log.jsonl"))
+    'no space is left on the disk (runs/a/log.jsonl)'
+    >>> trouble_of(ValueError("a bug"))
+    ''
+    """
+    number = getattr(error, "errno", None)
+    if number is None and (told := re.search(_NUMBER, str(error))):
+        number = int(told[1] or told[2])
+    place = getattr(error, "filename", None)
+    words = TROUBLES.get(number or 0, "")
+    return f"{words} ({place})" if words and place else words
 
 
 def remember(path: str | Path, compute: Callable[[], Any]) -> Any:

@@ -122,7 +122,8 @@ class CurationRuns:
         found: dict | None = None,
     ) -> Arm:
         chunks = self.folder / "chunks" / f"seed-{self.seed}-{name}.parquet"
-        write_chunks(chunks, np.setdiff1d(np.arange(len(self.corpus)), dropped))
+        kept = np.setdiff1d(np.arange(len(self.corpus)), dropped)
+        write_chunks(chunks, kept, corpus=self.corpus.whole_digest)
         curve = test_curve(self._train(name, chunks))
         row = run_row(self.seed, name, curve, test_curve(self.full), dropped, len(self.corpus))
         return Arm(

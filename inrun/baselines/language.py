@@ -59,9 +59,9 @@ class LanguageRun:
         self.folder = self.files.path
         record = self.files.record()
         self.config = record.config
-        self._corpus_folder = Path(corpus or record.corpus)
+        self._corpus_folder = Path(corpus or self.files.corpus_folder())
         self.corpus = Corpus.open(self._corpus_folder, "train")
-        if self.corpus.digest != record.corpus_digest:
+        if not self.corpus.has_digest(record.corpus_digest):
             raise RunFolderError(
                 f"{self._corpus_folder} is not the corpus of {folder}. Next: give that corpus"
             )
@@ -82,7 +82,7 @@ class LanguageRun:
                 f"{self.folder} chose its chunks by values on the way (online); score a run "
                 "without that"
             )
-        chunks = self.files.chunks(len(self.corpus))
+        chunks = self.files.chunks(self.corpus)
         sampler = Sampler(
             chunks.ids, self.config.train.batch_size, self.config.seed, chunks.weights
         )

@@ -25,10 +25,11 @@ from inrun.data.errors import (
     TokenizerMismatch,
     TokenOutOfRange,
 )
-from inrun.data.packages import file_sha256
 from inrun.data.tokenizers import Tokenizer, tokenizer_from_file
+from inrun.files import file_sha256, read_json
 
 FORMAT = 1
+_ROLES = ("tokens", "table")
 Ids = int | Sequence[int] | np.ndarray | torch.Tensor
 
 
@@ -36,7 +37,8 @@ class Corpus:
     """One split of a prepared corpus. Build it with `Corpus.open`.
 
     `block_size`, `n_vocab` (of the tokenizer), `manifest` (the whole manifest.json), `digest`
-    (sha256 of what the split holds: equal digests are equal tokens and equal chunk tables).
+    (sha256 of what the split holds: equal digests are equal tokens and equal chunk tables),
+    `whole_digest` (of all splits).
     """
 
     def __init__(self, folder: Path, split: str, manifest: dict[str, Any]):
@@ -120,6 +122,26 @@ class Corpus:
         return hashlib.sha256(json.dumps([known, content], sort_keys=True).encode()).hexdigest()
 
     @cached_property
+    def whole_digest(self) -> str:
+        """sha256 of the corpus: all splits, the tokenizer, and which chunk stands where."""
+        manifest, splits = self.manifest, {}
+        for split, about in manifest["splits"].items():
+            files = [
+                (shard["rows"], *((shard[role]["path"], shard[role]["sha256"]) for role in _ROLES))
+                for shard in about["shards"]
+            ]
+            splits[split] = [about["chunks"], about["rows_per_shard"], files]
+        keys = ("format", "block_size", "dtype")
+        known = {key: manifest[key] for key in keys}
+        tokenizer = {key: manifest["tokenizer"][key] for key in ("sha256", "n_vocab", "eot")}
+        content = json.dumps([known, tokenizer, splits], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether it is of this corpus; before `whole_digest`, runs noted that of the split."""
+        return digest in (self.whole_digest, self.digest)
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the corpus was made with, from the file that lies beside the shards: no
         network needed.
@@ -188,7 +210,7 @@ class Corpus:
         return [np.array(row, dtype=np.int32) for row in starts.to_pylist()]
 
     def _files(self) -> list[dict[str, Any]]:
-        return [shard[role] for shard in self._shards for role in ("tokens", "table")]
+        return [shard[role] for shard in self._shards for role in _ROLES]
 
     def _checked(self, ids: Ids) -> np.ndarray:
         ids = np.atleast_1d(np.asarray(ids))
@@ -232,7 +254,14 @@ def _manifest(folder: Path, split: str) -> dict[str, Any]:
             f"{folder} is no finished corpus: {state}. Next: python -m inrun.data.prepare with its "
             "settings (it goes on where it stopped)"
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest = read_json(path)
+        manifest["format"], manifest["splits"], manifest["tokenizer"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorpusIncomplete(
+            f"{path} is damaged ({type(error).__name__}: {error}). Next: delete {folder} and "
+            "prepare it again"
+        ) from error
     if manifest["format"] != FORMAT:
         raise CorpusIncomplete(
             f"{folder} has format {manifest['format']}, this version reads {FORMAT}. Next: "

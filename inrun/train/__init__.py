@@ -8,12 +8,14 @@ from inrun.config import ConfigError
 from inrun.train.attribution import AttributionConfig
 from inrun.train.checkpoint import CheckpointError
 from inrun.train.config import RunConfig, TrainConfig
-from inrun.train.folder import RunFolder, RunFolderError, RunRecord, mean_chunk_losses
+from inrun.train.endings import StorageError
+from inrun.train.folder import RunFolder, RunFolderError, mean_chunk_losses
 from inrun.train.log import LogConfig
 from inrun.train.loop import Run
 from inrun.train.non_finite import NonFiniteLossError
 from inrun.train.online import OnlineConfig
 from inrun.train.optim import OptimConfig
+from inrun.train.record import RunRecord
 from inrun.train.reuse import train_or_reuse
 from inrun.train.selection import ChunkSelection, read_chunks, write_chunks
 from inrun.train.signals import Interrupted
@@ -34,6 +36,7 @@ __all__ = [
     "RunFolder",
     "RunFolderError",
     "RunRecord",
+    "StorageError",
     "TargetConfig",
     "TrainConfig",
     "mean_chunk_losses",

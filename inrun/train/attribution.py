@@ -65,14 +65,10 @@ def build_attributor(
     corpus: Corpus,
     store: Path,
     run: Mapping,
-    resume: Mapping | None,
     processes: Processes,
 ) -> Attributor:
-    """The Attributor of a run whose values go to `store`.
-
-    resume: what its `state_dict` gave at the checkpoint.
-    """
-    attributor = Attributor(
+    """The Attributor of a run whose values go to `store`."""
+    return Attributor(
         model,
         optimizer,
         targets.closures,
@@ -80,6 +76,3 @@ def build_attributor(
         store=Recording(store, sample_table(corpus), run, config.flush_every),
         processes=Processes(processes.group, targets.shared),
     )
-    if resume is not None:
-        attributor.load_state_dict(resume)
-    return attributor

@@ -3,12 +3,16 @@
     checkpoints/step-000000500/
         model.safetensors      parameters (a tied weight once) and persistent buffers, by name
         optimizer.safetensors  "<state>/<parameter>", random states "rng/cpu", "rng/cuda0", ...
-        state.json             format, step, what the Attributor needs to go on
+        state.json             format, step, digest of the run's config, size and sha256 of both
+                               files, what the Attributor needs to go on, digest of all this
 
 A checkpoint is written beside its place, synced and renamed, so it appears whole or not at all: a
-kill at any moment leaves the one before.
+kill at any moment leaves the one before. What is loaded is compared with what was written. Lost
+bits (a file that is cut, missing or has another sha256) are `DamagedError`, for which the
+checkpoint before will do; files that are whole and belong elsewhere are `CheckpointError`.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -21,14 +25,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from inrun.files import new_folder, write_json
+from inrun.files import file_sha256, new_folder, sync, write_json
 
-FORMAT = 1
+FORMAT = 2
+WEIGHTS, OTHERS, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+DAMAGED = ".damaged"
 _NAME = re.compile(r"step-(\d{9})")
+_ELSEWHERE = (
+    "It was altered, or is of another run. Next: put the file back that was written there, or "
+    "delete the folder; the run then goes on from the checkpoint before"
+)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is damaged, or belongs to another model or optimizer."""
+    """A checkpoint is damaged, or belongs to another run, model or optimizer."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint has lost bits since it was written."""
 
 
 def save(
@@ -44,17 +58,18 @@ def save(
     Then all but the last `keep` are removed. extra: JSON values that `load` gives back. Leftovers
     of an interrupted save are removed.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob("*.partial"):
+    if not root.exists():
+        root.mkdir(parents=True)
+        sync(root.parent)
+    for leftover in [*root.glob("*.partial"), *root.glob(f"*{DAMAGED}")]:
         shutil.rmtree(leftover)
     folder = folder_of(root, step)
     with new_folder(folder) as partial:  # the same step again, after a resume, has equal content
-        _save_tensors(model_tensors(model), partial / "model.safetensors")
-        _save_tensors(
-            {**optimizer_tensors(model, optimizer), **_random_states()},
-            partial / "optimizer.safetensors",
-        )
-        write_json(partial / "state.json", {"format": FORMAT, "step": step, **extra})
+        _save_tensors(model_tensors(model), partial / WEIGHTS)
+        _save_tensors({**optimizer_tensors(model, optimizer), **_random_states()}, partial / OTHERS)
+        files = {name: _about(partial / name) for name in (WEIGHTS, OTHERS)}
+        state = {"format": FORMAT, "step": step, "files": files, **extra}
+        write_json(partial / STATE, {**state, "digest": _digest(state)})
     for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old)
     return folder
@@ -75,28 +90,100 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted(path for path in root.glob("step-*") if _NAME.fullmatch(path.name))
 
 
+def check(folder: Path, config: str | None = None) -> dict[str, Any]:
+    """Compare a checkpoint with what was written there. Returns state.json.
+
+    Both tensor files are read whole. config: digest of the run's config, None for any.
+
+    Raises:
+        DamagedError: bits are lost.
+        CheckpointError: it belongs to another step or run, or is of another format.
+    """
+    state = _state(folder)
+    if state["step"] != step_of(folder):
+        raise CheckpointError(f"{folder} holds the state of step {state['step']}. {_ELSEWHERE}")
+    if config is not None and state.get("config") != config:
+        raise CheckpointError(
+            f"{folder} was made with another config than run.json has now. Next: put run.json back "
+            "as it was (only how long, how often and where may change), or start a new run"
+        )
+    for name, about in state["files"].items():
+        _compare(folder / name, about)
+    return state
+
+
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put weights, optimizer state and the random state back as they were; returns state.json.
 
-    Raises CheckpointError; nothing has been changed then except, at most, the model.
+    What is not looked at here, `check` looks at. Raises CheckpointError; nothing has been changed
+    then except, at most, the model.
     """
+    state = _state(folder)
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / "model.safetensors")
-        others = load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"checkpoint {folder} is damaged ({error}). Next: delete this folder; the run "
-            "then goes on from the one before"
-        ) from error
-    if state["format"] != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {folder} has format {state['format']}, this version reads {FORMAT}"
-        )
+        weights, others = load_file(folder / WEIGHTS), load_file(folder / OTHERS)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
     load_model(model, weights, folder)
     _load_optimizer(model, optimizer, others, folder)
     _set_random_states(others)
     return state
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that it counts no more. The next save removes it."""
+    place = folder.with_name(folder.name + DAMAGED)
+    if place.exists():
+        shutil.rmtree(place)
+    folder.rename(place)
+    sync(folder.parent)
+    return place
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """state.json, which is as it was written."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
+    format = state.get("format") if isinstance(state, dict) else None
+    if isinstance(format, int) and format < FORMAT:
+        raise CheckpointError(
+            f"checkpoint {folder} has format {format}, this version reads {FORMAT}. Next: go on "
+            "with the version that wrote it, or start a new run"
+        )
+    rest = {k: v for k, v in state.items() if k != "digest"} if isinstance(state, dict) else {}
+    if format != FORMAT or state.get("digest") != _digest(rest):
+        raise CheckpointError(f"{folder / STATE} is not what was written there. {_ELSEWHERE}")
+    return state
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _about(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+
+
+def _compare(file: Path, about: Mapping[str, Any]) -> None:
+    """Lost bits leave a size or less of it; another size that can be read is another file."""
+    try:
+        found = _about(file)
+        if found == about:
+            return
+        if found["bytes"] != about["bytes"]:
+            load_file(file)
+            raise CheckpointError(f"{file} is not what was written there. {_ELSEWHERE}")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file.parent, error) from error
+    raise _damaged(file.parent, f"{file.name} has another sha256")
+
+
+def _damaged(folder: Path, why: object) -> DamagedError:
+    return DamagedError(
+        f"checkpoint {folder} is damaged ({why}). Next: delete this folder; the run then goes on "
+        "from the one before"
+    )
 
 
 def load_model(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

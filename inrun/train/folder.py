@@ -11,10 +11,7 @@ A folder is a run as soon as it has run.json. One process owns it from then on t
 others start and resume are refused (`inrun.owner`).
 """
 
-import dataclasses
-import json
-import subprocess
-from collections.abc import Mapping
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,65 +26,18 @@ from torch import nn
 from inrun.attributor import Processes
 from inrun.config import ConfigError
 from inrun.data.corpus import Corpus
-from inrun.files import read_json, write_json
+from inrun.files import read_json, sync, write_json
 from inrun.owner import ABOUT, Owner, is_sign_of_owner
 from inrun.store import STORE_FILE, ValueStore
 from inrun.train import checkpoint
 from inrun.train.config import RunConfig
 from inrun.train.log import read_lines
+from inrun.train.record import RunRecord, config_digest
 from inrun.train.selection import ChunkSelection, read_chunks, write_chunks
-
-FORMAT = 1
 
 
 class RunFolderError(RuntimeError):
     """The run's folder is taken or no run, or the run began with other data."""
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """The content of run.json: what a run began with."""
-
-    config: RunConfig
-    """Resolved."""
-    corpus: str
-    """Folder of the prepared corpus."""
-    corpus_digest: str
-    """Of its train split."""
-    targets: dict[str, str]
-    """Target -> digest of what its loss is taken on."""
-    evaluation: str | None
-    """Digest of the evaluation chunks; None: a run of before it was noted."""
-    chunks: dict[str, Any]
-    """count and digest of the chunks that are sampled from."""
-    parameters: int
-    """Numbers that are trained."""
-    precision: dict[str, str]
-    """device, autocast."""
-    git_revision: str | None = None
-    """Of this package, None where it is in no working tree."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As in the file: JSON values only."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return json.loads(
-            json.dumps({"format": FORMAT, **values, "config": self.config.to_mapping()})
-        )
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "RunRecord":
-        """The record in a file's content. Raises KeyError or ValueError if it is none."""
-        if values["format"] != FORMAT:
-            raise ValueError(f"format {values['format']}, this version reads {FORMAT}")
-        names = {field.name for field in dataclasses.fields(cls)}
-        names -= {"config", "targets", "evaluation"}
-        return cls(
-            config=RunConfig.from_mapping(values["config"]),
-            # before, only targets on documents of one's own were noted
-            targets=values.get("targets", values.get("own_targets", {})),
-            evaluation=values.get("evaluation"),
-            **{name: values[name] for name in names},
-        )
 
 
 @dataclass(frozen=True)
@@ -153,18 +103,25 @@ class RunFolder:
         """Whether a value store was begun."""
         return (self.values_folder / STORE_FILE).is_file()
 
-    def own(self, processes: Processes, until: ExitStack) -> None:
-        """The first process owns the folder for all, until `until` is closed; made if need be.
+    def own(self, processes: Processes, until: ExitStack, new: bool = False) -> None:
+        """The first process owns the folder for all, until `until` is closed.
 
-        Raises RunFolderError while another process owns it.
+        new: the folder is made, and goes away again unless it is a run by then. Raises
+        RunFolderError while another process owns it, or if it is to be new and is not.
         """
 
-        def take() -> Owner:
-            self.path.mkdir(parents=True, exist_ok=True)
-            return Owner.take(self.path, RunFolderError)
-
-        if owner := processes.first(take):
+        def take() -> None:
+            if new:
+                self.path.mkdir(parents=True, exist_ok=True)
+            owner = Owner.take(self.path, RunFolderError)
             until.callback(owner.release)
+            if new:
+                self.refuse_taken()  # another process may have been faster
+                until.callback(self._clear)
+
+        if new and processes.leads:
+            until.callback(self._remove_empty)
+        processes.first(take)
 
     def refuse_taken(self) -> None:
         """RunFolderError if there is anything here but what a start that was killed has left."""
@@ -179,19 +136,33 @@ class RunFolder:
         if not self.path.is_dir():
             return False
         entries = list(self.path.iterdir())
-        own = (self.record_file.name + ".", self.chunks_file.name)
+        files = (self.chunks_file, self.log_file, self.chunk_losses_file)
+        own = (self.record_file.name + ".", "wandb", *(file.name for file in files))
         begun = own if (self.path / ABOUT).exists() else ()
         return all(is_sign_of_owner(path) or path.name.startswith(begun) for path in entries)
 
+    def _clear(self) -> None:
+        """Remove what a start has written that came to nothing."""
+        if self.path.is_dir() and not self.is_run:
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif not is_sign_of_owner(path):
+                    path.unlink()
+
+    def _remove_empty(self) -> None:
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def create(self, record: RunRecord, chunks: ChunkSelection) -> None:
-        """Fill the folder, which this process owns; run.json, which makes it a run, comes last.
+        """Write run.json, which makes the folder a run; this process owns it.
 
         chunks: copied where the config names a file of them, so that a resumed run needs no other.
         """
-        self.refuse_taken()  # another process may have been faster
         if record.config.train.chunks:
-            write_chunks(self.chunks_file, chunks.ids, chunks.weights)
+            write_chunks(self.chunks_file, chunks.ids, chunks.weights, corpus=record.corpus_digest)
         write_json(self.record_file, record.to_json())
+        sync(self.path.parent)
 
     def record(self) -> RunRecord:
         """What the run began with. Raises RunFolderError."""
@@ -203,19 +174,34 @@ class RunFolder:
                 "it, or start anew"
             ) from error
 
+    @property
+    def config_digest(self) -> str:
+        """Of what its checkpoints depend on, as it stands in run.json."""
+        return config_digest(read_json(self.record_file)["config"])
+
+    def corpus_folder(self) -> Path:
+        """The prepared corpus that the run began with, which may be gone.
+
+        It is looked for where it was, then among the corpora that the config names from here.
+        """
+        record = self.record()
+        place = Path(record.corpus)
+        moved = Path(record.config.data_root) / "corpora" / place.name
+        return moved if moved.is_dir() and not place.is_dir() else place
+
     def corpus(self, split: str = "train") -> Corpus:
         """A split of the corpus that the run began with."""
-        return Corpus.open(self.record().corpus, split)
+        return Corpus.open(self.corpus_folder(), split)
 
-    def chunks(self, count: int) -> ChunkSelection:
-        """What the run samples of a train split of `count` chunks.
+    def chunks(self, corpus: Corpus) -> ChunkSelection:
+        """What the run samples of its corpus' train split.
 
         Raises RunFolderError if the copy in the folder is not what the run began with.
         """
         record = self.record()
         if not record.config.train.chunks:
-            return ChunkSelection(np.arange(count, dtype=np.int64))
-        chunks = read_chunks(self.chunks_file, count)
+            return ChunkSelection(np.arange(len(corpus), dtype=np.int64))
+        chunks = read_chunks(self.chunks_file, corpus)
         if record.chunks["digest"] != chunks.digest:
             raise RunFolderError(
                 f"{self.chunks_file} was altered since the run began. Next: restore it, or start "
@@ -228,15 +214,44 @@ class RunFolder:
         return checkpoint.checkpoints(self.checkpoints_folder)
 
     def load_last(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, console: Console
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        processes: Processes,
+        console: Console,
     ) -> dict[str, Any] | None:
-        """Put the last checkpoint back and say so. Returns its state, None if there is none."""
-        found = self.checkpoints()
-        if not found:
+        """Put the last checkpoint back and say so. Returns its state, None if there is none.
+
+        One that has lost bits is set aside, which is said, and the one before is taken. Raises
+        CheckpointError if that leaves none, or if one belongs elsewhere.
+        """
+        found = processes.gathered(processes.first(lambda: self._last_whole(console)))[0]
+        if found is None:
             return None
-        state = checkpoint.load(found[-1], model, optimizer)
-        console.print(f"going on from {found[-1]}", highlight=False, soft_wrap=True)
+        state = checkpoint.load(found, model, optimizer)
+        console.print(f"going on from {found}", highlight=False, soft_wrap=True)
         return state
+
+    def _last_whole(self, console: Console) -> Path | None:
+        digest, damaged = self.config_digest, []
+        for found in reversed(self.checkpoints()):
+            try:
+                checkpoint.check(found, digest)
+            except checkpoint.DamagedError as error:
+                damaged.append((found, error))
+                continue
+            for place, error in damaged:
+                what = str(error).partition(". Next")[0]
+                told = f"{what}. It is set aside as {checkpoint.set_aside(place).name}, and the "
+                told += f"steps after {checkpoint.step_of(found)} are done again"
+                console.print(told, style="bold red", markup=False, soft_wrap=True)
+            return found
+        if damaged:
+            raise checkpoint.CheckpointError(
+                f"{damaged[0][1]}. There is no whole one before it: with "
+                f"{self.checkpoints_folder} deleted the run begins anew"
+            )
+        return None
 
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint of `step` steps done."""
@@ -274,19 +289,3 @@ def mean_chunk_losses(folder: str | Path, first: int = 0) -> pa.Table:
     uses = np.bincount(places)
     sums = np.bincount(places, np.concatenate([row["losses"] for row in rows]))
     return pa.table({"sample_id": ids, "value": sums / uses, "uses": uses})
-
-
-def git_revision() -> str | None:
-    """Commit of the working tree that this package is in, None if it is in none."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

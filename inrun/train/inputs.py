@@ -10,13 +10,15 @@ from rich.console import Console
 from inrun.attributor import Processes
 from inrun.data.account import account
 from inrun.data.batch import Batch
+from inrun.data.config import SPLITS
 from inrun.data.corpus import Corpus
 from inrun.data.prepare import prepare
 from inrun.progress import live_line
 from inrun.train.config import RunConfig
 from inrun.train.evaluation import EvaluationSet
-from inrun.train.folder import RunFolder, RunFolderError, RunRecord, git_revision
+from inrun.train.folder import RunFolder, RunFolderError
 from inrun.train.precision import Precision
+from inrun.train.record import RunRecord, git_revision
 from inrun.train.selection import ChunkSelection, read_chunks
 from inrun.train.targets import target_batch, target_digest
 
@@ -58,15 +60,15 @@ class RunInputs:
         digests = {name: target_digest(batch) for name, batch in targets.items()}
         if record is not None:
             _refuse_other_losses(record, folder, digests, evaluation.digest)
-        chunks = folder.chunks(len(corpus)) if record else _chunks(config, len(corpus))
+        chunks = folder.chunks(corpus) if record else _chunks(config, corpus)
         return cls(corpus, evaluation, targets, digests, chunks)
 
     def record(self, config: RunConfig, parameters: int, precision: Precision) -> RunRecord:
         """What run.json says of a new run on these inputs."""
         return RunRecord(
             config=config,
-            corpus=str(self.corpus.folder),
-            corpus_digest=self.corpus.digest,
+            corpus=str(self.corpus.folder.resolve()),
+            corpus_digest=self.corpus.whole_digest,
             targets=self.digests,
             evaluation=self.evaluation.digest,
             chunks={"count": len(self.chunks.ids), "digest": self.chunks.digest},
@@ -76,15 +78,22 @@ class RunInputs:
         )
 
 
-def prepared(config: RunConfig, processes: Processes, console: Console, again: bool) -> Path:
+def prepared(
+    config: RunConfig, processes: Processes, console: Console, resumed: RunFolder | None
+) -> Path:
     """The folder of the run's corpus, prepared if need be by one process after the other.
 
-    again: of a run that is resumed: the hashes of its train split are checked. Raises ShardDamaged.
+    resumed: of a run that is gone on with. It owns its corpus: that folder is taken, wherever this
+    process was started and whatever has become of the texts it was made of, and the hashes of its
+    files are checked. Only where it is gone the texts are asked for. Raises ShardDamaged.
     """
-    with live_line(console, "reading") as report:
-        folder = processes.one_by_one(lambda: prepare(config.data, config.data_root, report))
-    if again:
-        processes.first(lambda: Corpus.open(folder, "train", verify="hash"))
+    folder = resumed.corpus_folder() if resumed else None
+    if folder is None or not folder.is_dir():
+        with live_line(console, "reading") as report:
+            folder = processes.one_by_one(lambda: prepare(config.data, config.data_root, report))
+    chosen = folder
+    if resumed:
+        processes.first(lambda: [Corpus.open(chosen, split, verify="hash") for split in SPLITS])
     if processes.leads:
         line = account(Corpus.open(folder).manifest)
         console.print(f"corpus: {line}", markup=False, highlight=False, soft_wrap=True)
@@ -92,11 +101,11 @@ def prepared(config: RunConfig, processes: Processes, console: Console, again: b
 
 
 def _refuse_another_corpus(corpus: Corpus, record: RunRecord, folder: RunFolder) -> None:
-    if record.corpus_digest != corpus.digest:
+    if not corpus.has_digest(record.corpus_digest):
         raise RunFolderError(
             f"{folder.path} began with another corpus (digest {record.corpus_digest[:12]}, now "
-            f"{corpus.digest[:12]} in {corpus.folder}). Next: restore that corpus, or start a new "
-            "run with another name"
+            f"{corpus.whole_digest[:12]} in {corpus.folder}). Next: restore that corpus, or start "
+            "a new run with another name"
         )
 
 
@@ -118,8 +127,8 @@ def _refuse_other_losses(
         )
 
 
-def _chunks(config: RunConfig, count: int) -> ChunkSelection:
+def _chunks(config: RunConfig, corpus: Corpus) -> ChunkSelection:
     """Of a new run: all of the train split, or what a file says."""
     if not config.train.chunks:
-        return ChunkSelection(np.arange(count, dtype=np.int64))
-    return read_chunks(config.train.chunks, count)
+        return ChunkSelection(np.arange(len(corpus), dtype=np.int64))
+    return read_chunks(config.train.chunks, corpus)

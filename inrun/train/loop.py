@@ -24,7 +24,8 @@ from inrun.train import checkpoint
 from inrun.train.attribution import build_attributor
 from inrun.train.config import RunConfig
 from inrun.train.distributed import joined, refuse_processes
-from inrun.train.folder import RunFolder, RunRecord
+from inrun.train.endings import storage_told
+from inrun.train.folder import RunFolder
 from inrun.train.gradient import GradientPass
 from inrun.train.inputs import RunInputs, prepared
 from inrun.train.metrics import Speed, value_row
@@ -32,6 +33,7 @@ from inrun.train.non_finite import NonFiniteLossError, describe
 from inrun.train.optim import build_optimizer, clip_gradients, lr_at
 from inrun.train.precision import Precision
 from inrun.train.prefetch import BatchStream
+from inrun.train.record import RunRecord
 from inrun.train.run_log import RunLog
 from inrun.train.signals import Interrupted, Stop, stop_signal
 from inrun.train.targets import build_targets
@@ -85,30 +87,33 @@ class Run:
         self.console = (console or Console(stderr=True)) if processes.leads else Console(quiet=True)
         refuse_processes(config, processes)
         self._open = ExitStack()
-        try:
-            self._make_ready(record)
-        except BaseException:
-            self._open.close()
-            raise
+        with storage_told(files):
+            try:
+                self._make_ready(record)
+            except BaseException as error:
+                self._open.__exit__(type(error), error, error.__traceback__)
+                raise
 
     def _make_ready(self, record: RunRecord | None) -> None:
         files, config, processes = self.files, self.config, self.processes
+        resumed = files if record else None
         if record:
             files.own(processes, self._open)
         self.precision = Precision.choose(config.train.device, config.train.precision)
-        corpus_folder = prepared(config, processes, self.console, again=record is not None)
+        corpus_folder = prepared(config, processes, self.console, resumed)
         inputs = RunInputs.open(config, record, files, corpus_folder)
         self.corpus, self.evaluation = inputs.corpus, inputs.evaluation
         torch.manual_seed(config.seed)
         self.model = models.build_from(config.model_config()).to(self.precision.device)
         self.optimizer = build_optimizer(self.model, config.optim)
-        state = files.load_last(self.model, self.optimizer, self.console) if record else None
+        state = None
+        if record:
+            state = files.load_last(self.model, self.optimizer, processes, self.console)
         self.step = state["step"] if state else 0
-        if record is None:
-            files.own(processes, self._open)
-            new = inputs.record(config, self.model.num_parameters(), self.precision)
-            processes.first(lambda: files.create(new, inputs.chunks))
-        self.attributor = self._attributor(inputs, state)
+        about = record or inputs.record(config, self.model.num_parameters(), self.precision)
+        if not record:
+            files.own(processes, self._open, new=True)
+        self.attributor = self._attributor(inputs, about, state)
         self.gradient = GradientPass(self.model, config, self.precision, processes, self.attributor)
         if config.train.compile:
             self.model.compile(fullgraph=True)
@@ -122,6 +127,8 @@ class Run:
             self.corpus, inputs.chunks, config, processes, pin, self._values_so_far
         )
         self._open.callback(self.batches.close)
+        if not record:
+            processes.first(lambda: files.create(about, inputs.chunks))
 
     @property
     def folder(self) -> Path:
@@ -135,7 +142,7 @@ class Run:
         goes on from the last checkpoint.
         """
         train = self.config.train
-        with self._open, stop_signal() as stop:
+        with storage_told(self.files), self._open, stop_signal() as stop:
             if self.step == 0:
                 self._evaluate()
             self._speed.restart()
@@ -173,7 +180,10 @@ class Run:
 
         Returns its folder, in the first process.
         """
-        extra = {"attribution": self.attributor.state_dict() if self.attributor else None}
+        extra = {
+            "config": self.files.config_digest,
+            "attribution": self.attributor.state_dict() if self.attributor else None,
+        }
         self._log.sync()
         place, keep = self.files.checkpoints_folder, self.config.train.keep
         return self.processes.first(
@@ -258,7 +268,9 @@ class Run:
 
     # -- construction
 
-    def _attributor(self, inputs: RunInputs, state: dict[str, Any] | None) -> Attributor | None:
+    def _attributor(
+        self, inputs: RunInputs, record: RunRecord, state: dict[str, Any] | None
+    ) -> Attributor | None:
         """The open attributor, None without values. state: of the checkpoint."""
         config = self.config.attribution
         if not config.on:
@@ -270,7 +282,7 @@ class Run:
         # but its start
         start = {"step": 0} if self.files.has_values else None
         resume = state["attribution"] if state else start
-        about = self.files.record().to_json()
+        about = record.to_json()
         described = {key: about[key] for key in ("config", "corpus_digest", "git_revision")}
         attributor = build_attributor(
             self.model,
@@ -280,7 +292,9 @@ class Run:
             self.corpus,
             self.files.values_folder,
             described,
-            resume,
             self.processes,
         )
-        return self._open.enter_context(attributor)
+        self._open.enter_context(attributor)
+        if resume is not None:
+            attributor.load_state_dict(resume)
+        return attributor

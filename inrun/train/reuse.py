@@ -30,7 +30,7 @@ def train_or_reuse(config: RunConfig, console: Console | None = None) -> Path:
             "delete it"
         )
     chunks = config.train.chunks
-    if chunks and read_chunks(chunks, 2**62).digest != record.chunks["digest"]:
+    if chunks and read_chunks(chunks).digest != record.chunks["digest"]:
         raise RunFolderError(
             f"{folder.path} was trained on other chunks than {chunks} lists. Next: delete it"
         )

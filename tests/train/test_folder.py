@@ -5,7 +5,7 @@ import json
 import pytest
 
 from inrun.train import ConfigError, Run, RunFolder, RunFolderError, RunRecord
-from inrun.train.folder import FORMAT
+from inrun.train.record import FORMAT
 from tests.support.train_example import config, lines, tables, write_documents
 
 
@@ -40,7 +40,7 @@ def test_record_goes_to_json_and_back(run):
     assert record.config == config(
         run.path.parents[1], "run", train__steps=2, train__checkpoint_every=1
     )
-    assert record.corpus_digest == run.corpus().digest
+    assert record.corpus_digest == run.corpus().whole_digest
     assert record.chunks["count"] == len(run.corpus())
     assert list(record.to_json())[:3] == ["format", "config", "corpus"]
 
@@ -58,7 +58,7 @@ def test_files_are_read_through_the_folder(run):
     assert run.checkpoint(2) == run.checkpoints()[-1]
     assert [row["iter"] for row in run.log()] == [row["iter"] for row in lines(run.path)]
     assert run.chunk_losses() == lines(run.path, "chunks.jsonl")
-    assert run.chunks(len(run.corpus())).ids.tolist() == list(range(len(run.corpus())))
+    assert run.chunks(run.corpus()).ids.tolist() == list(range(len(run.corpus())))
     assert run.has_values
     with run.values() as store:
         assert len(store.sql("SELECT * FROM terms")) == len(tables(run.path)["terms"])

@@ -4,6 +4,7 @@ value tables, logs.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inrun.train import CheckpointError, Interrupted, Run, RunFolderError
+from inrun.train import CheckpointError, Interrupted, Run, RunFolderError, checkpoint
 from tests.support.train_example import (
     config,
     in_step,
@@ -160,32 +161,14 @@ def test_moved_run_goes_on_where_it_is_now(root, tmp_path, monkeypatch):
     again.train().close()
 
 
-def test_damaged_checkpoint_is_named_and_the_one_before_is_used_when_it_is_deleted(root, whole):
-    run = Run.start(config(root, "damaged"))
-    run.train().close()
-    last = run.folder / "checkpoints" / "step-000000012"
-    weights_file = last / "model.safetensors"
-    weights_file.write_bytes(weights_file.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"step-000000012 is damaged.*delete this folder"):
-        Run.resume(run.folder)
-    for file in last.iterdir():
-        file.unlink()
-    last.rmdir()
-    again = Run.resume(run.folder)
-    assert again.step == 8
-    again.train().close()
-    assert_equal_runs(run.folder, whole)
-
-
 def test_checkpoint_of_another_model_is_refused(root, whole):
     run = Run.start(config(root, "wider", model__d_model=64, train__steps=1))
     run.train().close()
     source = whole / "checkpoints" / "step-000000012"
-    source_copy = run.folder / "checkpoints" / "step-000000012"
-    source_copy.mkdir()
-    for file in source.iterdir():
-        (source_copy / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(source, run.folder / "checkpoints" / "step-000000012")
     with pytest.raises(CheckpointError, match=r"belongs to another model: it differs in .*weight"):
+        checkpoint.load(source, run.model, run.optimizer)
+    with pytest.raises(CheckpointError, match=r"made with another config than run\.json has now"):
         Run.resume(run.folder)
 
 
@@ -211,5 +194,34 @@ def test_run_does_not_go_on_with_another_corpus(root, tmp_path):
     run = Run.start(config(tmp_path, "mine", train__steps=1))
     run.train().close()
     write_documents(tmp_path / "raw", seed=2)
+    other = Run.start(config(tmp_path, "other", train__steps=1))
+    other.close()
+    own = run.files.corpus_folder()
+    shutil.rmtree(own)
+    shutil.copytree(other.files.corpus_folder(), own)
     with pytest.raises(RunFolderError, match="began with another corpus"):
         Run.resume(run.folder)
+    shutil.rmtree(own)
+    with pytest.raises(RunFolderError, match="began with another corpus"):
+        Run.resume(run.folder)
+
+
+def test_run_owns_its_corpus(root, tmp_path, monkeypatch):
+    """It goes on without the texts, with other texts in their place, and from another folder."""
+    write_documents(tmp_path / "raw")
+    monkeypatch.chdir(tmp_path)
+    places = {"runs": "runs", "data_root": "data", "data__path": "raw"}
+    changes = {"train__steps": 4, "train__checkpoint_every": 2}
+    run = Run.start(config(tmp_path, "mine", **places, **changes))
+    run.train().close()
+    shutil.rmtree(run.files.checkpoint(4))
+    write_documents(tmp_path / "raw", seed=7)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = Run.resume(Path("../runs/mine"))
+    assert again.step == 2
+    assert again.corpus.whole_digest == run.corpus.whole_digest
+    again.train().close()
+    shutil.rmtree(tmp_path / "raw")
+    shutil.rmtree(again.files.checkpoint(4))
+    Run.resume(Path("../runs/mine")).train().close()

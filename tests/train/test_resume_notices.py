@@ -41,9 +41,33 @@ def change_tokens(files, split, in_manifest):
         (corpus / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize("in_manifest", [False, True])
-def test_another_validation_set_is_refused(begun, in_manifest):
-    change_tokens(begun, "val", in_manifest)
+def test_tokens_changed_in_any_split_are_refused(begun, split, in_manifest):
+    change_tokens(begun, split, in_manifest)
+    expected = (RunFolderError, "another corpus") if in_manifest else (ShardDamaged, "another sha")
+    with pytest.raises(expected[0], match=expected[1]):
+        Run.resume(begun.path)
+
+
+@pytest.mark.parametrize("key", ["rows_per_shard", "chunks"])
+def test_manifest_of_another_mapping_is_refused(begun, key):
+    file = begun.corpus().folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["splits"]["train"][key] -= 1
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(RunFolderError, match="another corpus"):
+        Run.resume(begun.path)
+
+
+def test_another_validation_set_is_refused(begun):
+    """Also of a run from before the digest of the whole corpus."""
+    digest = begun.corpus().digest
+    record = json.loads(begun.record_file.read_text())
+    begun.record_file.write_text(json.dumps(record | {"corpus_digest": digest}))
+    store = json.loads((begun.values_folder / "store.json").read_text())
+    (begun.values_folder / "store.json").write_text(json.dumps(store | {"corpus_digest": digest}))
+    change_tokens(begun, "val", in_manifest=True)
     with pytest.raises(RunFolderError, match="began with other documents behind the targets"):
         Run.resume(begun.path)
 
@@ -52,12 +76,6 @@ def test_evaluation_on_other_chunks_is_refused(begun):
     record = json.loads(begun.record_file.read_text())
     begun.record_file.write_text(json.dumps(record | {"evaluation": "0" * 64}))
     with pytest.raises(RunFolderError, match="began with other chunks to evaluate on"):
-        Run.resume(begun.path)
-
-
-def test_tokens_changed_in_a_shard_of_the_same_size_are_refused(begun):
-    change_tokens(begun, "train", in_manifest=False)
-    with pytest.raises(ShardDamaged, match="another sha256"):
         Run.resume(begun.path)
 
 

@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from inrun.baselines.language import LanguageRun
-from inrun.store import ValueStore
+from inrun.data.corpus import Corpus
+from inrun.data.prepare import prepare
+from inrun.store import ValueStore, ValueWriter
 from inrun.train import (
+    ChunkSelection,
     ConfigError,
     OnlineConfig,
     Run,
@@ -21,6 +24,7 @@ from inrun.train import (
     train_or_reuse,
     write_chunks,
 )
+from inrun.train.online import decide
 from tests.support.train_example import config, in_step, lines, tables, weights, write_documents
 
 ONE_METHOD = {
@@ -47,9 +51,14 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def kept(root):
-    path = root / "kept.parquet"
-    write_chunks(path, np.array([7, 3, 11, 20, 21, 5, 40]), np.array([1.0, 1, 1, 1, 0, 1, 4]))
+def corpus(root):
+    return Corpus.open(prepare(config(root).data, root / "data"))
+
+
+@pytest.fixture(scope="module")
+def kept(root, corpus):
+    path, ids = root / "kept.parquet", np.array([7, 3, 11, 20, 21, 5, 40])
+    write_chunks(path, ids, np.array([1.0, 1, 1, 1, 0, 1, 4]), corpus=corpus.whole_digest)
     return path
 
 
@@ -65,7 +74,7 @@ def test_only_listed_chunks_are_drawn_by_their_weights_and_a_resumed_run_needs_n
     # epoch
     assert 39 <= counts[40] <= 56
     about = json.loads((whole / "run.json").read_text())
-    assert about["chunks"] == {"count": 7, "digest": read_chunks(kept, 100).digest}
+    assert about["chunks"] == {"count": 7, "digest": read_chunks(kept).digest}
 
     assert set(LanguageRun(whole).sample_ids.tolist()) == set(drawn)
     run = Run.start(plain(root, "half", train__chunks=str(kept)))
@@ -77,12 +86,13 @@ def test_only_listed_chunks_are_drawn_by_their_weights_and_a_resumed_run_needs_n
     Run.resume(run.folder).train()
     (root / "moved.parquet").rename(kept)
     assert lines(run.folder, "chunks.jsonl") == lines(whole, "chunks.jsonl")
-    write_chunks(run.folder / "chunks.parquet", np.arange(3))
+    digest = run.corpus.whole_digest
+    write_chunks(run.folder / "chunks.parquet", np.arange(3), corpus=digest)
     with pytest.raises(RunFolderError, match=r"chunks\.parquet was altered"):
         Run.resume(run.folder)
 
 
-def test_a_finished_run_is_found_and_another_one_under_its_name_refused(root, kept):
+def test_a_finished_run_is_found_and_another_one_under_its_name_refused(root, kept, corpus):
     settings = plain(root, "found", train__chunks=str(kept))
     folder = train_or_reuse(settings)
     stamp = (folder / "log.jsonl").stat().st_mtime_ns
@@ -90,9 +100,25 @@ def test_a_finished_run_is_found_and_another_one_under_its_name_refused(root, ke
     assert (folder / "log.jsonl").stat().st_mtime_ns == stamp
     with pytest.raises(RunFolderError, match="other optim"):
         train_or_reuse(plain(root, "found", train__chunks=str(kept), optim__lr=0.5))
-    write_chunks(root / "other.parquet", np.arange(9))
+    write_chunks(root / "other.parquet", np.arange(9), corpus=corpus.whole_digest)
     with pytest.raises(RunFolderError, match="trained on other chunks"):
         train_or_reuse(plain(root, "found", train__chunks=str(root / "other.parquet")))
+
+
+def test_list_of_chunks_is_refused_for_another_corpus(root, kept, tmp_path):
+    """Its numbers are of other texts there."""
+    write_documents(tmp_path / "raw", seed=5)
+    with pytest.raises(ConfigError, match="was made for another corpus"):
+        Run.start(plain(tmp_path, "other", train__chunks=str(kept)))
+    assert not (tmp_path / "runs" / "other").exists()
+
+
+def test_weights_of_a_file_in_any_order_stay_with_their_chunks(tmp_path, corpus):
+    table = pa.table({"sample_id": [9, 2, 30], "weight": [9.0, 2.0, 30.0]})
+    pq.write_table(table, tmp_path / "mine.parquet")
+    chunks = read_chunks(tmp_path / "mine.parquet", corpus)
+    assert chunks.ids.tolist() == [2, 9, 30]
+    assert chunks.weights.tolist() == [2.0, 9.0, 30.0]
 
 
 @pytest.mark.parametrize(
@@ -100,25 +126,25 @@ def test_a_finished_run_is_found_and_another_one_under_its_name_refused(root, ke
     [
         ({"chunk": [1]}, "needs a column sample_id, it has chunk"),
         ({"sample_id": [1, 1]}, "chunk 1 is listed more than once"),
-        ({"sample_id": [1, 100]}, "names chunk 100, but the train split has 100"),
-        ({"sample_id": [-1, 5]}, "train split has 100"),
+        ({"sample_id": [1, 10**6]}, "names chunk 1000000, but the train split has {count}"),
+        ({"sample_id": [-1, 5]}, "train split has {count}"),
         ({"sample_id": [1, 2], "weight": [0.0, 0.0]}, "not all zero"),
         ({"sample_id": [1, 2], "weight": [-1.0, 2.0]}, "not negative"),
         ({"sample_id": pa.array([], pa.int64())}, "no chunk is left"),
     ],
 )
-def test_files_that_cannot_be_drawn_from_are_refused(tmp_path, table, message):
+def test_files_that_cannot_be_drawn_from_are_refused(tmp_path, table, message, corpus):
     pq.write_table(pa.table(table), tmp_path / "bad.parquet")
-    with pytest.raises(ConfigError, match=message):
-        read_chunks(tmp_path / "bad.parquet", 100)
+    with pytest.raises(ConfigError, match=message.format(count=len(corpus))):
+        read_chunks(tmp_path / "bad.parquet", corpus)
 
 
 def test_no_file_and_no_parquet_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="there is no such file"):
-        read_chunks(tmp_path / "none.parquet", 100)
+        read_chunks(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("ids")
     with pytest.raises(ConfigError, match="is no parquet file"):
-        read_chunks(tmp_path / "text.parquet", 100)
+        read_chunks(tmp_path / "text.parquet")
 
 
 ONLINE = {"start": 5, "every": 3, "since": 3, "target": "law", "method": "path", "unit": "loss"}
@@ -172,6 +198,16 @@ def test_online_decisions_are_those_of_the_values_so_far_and_survive_a_crash(roo
 def test_online_settings_that_cannot_be_meant_are_refused(root, changes, message):
     with pytest.raises(ConfigError, match=message):
         config(root, "refused", online=changes)
+
+
+def test_chunk_whose_values_cancel_stays(tmp_path):
+    """Its mean is exactly 0: nothing says that it did harm."""
+    with ValueWriter(tmp_path / "values", {"targets": ["val"], "methods": ["path"]}) as writer:
+        writer.terms(0, [1, 2, 3], "val", {"path": [0.5, -0.5, 0.25]})
+        writer.terms(1, [1, 2, 3], "val", {"path": [-0.5, 0.0, 0.25]})
+    with ValueStore(tmp_path / "values") as store:
+        kept = decide(OnlineConfig(start=2, unit="loss"), 2, store, ChunkSelection(np.arange(5)))
+    assert kept.ids.tolist() == [0, 1, 3, 4]
 
 
 def test_decisions_fall_at_start_and_then_every_so_many_steps():
