@@ -26,42 +26,17 @@ from rich.console import Console
 import experiments
 from experiments.arguments import with_config
 from experiments.artifacts import Outputs, place_of
-from inrun.attributor import BalanceError, NonFiniteError, ProcessError
+from inrun.command.errors import ended
 from inrun.config import ConfigError, build
-from inrun.data.errors import DataError
 from inrun.data.prepare import DataConfig
-from inrun.files import trouble_of
-from inrun.methods import TargetError
 from inrun.registry import Registry
-from inrun.store import StoreError
 from inrun.train import (
     AttributionConfig,
-    CheckpointError,
-    Interrupted,
-    NonFiniteLossError,
     OptimConfig,
     RunConfig,
-    RunFolderError,
-    StorageError,
     TrainConfig,
 )
-from inrun.train.precision import PrecisionError
 
-#: what a user can act on from the message alone; anything else keeps its traceback
-EXPECTED = (
-    ConfigError,
-    PrecisionError,
-    RunFolderError,
-    CheckpointError,
-    NonFiniteLossError,
-    DataError,
-    StoreError,
-    BalanceError,
-    NonFiniteError,
-    ProcessError,
-    StorageError,
-    TargetError,
-)
 RECOMPUTE = "--recompute-report"
 
 
@@ -248,17 +223,7 @@ def reported() -> Iterator[None]:
 
     A signal that stopped the run is 128 + its number, as a shell has it.
     """
-    console = Console(stderr=True)
     try:
         yield
-    except Interrupted as stop:
-        console.print(str(stop), style="yellow", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(128 + stop.signum)
-    except (*EXPECTED, OSError) as error:
-        text = f"{type(error).__name__}: {error}"
-        if not isinstance(error, EXPECTED):
-            if not (trouble := trouble_of(error)):
-                raise
-            text = f"{type(error).__name__}: {trouble}. Next: make room, or make it writable"
-        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+    except Exception as error:
+        ended(error)

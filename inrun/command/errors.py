@@ -11,9 +11,16 @@ from rich.console import Console
 from inrun.attributor import BalanceError, NonFiniteError, ProcessError
 from inrun.config import ConfigError
 from inrun.data.errors import DataError
+from inrun.methods import TargetError
 from inrun.report import ReportError
 from inrun.store import StoreError
-from inrun.train import CheckpointError, Interrupted, NonFiniteLossError, RunFolderError
+from inrun.train import (
+    CheckpointError,
+    Interrupted,
+    NonFiniteLossError,
+    RunFolderError,
+    StorageError,
+)
 from inrun.train.precision import PrecisionError
 
 #: what a user can act on from the message alone; anything else keeps its traceback
@@ -29,7 +36,9 @@ EXPECTED = (
     ProcessError,
     ReportError,
     RunFolderError,
+    StorageError,
     StoreError,
+    TargetError,
     duckdb.Error,
 )
 
