@@ -12,7 +12,13 @@ from typing import Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+
+from inrun import models
+from inrun.command.settings import tokenizer_for
+from inrun.config import ConfigError
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 #: Hydra makes no folders of its own, changes to none, and logs nothing
@@ -24,6 +30,15 @@ HYDRA = (
     "hydra.job.chdir=false",
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
+)
+
+# in configs/data/files.yaml: the tokenizer of one's own documents follows from the model
+OmegaConf.register_new_resolver(
+    "tokenizer_of",
+    lambda name, preset, vocabulary: tokenizer_for(
+        name, models.config(name, preset, vocab_size=vocabulary)
+    ),
+    replace=True,
 )
 
 
@@ -75,6 +90,26 @@ def scaled(arguments: Sequence[str], name: str) -> list[str]:
         key, equals, value = argument.partition("=")
         found.append(f"{spelling.get(key, key)}{equals}{value}")
     return found
+
+
+def refuse_unquoted(arguments: Sequence[str]) -> None:
+    """ConfigError for a value that Hydra's grammar does not read, with the way to write it.
+
+    That is a path with `=`, parentheses, brackets, letters like é.
+    """
+    parser = OverridesParser.create()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key.startswith("-"):
+            continue
+        try:
+            parser.parse_overrides([argument])
+        except OverrideParseException as error:
+            inner = value.strip("'\"").replace("'", r"\'")
+            raise ConfigError(
+                f"{argument}: Hydra cannot read this value. Next: quote it twice, for the shell "
+                f"and for Hydra: \"{key}='{inner}'\""
+            ) from error
 
 
 def permissive(arguments: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 import experiments
-from experiments.arguments import with_config
+from experiments.arguments import refuse_unquoted, with_config
 from experiments.artifacts import Outputs, place_of
 from inrun.command.errors import ended
 from inrun.config import ConfigError, build
@@ -203,6 +203,8 @@ def run(name: str, arguments: Sequence[str]) -> None:
     found = COMMANDS[name]
     recompute = RECOMPUTE in arguments
     rest = found.spelling([argument for argument in arguments if argument != RECOMPUTE])
+    with reported():
+        refuse_unquoted(rest)
 
     def task(given: dict[str, Any]) -> None:
         with reported():

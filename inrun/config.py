@@ -185,7 +185,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a mapping, got {value!r}")
         return dict(value)
     if not fits(value, kind):
-        raise ConfigError(f"{where} = {value!r}: expected {kind.__name__}")
+        quoted = f"""; quote it: {where.rpartition(".")[2]}='"{value}"'""" if kind is str else ""
+        raise ConfigError(f"{where} = {value!r}: expected {kind.__name__}{quoted}")
     return float(value) if kind is float else value
 
 

@@ -187,6 +187,7 @@ class Attributor:
                 "state_dict() is called between optimizer steps, not after a backward whose step "
                 "has not been taken"
             )
+        self._steps.complete_ledger(going_on=True)
         self.flush()
         # a resumed run has no gradient to reuse, so this one must not have one either
         self.targets.restart()

@@ -112,6 +112,7 @@ def check_balance(
             has of it.
 
     Raises:
+        NonFiniteError: there is nothing to compare.
         BalanceError: names the parameter that is furthest off, and the likely causes.
     """
     names = [name for name in directions if name in gradients]
@@ -152,6 +153,12 @@ def _sides(g: Tensor, V: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 def _refuse(name: str, key: tuple[str, str], here: float, given: float) -> NoReturn:
     method, target = key
+    if not math.isfinite(here) or not math.isfinite(given):
+        raise NonFiniteError(
+            f"parameter {name}: the values of method {method} towards target {target} add up to "
+            f"{here:.6g}, and the gradient gives {given:.6g}. The run has diverged; the weights "
+            "have not been changed and no value of this step was stored"
+        )
     raise BalanceError(
         f"parameter {name}: the samples' parts add up to {here:.6g}, but the gradient gives "
         f"{given:.6g} (method {method}, target {target}). Likely causes: the parameter got a "

@@ -142,9 +142,19 @@ class Steps:
             self.ledger.waiting.clear()
             raise StepError(refusal)
 
-    def complete_ledger(self) -> None:
-        """Close the waiting rows between steps: the weights have moved since they were opened."""
+    def complete_ledger(self, going_on: bool = False) -> None:
+        """Close the waiting rows between steps: the weights have moved since they were opened.
+
+        going_on: with the losses that the next step will find, to the bit. Its own gradients at
+        these weights round otherwise than an evaluation without.
+        """
         self.refuse_half_a_step()
         if self.ledger.waiting and self.open is None:
-            self.setting.targets.forget()
+            setting = self.setting
+            valued = going_on and setting.options.valued(self.number)
+            setting.targets.look(valued)
+            if going_on:
+                OpenStep(setting, self.number, valued)
         self.ledger.close(self.recorder.for_all)
+        if self.open is None:
+            self.setting.targets.forget()

@@ -47,11 +47,15 @@ class Targets(dict[str, Target]):
 
     def begin(self, valued: bool) -> None:
         """A step begins: its weights are others than the last one's."""
+        self.look(valued)
+        self._valued += valued
+
+    def look(self, valued: bool) -> None:
+        """The same without beginning it."""
         self.forget()
         if not valued:
             return
         anew = self._valued % self.refresh_every == 0
-        self._valued += 1
         for target in self.values() if anew else ():
             target.refresh()
 

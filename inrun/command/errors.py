@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import NoReturn
 
@@ -50,7 +51,8 @@ def ended(error: Exception) -> NoReturn:
     """
     console = Console(stderr=True)
     if isinstance(error, Interrupted):
-        console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
         sys.exit(128 + error.signum)
     if not isinstance(error, EXPECTED):
         raise error

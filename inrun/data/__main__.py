@@ -75,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _settings(config: Path | None, changes: list[str]) -> dict[str, Any]:
     settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config else {}
+    # what follows from a model in a run's config ("${...}") has no model here: the default
+    settings = {key: value for key, value in settings.items() if not str(value).startswith("${")}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:

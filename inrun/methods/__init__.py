@@ -11,11 +11,13 @@ from inrun.methods.first_order import FirstOrder
 from inrun.methods.path import Path
 from inrun.methods.second_order import SecondOrder
 from inrun.methods.step import Step
-from inrun.methods.target import Target, TargetError
+from inrun.methods.target import Target
+from inrun.methods.untouched import NonFiniteTargetError, TargetError
 
 __all__ = [
     "FirstOrder",
     "Method",
+    "NonFiniteTargetError",
     "Path",
     "SecondOrder",
     "Step",

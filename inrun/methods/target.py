@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 import inrun_kernels
 from inrun.ghost.backward import grad
 from inrun.ghost.modes import Expand, Substitute
-from inrun.methods.untouched import TargetError, Untouched
+from inrun.methods.untouched import NonFiniteTargetError, TargetError, Untouched
 from inrun.rules.embedding import Lookups
 
 
@@ -251,7 +251,7 @@ class Target:
 
     def _refuse_non_finite(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss)):
-            raise TargetError(
-                f"target {self.name!r}: the loss is {float(loss)}; has the run diverged, or "
+            raise NonFiniteTargetError(
+                f"target {self.name!r}: the loss is {float(loss)}. Has the run diverged, or "
                 "does the target have no label?"
             )

@@ -10,6 +10,10 @@ class TargetError(RuntimeError):
     """A target's closure gives no finite scalar of the parameters, or changes the training."""
 
 
+class NonFiniteTargetError(TargetError):
+    """A target's loss is NaN or infinite."""
+
+
 class Untouched:
     """Restores buffers that a closure writes (running statistics); refuses written weights.
 

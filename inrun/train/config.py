@@ -48,6 +48,8 @@ class TrainConfig:
     """Steps between checkpoints; 0: at the end only."""
     keep: int = 2
     """How many of the last checkpoints are kept."""
+    timeout: int = 1800
+    """Seconds that a process of several waits for the others in a step."""
     verify: str = "size"
     """What is checked of every corpus file before the first step: size or hash.
 
@@ -70,6 +72,7 @@ class TrainConfig:
                 min(self.steps, self.batch_size, self.eval_chunks, self.keep) >= 1,
                 "steps, batch_size, eval_chunks, keep: 1 or more",
             ),
+            (self.timeout >= 1, f"timeout={self.timeout} seconds: choose 1 or more"),
             (
                 min(self.micro_batch, self.eval_every, self.checkpoint_every) >= 0,
                 "a number of steps or chunks is negative",

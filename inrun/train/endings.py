@@ -9,8 +9,10 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
+from inrun.attributor import Processes
 from inrun.files import trouble_of
 from inrun.train import checkpoint
+from inrun.train.distributed import silence_told
 from inrun.train.folder import RunFolder
 
 
@@ -34,6 +36,13 @@ def storage_told(files: RunFolder) -> Iterator[None]:
         if not words:
             raise
         raise StorageError(f"{files.path}: {words}. {_what_is_safe(files)}") from error
+
+
+@contextmanager
+def endings_told(files: RunFolder, processes: Processes, timeout: int) -> Iterator[None]:
+    """In this block what is not the run's own fault ends with words that say how to go on."""
+    with storage_told(files), silence_told(processes, timeout, files.path):
+        yield
 
 
 def _what_is_safe(files: RunFolder) -> str:

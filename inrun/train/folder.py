@@ -40,6 +40,13 @@ class RunFolderError(RuntimeError):
     """The run's folder is taken or no run, or the run began with other data."""
 
 
+class _Begun(RunFolderError):
+    """Another process begins a run of the same name just now."""
+
+    def __init__(self, held: str):
+        super().__init__(f"a run of this name exists already: {held}")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of a run: where its files are, and what they say.
@@ -113,7 +120,7 @@ class RunFolder:
         def take() -> None:
             if new:
                 self.path.mkdir(parents=True, exist_ok=True)
-            owner = Owner.take(self.path, RunFolderError)
+            owner = Owner.take(self.path, _Begun if new else RunFolderError)
             until.callback(owner.release)
             if new:
                 self.refuse_taken()  # another process may have been faster

@@ -22,6 +22,7 @@ token losses before the step.
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -103,7 +104,10 @@ class JsonLines:
 
 
 class Terminal:
-    """A live bar on a terminal, a line for each row otherwise."""
+    """A live bar on a terminal, a line for each row otherwise.
+
+    A terminal that goes away (it was closed, the connection broke) ends no run.
+    """
 
     def __init__(self, steps: int, done: int, console: Console):
         self._console = console
@@ -124,6 +128,10 @@ class Terminal:
 
     def write(self, row: Mapping[str, Any]) -> None:
         shown = "  ".join(f"{key} {_short(row[key])}" for key in _SHOWN if key in row)
+        with suppress(OSError):
+            self._show(row, shown)
+
+    def _show(self, row: Mapping[str, Any], shown: str) -> None:
         if self._bar:
             self._bar.update(self._task, completed=row["iter"], row=shown)
         else:
@@ -133,7 +141,8 @@ class Terminal:
 
     def close(self) -> None:
         if self._bar:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
 
 
 class Wandb:
@@ -145,14 +154,20 @@ class Wandb:
     def __init__(self, config: LogConfig, folder: Path, name: str, about: Mapping[str, Any]):
         import wandb
 
-        self._run = wandb.init(
-            project=config.project,
-            name=name,
-            dir=folder,
-            mode=cast(Any, config.wandb),
-            config=dict(about),
-            settings=wandb.Settings(init_timeout=20, silent=True, console="off"),
-        )
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                name=name,
+                dir=folder,
+                mode=cast(Any, config.wandb),
+                config=dict(about),
+                settings=wandb.Settings(init_timeout=20, silent=True, console="off"),
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"log.wandb={config.wandb}: {str(error).strip().rstrip('.')}. Next: `wandb login`, "
+                "or log.wandb=offline, whose files `wandb sync` uploads later"
+            ) from error
 
     def write(self, row: Mapping[str, Any]) -> None:
         self._run.log(dict(row), step=row["iter"])

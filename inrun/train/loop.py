@@ -9,6 +9,7 @@ and the store drops what came after the checkpoint.
 import math
 import signal
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from inrun.store import ValueStore
 from inrun.train import checkpoint
 from inrun.train.attribution import build_attributor
 from inrun.train.config import RunConfig
-from inrun.train.distributed import joined, refuse_processes
-from inrun.train.endings import storage_told
+from inrun.train.distributed import joined, refuse_processes, with_timeout
+from inrun.train.endings import endings_told
 from inrun.train.folder import RunFolder
 from inrun.train.gradient import GradientPass
 from inrun.train.inputs import RunInputs, prepared
 from inrun.train.metrics import Speed, value_row
-from inrun.train.non_finite import NonFiniteLossError, describe
+from inrun.train.non_finite import describe, divergence_told, refusal
 from inrun.train.optim import build_optimizer, clip_gradients, lr_at
 from inrun.train.precision import Precision
 from inrun.train.prefetch import BatchStream
@@ -87,7 +88,7 @@ class Run:
         self.console = (console or Console(stderr=True)) if processes.leads else Console(quiet=True)
         refuse_processes(config, processes)
         self._open = ExitStack()
-        with storage_told(files):
+        with endings_told(files, processes, config.train.timeout):
             try:
                 self._make_ready(record)
             except BaseException as error:
@@ -101,6 +102,7 @@ class Run:
             files.own(processes, self._open)
         self.precision = Precision.choose(config.train.device, config.train.precision)
         corpus_folder = prepared(config, processes, self.console, resumed)
+        processes = self.processes = with_timeout(processes, config.train.timeout)
         inputs = RunInputs.open(config, record, files, corpus_folder)
         self.corpus, self.evaluation = inputs.corpus, inputs.evaluation
         torch.manual_seed(config.seed)
@@ -142,7 +144,8 @@ class Run:
         goes on from the last checkpoint.
         """
         train = self.config.train
-        with storage_told(self.files), self._open, stop_signal() as stop:
+        told = endings_told(self.files, self.processes, train.timeout)
+        with told, self._open, stop_signal() as stop:
             if self.step == 0:
                 self._evaluate()
             self._speed.restart()
@@ -199,17 +202,19 @@ class Run:
             group["lr"] = lr
         ids, batch = self.batches.at(self.step)
         total = int(self.processes.total(torch.tensor(batch.count())))
-        sums = self.gradient.whole(ids, batch, total)
-        norm = clip_gradients(self.model, self.config.optim.clip)
-        # the one wait for the device
-        *losses, size = torch.cat([sums, norm.to(sums.dtype)[None]]).tolist()
-        own = torch.tensor(math.fsum(losses), dtype=torch.float64)
-        whole = float(self.processes.total(own))
-        self._refuse_non_finite(ids, batch, losses, size, whole)
-        loss = whole / total
-        if self.attributor:
-            self.attributor.annotate(loss=loss, tokens=total)
-        self.optimizer.step()
+        singly = partial(self.gradient.chunk_by_chunk, batch)
+        with divergence_told(self.step, ids, singly, self.folder):
+            sums = self.gradient.whole(ids, batch, total)
+            norm = clip_gradients(self.model, self.config.optim.clip)
+            # the one wait for the device
+            *losses, size = torch.cat([sums, norm.to(sums.dtype)[None]]).tolist()
+            own = torch.tensor(math.fsum(losses), dtype=torch.float64)
+            whole = float(self.processes.total(own))
+            self._refuse_non_finite(ids, batch, losses, size, whole)
+            loss = whole / total
+            if self.attributor:
+                self.attributor.annotate(loss=loss, tokens=total)
+            self.optimizer.step()
         self.optimizer.zero_grad()
         if self.config.log.chunk_losses:
             self._log_chunk_losses(ids, batch, losses)
@@ -229,12 +234,7 @@ class Run:
         if len(losses) < len(ids):
             # sums of micro-batches do not say whose it is
             losses = self.gradient.chunk_by_chunk(batch)
-        raise NonFiniteLossError(
-            f"step {self.step}: {describe(ids, losses, norm, whole)}. The weights were not "
-            "touched, and what was stored before stays. Next: look at the chunk (Corpus.text), "
-            "lower optim.lr or raise optim.warmup, and go on from the last checkpoint with a new "
-            f"run or resume={self.folder}"
-        )
+        raise refusal(self.step, describe(ids, losses, norm, whole), self.folder)
 
     # -- between the steps
 
@@ -282,8 +282,6 @@ class Run:
         # but its start
         start = {"step": 0} if self.files.has_values else None
         resume = state["attribution"] if state else start
-        about = record.to_json()
-        described = {key: about[key] for key in ("config", "corpus_digest", "git_revision")}
         attributor = build_attributor(
             self.model,
             self.optimizer,
@@ -291,7 +289,7 @@ class Run:
             config,
             self.corpus,
             self.files.values_folder,
-            described,
+            record.for_store,
             self.processes,
         )
         self._open.enter_context(attributor)

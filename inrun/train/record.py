@@ -65,6 +65,12 @@ class RunRecord:
             json.dumps({"format": FORMAT, **values, "config": self.config.to_mapping()})
         )
 
+    @property
+    def for_store(self) -> dict[str, Any]:
+        """What the value store says of the run."""
+        about = self.to_json()
+        return {key: about[key] for key in ("config", "corpus_digest", "git_revision")}
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "RunRecord":
         """The record in a file's content. Raises KeyError or ValueError if it is none."""

@@ -33,11 +33,17 @@ class RunLog:
         self._sinks: list[Sink] = []
         self._lines: list[JsonLines] = []
         self._chunk_losses: JsonLines | None = None
-        if not processes.leads:
-            return
+        if processes.leads:
+            try:
+                self._open(folder, config, step, console)
+            except BaseException:
+                self.close()
+                raise
+
+    def _open(self, folder: RunFolder, config: RunConfig, step: int, console: Console) -> None:
         lines = JsonLines(folder.log_file, "iter", step or -1)
         self._lines.append(lines)
-        self._sinks += [lines, Terminal(config.train.steps, step, console)]
+        self._sinks.append(lines)
         if config.log.chunk_losses:
             self._chunk_losses = JsonLines(folder.chunk_losses_file, "step", step - 1)
             self._lines.append(self._chunk_losses)
@@ -47,6 +53,7 @@ class RunLog:
                 console.print(told, highlight=False, markup=False, soft_wrap=True)
         if config.log.wandb != "off":
             self._sinks.append(Wandb(config.log, folder.path, config.name, config.to_mapping()))
+        self._sinks.append(Terminal(config.train.steps, step, console))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """One row, to every sink."""

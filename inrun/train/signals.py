@@ -1,14 +1,23 @@
-"""A polite stop: SIGINT and SIGTERM leave a mark that the loop looks at between two steps."""
+"""A polite stop: a signal leaves a mark that the loop looks at between two steps.
+
+SIGINT (Ctrl-C), SIGTERM, SIGHUP (a terminal that was closed), SIGUSR1 (Slurm's `--signal`).
+"""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+#: a second one of these ends the process at once
+INSISTING = ("SIGINT", "SIGTERM")
+#: these come twice by themselves, from a shell and from the system
+REPEATED = ("SIGHUP", "SIGUSR1")
 
 
 class Interrupted(RuntimeError):
-    """SIGINT or SIGTERM came; a checkpoint has been written.
+    """A signal came; a checkpoint has been written.
 
     Attributes:
         signum: the signal's number.
@@ -29,27 +38,36 @@ class Stop:
 
 @contextmanager
 def stop_signal() -> Iterator[Stop]:
-    """Inside, a first SIGINT or SIGTERM is noted, and a second one acts at once.
+    """Inside, a first signal is noted, and a second SIGINT or SIGTERM acts at once.
 
-    Signals arrive in the main thread only, elsewhere nothing is done.
+    What is ignored (SIGHUP under nohup) stays ignored. Signals arrive in the main thread only,
+    elsewhere nothing is done.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    insisting, repeated = _handlers(INSISTING), _handlers(REPEATED)
 
     def note(number, frame):
         stop.signum = number
-        restore()
+        _restore(insisting)
 
-    for number in before:
+    for number in insisting | repeated:
         signal.signal(number, note)
     try:
         yield stop
     finally:
-        restore()
+        _restore(insisting | repeated)
+
+
+def _handlers(names: tuple[str, ...]) -> dict[signal.Signals, Any]:
+    """Signal -> what it does now, of those that this system has and nobody ignores."""
+    numbers = [signal.Signals[name] for name in names if hasattr(signal, name)]
+    found = {number: signal.getsignal(number) for number in numbers}
+    return {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

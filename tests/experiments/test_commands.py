@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.arguments import permissive, scaled, spelled
+from experiments.arguments import composed, permissive, refuse_unquoted, scaled, spelled
 from experiments.frame import reported
 from inrun.config import ConfigError
 from inrun.store import ValueStore
@@ -51,6 +51,37 @@ def test_what_is_said_about_hydra_on_the_command_line_wins_over_the_frame():
     assert [a for a in found if a.startswith("hydra.sweep.dir")] == ["hydra.sweep.dir=there"]
     assert found[-1] == "+launcher=joblib"
     assert "hydra.output_subdir=null" in found
+
+
+@pytest.mark.parametrize(
+    ("value", "quoted"),
+    [
+        ("raw/epoch=1.jsonl", "'raw/epoch=1.jsonl'"),
+        ("raw/wiki (en).jsonl", "'raw/wiki (en).jsonl'"),
+        ("raw/données.jsonl", "'raw/données.jsonl'"),
+        ("raw/it's (e).jsonl", r"'raw/it\'s (e).jsonl'"),
+    ],
+)
+def test_value_that_hydra_cannot_read_is_shown_quoted(typed, value, quoted):
+    _, err = typed(f"data.path={value}", expect=1)
+    assert f'"data.path={quoted}"' in err
+    refuse_unquoted([f"data.path={quoted}", "-m", "a.b=1,2", "c=[x, y]", "~d"])
+
+
+def test_name_of_digits_is_shown_quoted(typed):
+    _, err = typed("name=20261127", expect=1)
+    assert "name='\"20261127\"'" in err
+
+
+def test_blocks_and_tokenizer_of_ones_own_documents_follow_from_the_model():
+    def chosen(*arguments):
+        data = composed("pretrain", ["data=files", *arguments])["data"]
+        return data["block_size"], data["tokenizer"]
+
+    assert chosen() == (128, "gpt2-8k")
+    assert chosen("model=gpt2-124m") == (1024, "gpt2")
+    assert chosen("model=pythia-14m", "data.block_size=64") == (64, "pythia")
+    assert chosen("data.tokenizer=bytes") == (128, "bytes")
 
 
 def test_help_lists_groups_settings_and_examples(typed):

@@ -79,7 +79,7 @@ def test_nested_values_are_built():
         ({"windows": [{"width": 4}]}, r"window: width=4 must be odd"),
         ({"windows": [{"kind": "gauss"}]}, r"windows\[0\].kind: value='gauss': .* box, hann"),
         ({"windows": [{"width": True}]}, r"windows\[0\].width = True: expected int"),
-        ({"first": 3}, "config.first = 3: expected str"),
+        ({"first": 3}, r"""config\.first = 3: expected str; quote it: first='"3"'"""),
         ({"other": 3}, "config.other = 3: expected str"),
         ({"pair": [1]}, "config.pair: expected 2 entries"),
         ({"named": [1]}, "config.named: expected a mapping"),
