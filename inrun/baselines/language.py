@@ -191,10 +191,9 @@ class LanguageRun:
 
     def _target(self, name: str) -> Batch:
         if name not in self._batches:
-            separate = self.config.train.separate_documents
-            batch = target_batch(
-                self._corpus_folder, self._targets[name], self.config.seed, separate
-            )
+            config = self.config
+            how = (config.seed, config.train.separate_documents, config.data.columns)
+            batch = target_batch(self._corpus_folder, self._targets[name], *how)
             self._batches[name] = batch.to(self.device)
         return self._batches[name]
 

@@ -10,12 +10,13 @@ where the documents do; it is part of the corpus's digest.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from inrun.config import ConfigError, one_of, require
 from inrun.data.documents import Document
+from inrun.data.fields import Columns
 from inrun.data.noise import NOISE_KINDS
 from inrun.data.tokenizers import NAMES
 from inrun.registry import Registry
@@ -39,6 +40,18 @@ class DataConfig:
     "Which files of a hub dataset, a name or a pattern; empty for those of the split."
     revision: str = "main"
     "Of a hub dataset."
+    text_column: str = "text"
+    "What the column of the text is called in your files, or in a hub dataset."
+    domain_column: str = "domain"
+    "That of the domain; where it is missing, `pile_set_name` in `meta_column` is taken."
+    meta_column: str = "meta"
+    "An object, a parquet map, or a string of JSON."
+    doc_id_column: str = "doc_id"
+    "A name of each document, which decides its split."
+    kind_column: str = "kind"
+    "clean, or a kind of noise: the truth of a curation run."
+    pile_like_column: str = "pile_like"
+    "The Pile domain that a document stands in for."
     domains: tuple[str, ...] = ()
     "Keep only these; empty for all."
     tokenizer: str = "gpt2"
@@ -75,6 +88,10 @@ class DataConfig:
             "data",
             one_of("tokenizer", self.tokenizer, NAMES),
             (self.path or not source.needs_path, f"source {self.source!r} needs a path"),
+            (
+                len(set(self.columns.names)) == len(self.columns.names),
+                f"two of the columns have one name: {', '.join(self.columns.names)}",
+            ),
             (self.block_size >= 2, f"block_size must be at least 2, got {self.block_size}"),
             (min(positive) >= 0, "a setting is negative"),
             (0 <= self.noise < 1, f"noise={self.noise} is a share of the chunks, 0 to below 1"),
@@ -92,6 +109,15 @@ class DataConfig:
                 "val_share and test_share leave nothing to train on",
             ),
         )
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns that are read are called."""
+        return Columns(**{name.removesuffix("_column"): getattr(self, name) for name in NAMED})
+
+
+#: fields of `DataConfig`
+NAMED = tuple(f"{field.name}_column" for field in fields(Columns))
 
 
 @dataclass(frozen=True)

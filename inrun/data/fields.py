@@ -7,17 +7,18 @@
     kind       "clean", or a kind of noise: the truth of a curation run
     pile_like  the Pile domain that it stands in for
 
-Null, "" and NaN are missing values: tables write NaN where a column of strings has none.
+Null, "" and NaN are missing values: tables write NaN where a column of strings has none. `Columns`
+says under which other names a source keeps these.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 from inrun.data.documents import UNLABELLED, Document
 from inrun.data.errors import SourceMalformed
 
-COLUMNS = ("text", "domain", "meta", "doc_id", "kind", "pile_like")
 # `meta.pile_set_name` in monology/pile-uncopyrighted: the Pile's 22 names without Books3,
 # BookCorpus2, OpenSubtitles, YoutubeSubtitles and OpenWebText2, which that copy leaves out.
 PILE_DOMAINS = (
@@ -41,19 +42,56 @@ PILE_DOMAINS = (
 )
 
 
-def document_of(row: Mapping[str, Any] | None, default_id: str, where: str) -> Document:
+@dataclass(frozen=True)
+class Columns:
+    """Under which names a source keeps what is read of a row; the other columns are not read."""
+
+    text: str = "text"
+    domain: str = "domain"
+    meta: str = "meta"
+    doc_id: str = "doc_id"
+    kind: str = "kind"
+    pile_like: str = "pile_like"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As they stand in the files."""
+        return astuple(self)
+
+    @property
+    def renamed(self) -> tuple[str, ...]:
+        """Of these, the ones that somebody has chosen: a table must have them."""
+        return tuple(name for name, plain in zip(astuple(self), astuple(PLAIN)) if name != plain)
+
+    def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row's columns that are read, by their plain names."""
+        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {plain: row[name] for plain, name in pairs if name in row}
+
+    def lacking(self, name: str, where: str, known: list[str]) -> SourceMalformed:
+        """The error of a row or a table without a column."""
+        return SourceMalformed(
+            f"{where}: no `{name}` (it has {known}). Next: say what it is called there, as in "
+            f"data.text_column={next(iter(known), 'content')}, or rename it"
+        )
+
+
+PLAIN = Columns()
+
+
+def document_of(
+    row: Mapping[str, Any] | None, default_id: str, where: str, columns: Columns = PLAIN
+) -> Document:
     """The document in a row; None stands for a row that is not UTF-8.
 
-    where: file and row, for the error. Raises SourceMalformed where there is no `text`, or where a
+    where: file and row, for the error. Raises SourceMalformed where there is no text, or where a
     column holds what it cannot hold.
     """
     if row is None:
         return _left_out(default_id, "invalid_utf8")
-    if "text" not in row:
-        raise SourceMalformed(
-            f"{where}: no `text` (it has {sorted(map(str, row))}). Next: rename the column of the "
-            "text to `text`"
-        )
+    if columns.text not in row:
+        raise columns.lacking(columns.text, where, sorted(map(str, row)))
+    row = columns.of(row)
     try:
         text = _text(row["text"], where)
         if text is None:

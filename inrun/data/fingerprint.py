@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from inrun.data.errors import SourceMalformed
+from inrun.data.fields import PLAIN, Columns
 from inrun.data.listing import list_path, partition_of
 from inrun.files import file_sha256, read_json, write_json
 
@@ -24,14 +25,14 @@ SETTLED_S = 2.0
 _memory: ContextVar[dict[str, Any] | None] = ContextVar("memory of fingerprints", default=None)
 
 
-def fingerprint_files(path: str) -> list[dict[str, Any]]:
+def fingerprint_files(path: str, columns: Columns = PLAIN) -> list[dict[str, Any]]:
     """Name, size and sha256 of each file: a changed source gives another corpus."""
-    listing = list_path(path)
+    listing = list_path(path, columns)
     prints = []
     for file, name in zip(listing.files, listing.names, strict=True):
         print_of: dict[str, Any] = {"file": name, **_content(file)}
-        if columns := partition_of(file):
-            print_of["columns"] = columns
+        if by_folder := partition_of(file, columns):
+            print_of["columns"] = by_folder
         prints.append(print_of)
     return prints
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from inrun.data.errors import SourceMalformed
-from inrun.data.fields import COLUMNS
+from inrun.data.fields import PLAIN, Columns
 from inrun.data.rows import first_row
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -34,6 +34,8 @@ class Listing:
     "Name of a file or folder that is not read -> why."
     root: Path | None = None
     "The folder that was looked through, from which names are given."
+    columns: Columns = PLAIN
+    "What documents are read from."
 
     @property
     def names(self) -> list[str]:
@@ -48,10 +50,10 @@ class Listing:
         self.passed_over[self.name(place)] = why
 
 
-def list_path(path: str) -> Listing:
+def list_path(path: str, columns: Columns = PLAIN) -> Listing:
     """What a `path` setting stands for; SourceMalformed when that is no file of documents."""
     place = Path(path)
-    found = Listing(root=place if place.is_dir() else None)
+    found = Listing(root=place if place.is_dir() else None, columns=columns)
     seen: dict[tuple[int, int], Path] = {}
     one = place.exists() or place.is_symlink()
     try:
@@ -91,10 +93,12 @@ def short_names(files: Iterable[Path]) -> list[str]:
     return ["/".join(p[shared:]) for p in parts]
 
 
-def partition_of(file: Path) -> dict[str, str]:
+def partition_of(file: Path, columns: Columns = PLAIN) -> dict[str, str]:
     """Columns that stand in the names of folders, as in `domain=Github/part-0.parquet`."""
     pairs = (folder.partition("=") for folder in Path(os.path.abspath(file)).parts[:-1])
-    return {name: unquote(value) for name, equals, value in pairs if equals and name in COLUMNS}
+    return {
+        name: unquote(value) for name, equals, value in pairs if equals and name in columns.names
+    }
 
 
 def _walk(folder: Path, found: Listing, seen: dict[tuple[int, int], Path]) -> None:
@@ -130,8 +134,10 @@ def _take(
         found.pass_over(file, "neither a file nor a folder")
     elif not file.stat().st_size:
         found.pass_over(file, "has no content")
-    elif not asked_for and _is_other_json(file):
-        found.pass_over(file, "JSON, but its first line is no document with a `text`")
+    elif not asked_for and _is_other_json(file, found.columns):
+        found.pass_over(
+            file, f"JSON, but its first line is no document with a `{found.columns.text}`"
+        )
     elif not _met_before(file, found, seen):
         found.files.append(file)
 
@@ -155,7 +161,7 @@ def _may_hold_documents(place: Path) -> bool:
     return any(_is_document_name(name) for _, _, names in os.walk(place) for name in names)
 
 
-def _is_other_json(file: Path) -> bool:
+def _is_other_json(file: Path, columns: Columns) -> bool:
     """Whether a .json describes something (a model, a dataset) and holds no documents."""
     name = file.name.lower()
     for packed in (".gz", ".zst", ".zstd"):
@@ -163,4 +169,4 @@ def _is_other_json(file: Path) -> bool:
     if not name.endswith(".json"):
         return False
     row = first_row(file)
-    return row is None or "text" not in row
+    return row is None or columns.text not in row

@@ -26,8 +26,9 @@ from typing import Any
 from filelock import FileLock
 
 from inrun.data.build import Build
-from inrun.data.config import SOURCES, SPLITS, DataConfig
+from inrun.data.config import NAMED, SOURCES, SPLITS, DataConfig
 from inrun.data.corpus import Corpus
+from inrun.data.fields import PLAIN
 from inrun.data.fingerprint import remembered_in
 from inrun.data.packages import cache_root
 from inrun.data.progress import Progress
@@ -72,6 +73,10 @@ def _settings(config: DataConfig) -> dict[str, Any]:
     chosen = {
         k: v for k, v in dataclasses.asdict(config).items() if k not in ("name", "path", "threads")
     }
+    # only where somebody has said so: corpora from before have the same folder
+    for name, plain in zip(NAMED, PLAIN.names, strict=True):
+        if chosen[name] == plain:
+            del chosen[name]
     chosen["fingerprint"] = SOURCES[config.source].fingerprint(config)
     chosen["recipe"] = RECIPE
     return json.loads(json.dumps(chosen))

@@ -11,7 +11,7 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from inrun.data.errors import SourceMalformed
-from inrun.data.fields import COLUMNS
+from inrun.data.fields import PLAIN, Columns
 
 Row = dict[str, Any] | None
 GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
@@ -53,8 +53,10 @@ CHUNK_BYTES = 65536
 LARGEST_WINDOW = 2**31
 
 
-def rows_of(file: Path) -> Iterator[Row]:
+def rows_of(file: Path, columns: Columns = PLAIN, elsewhere: Collection[str] = ()) -> Iterator[Row]:
     """Each row as a mapping, None where it is not UTF-8.
+
+    elsewhere: columns that stand in the names of folders, which a table may lack.
 
     Raises SourceMalformed, with file and row, for what is damaged, cut short, no JSON or no text,
     and if the file changes while it is read.
@@ -62,7 +64,9 @@ def rows_of(file: Path) -> Iterator[Row]:
     done = 0
     try:
         before = file.stat()
-        for row in _parquet_rows(file) if is_parquet(file) else _json_rows(file):
+        for row in (
+            _parquet_rows(file, columns, elsewhere) if is_parquet(file) else _json_rows(file)
+        ):
             yield row
             done += 1
         after = file.stat()
@@ -107,19 +111,20 @@ def first_row(file: Path) -> Row:
         return None
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _parquet_rows(file: Path, columns: Columns, elsewhere: Collection[str]) -> Iterator[Row]:
     """Only the columns that are needed are read; the others may hold anything."""
     with pq.ParquetFile(file) as parquet:
         count = Counter(parquet.schema_arrow.names)
-        twice = [name for name in COLUMNS if count[name] > 1]
-        if twice or "text" not in count:
-            what = f"two columns `{twice[0]}`" if twice else "no `text`"
+        if twice := [name for name in columns.names if count[name] > 1]:
             raise SourceMalformed(
-                f"{file}: {what} (it has {sorted(count.elements())}). Next: rename the column of "
-                "the text to `text`, and the others to names of their own"
+                f"{file}: two columns `{twice[0]}` (it has {sorted(count.elements())}). Next: "
+                "rename one of them"
             )
-        columns = [name for name in COLUMNS if name in count]
-        for batch in parquet.iter_batches(batch_size=256, columns=columns):
+        for name in (columns.text, *columns.renamed):
+            if name not in count and name not in elsewhere:
+                raise columns.lacking(name, str(file), sorted(count.elements()))
+        wanted = [name for name in columns.names if name in count]
+        for batch in parquet.iter_batches(batch_size=256, columns=wanted):
             try:
                 yield from batch.to_pylist()
             except UnicodeDecodeError:

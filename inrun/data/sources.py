@@ -17,7 +17,7 @@ from typing import Any
 from inrun.data.config import DataConfig, source
 from inrun.data.documents import Document, of_domains, within_bytes
 from inrun.data.errors import SourceMalformed, SourceUnreachable
-from inrun.data.fields import document_of
+from inrun.data.fields import PLAIN, Columns, document_of
 from inrun.data.fingerprint import fingerprint_files
 from inrun.data.hub import require_hub
 from inrun.data.listing import list_path, partition_of
@@ -29,22 +29,24 @@ OFFLINE_WAY = (
 )
 
 
-def read_files(path: str) -> Iterator[Document]:
+def read_files(path: str, columns: Columns = PLAIN) -> Iterator[Document]:
     """Documents of a file, of a folder (with its subfolders) or of a glob pattern, in the order of
     the file names.
 
     Documents that cannot be used have their reason in `skip`. Raises SourceMalformed, with file and
     row.
     """
-    listing = list_path(path)
+    listing = list_path(path, columns)
     for file, name in zip(listing.files, listing.names, strict=True):
-        columns = partition_of(file)
-        for number, row in enumerate(rows_of(file)):
-            values = row if row is None else {**columns, **row}
-            yield document_of(values, f"{name}:{number}", f"{file}, document {number}")
+        by_folder = partition_of(file, columns)
+        for number, row in enumerate(rows_of(file, columns, by_folder)):
+            values = row if row is None else {**by_folder, **row}
+            yield document_of(values, f"{name}:{number}", f"{file}, document {number}", columns)
 
 
-def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[Document]:
+def read_hub(
+    path: str, split: str, revision: str, files: str = "", columns: Columns = PLAIN
+) -> Iterator[Document]:
     """Documents of a hub dataset by streaming, or of a local folder in the hub's layout
     (train/00.jsonl.zst, ...).
 
@@ -62,7 +64,7 @@ def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[
     options: dict[str, str] = {} if local else {"revision": revision}
     if files:
         options["data_files"] = files
-    for file in list_path(path).files if local else ():
+    for file in list_path(path, columns).files if local else ():
         check_whole(file)  # the library takes a cut file for a short one
     where = f"dataset {path}, {files or split}"
     with _library_errors(where, local):
@@ -72,9 +74,8 @@ def read_hub(path: str, split: str, revision: str, files: str = "") -> Iterator[
             row = next(rows, None)
         if row is None:
             return
-        yield document_of(
-            row, f"{files or split}:{number}", f"{path}, {files or split} document {number}"
-        )
+        name = f"{files or split}:{number}"
+        yield document_of(row, name, f"{path}, {files or split} document {number}", columns)
 
 
 @contextmanager
@@ -94,29 +95,30 @@ def _library_errors(where: str, local: bool) -> Iterator[None]:
 
 
 def _fingerprint_files(config: DataConfig) -> list[dict[str, Any]]:
-    return fingerprint_files(config.path)
+    return fingerprint_files(config.path, config.columns)
 
 
 def _passed_over(config: DataConfig) -> dict[str, str]:
-    return list_path(config.path).passed_over
+    return list_path(config.path, config.columns).passed_over
 
 
 @source("files", _fingerprint_files, passed_over=_passed_over)
 def _files(config: DataConfig, cache: Path) -> Iterator[Document]:
     """Your own files: `path` is a file, a folder or a glob."""
-    return _wanted(config, read_files(config.path))
+    return _wanted(config, read_files(config.path, config.columns))
 
 
 def _fingerprint_hub(config: DataConfig) -> Any:
     if Path(config.path).is_dir():
-        return fingerprint_files(config.path)
+        return fingerprint_files(config.path, config.columns)
     return {"dataset": config.path, "revision": config.revision}
 
 
 @source("hub", _fingerprint_hub)
 def _hub(config: DataConfig, cache: Path) -> Iterator[Document]:
     """A dataset of the hub, or a local folder in its layout."""
-    found = read_hub(config.path, config.hub_split, config.revision, config.hub_files)
+    where = (config.path, config.hub_split, config.revision, config.hub_files)
+    found = read_hub(*where, config.columns)
     return _wanted(config, found)
 
 

@@ -52,11 +52,8 @@ class RunInputs:
             _refuse_another_corpus(corpus, record, folder)
         evaluation = EvaluationSet.choose(corpus_folder, config.train, config.seed)
         wanted = config.attribution.targets if config.attribution.on else ()
-        separate = config.train.separate_documents
-        targets = {
-            target.name: target_batch(corpus_folder, target, config.seed, separate)
-            for target in wanted
-        }
+        how = (config.seed, config.train.separate_documents, config.data.columns)
+        targets = {target.name: target_batch(corpus_folder, target, *how) for target in wanted}
         digests = {name: target_digest(batch) for name, batch in targets.items()}
         if record is not None:
             _refuse_other_losses(record, folder, digests, evaluation.digest)

@@ -19,6 +19,7 @@ from inrun.attributor import Processes
 from inrun.config import ConfigError
 from inrun.data.batch import Batch, batch_of, batch_of_texts
 from inrun.data.corpus import Corpus
+from inrun.data.fields import PLAIN, Columns
 from inrun.data.sampler import Sampler
 from inrun.data.sources import read_files
 from inrun.evaluate import evaluating
@@ -39,8 +40,9 @@ class TargetConfig:
     chunks: int = 16
     """How many; with `path` the most that are taken, the first ones of the domains."""
     path: str = ""
-    """Documents in a file, a folder or a glob, as for data=files; of each its first block_size + 1
-    tokens.
+    """Documents in a file, a folder or a glob, with the columns of `data`.
+
+    Of each its first block_size + 1 tokens.
     """
 
 
@@ -69,15 +71,24 @@ def target_ids(corpus: Corpus, config: TargetConfig, seed: int) -> np.ndarray:
     return Sampler(ids, config.chunks, seed).batch_at(0)
 
 
-def target_batch(folder: Path, config: TargetConfig, seed: int, separate: bool = False) -> Batch:
-    """The samples that the target's loss is taken on; `folder` is that of the prepared corpus."""
+def target_batch(
+    folder: Path,
+    config: TargetConfig,
+    seed: int,
+    separate: bool = False,
+    columns: Columns = PLAIN,
+) -> Batch:
+    """The samples that the target's loss is taken on; `folder` is that of the prepared corpus.
+
+    columns: of documents of one's own.
+    """
     if not config.path:
         corpus = Corpus.open(folder, config.split)
         return batch_of(corpus, target_ids(corpus, config, seed), separate)
     corpus = Corpus.open(folder, "train")
     documents = (
         d
-        for d in read_files(config.path)
+        for d in read_files(config.path, columns)
         if not d.skip and (not config.domains or d.domain in config.domains)
     )
     texts = [document.text for document in itertools.islice(documents, config.chunks)]
