@@ -131,6 +131,18 @@ def test_ties_are_ordered_by_sample_id_whatever_the_number_of_threads(lone):
             )
 
 
+def test_value_of_exactly_zero_is_not_negative(tmp_path):
+    """A sample whose steps cancel did no harm, nor did one without effect."""
+    with ValueWriter(tmp_path, {"targets": ["val"], "methods": ["path"]}) as writer:
+        ids = np.arange(4)
+        writer.samples(pa.table({"sample_id": ids, "domain": ["a"] * 4}))
+        writer.terms(0, ids, "val", {"path": [0.5, -0.0, -0.25, 1.0]})
+        writer.terms(1, ids, "val", {"path": [-0.5, 0.0, 0.0, 1.0]})
+    with ValueStore(tmp_path) as store:
+        assert store.by("domain").to_pylist()[0]["negative"] == 0.25
+        assert store.negative_share() == 0.25
+
+
 def test_small_shares_of_many_steps_are_not_lost(lone):
     # In float32 the sum would stop at 2^24: 16777216 + 1 = 16777216.
     lone.terms(0, [7], "val", {"path": [2.0**24]})
