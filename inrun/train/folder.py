@@ -247,8 +247,8 @@ class RunFolder:
             except checkpoint.DamagedError as error:
                 damaged.append((found, error))
                 continue
-            for place, error in damaged:
-                what = str(error).partition(". Next")[0]
+            for place, why in damaged:
+                what = str(why).partition(". Next")[0]
                 told = f"{what}. It is set aside as {checkpoint.set_aside(place).name}, and the "
                 told += f"steps after {checkpoint.step_of(found)} are done again"
                 console.print(told, style="bold red", markup=False, soft_wrap=True)
