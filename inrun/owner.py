@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -68,6 +69,15 @@ class Owner:
             and self.process == os.getpid()
             and self._file == _inode(self.folder)
         )
+
+    @contextmanager
+    def let_go_on_error(self) -> Iterator[None]:
+        """Around what is done before there is something that will let go."""
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let go. Twice is allowed, and so is an owner that has been followed by another."""

@@ -8,6 +8,7 @@ before it can be missing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 
@@ -120,12 +121,13 @@ class ValueWriter:
         writer = cls.__new__(cls)
         before = description.read_run(store)
         check_agreement(store, before, described)
-        if rank == 0:
-            writer._owner = Owner.take(store, StoreError)
-            before = cut_store(store, before, step, ranks, described["git_revision"])
-        listed = PartList.read(store, before["id"], rank)
-        check_resumed(store, before, listed, ranks, step)
-        writer._start(before, listed, flush_every, first_step=step)
+        writer._owner = owner = Owner.take(store, StoreError) if rank == 0 else None
+        with owner.let_go_on_error() if owner else nullcontext():
+            if rank == 0:
+                before = cut_store(store, before, step, ranks, described["git_revision"])
+            listed = PartList.read(store, before["id"], rank)
+            check_resumed(store, before, listed, ranks, step)
+            writer._start(before, listed, flush_every, first_step=step)
         return writer
 
     def _start(self, run: dict, listed: PartList, flush_every: int, first_step: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from inrun.store import StoreError
 from inrun.train import (
     ConfigError,
     Interrupted,
@@ -173,6 +174,17 @@ def test_wandb_without_a_key_names_the_way_and_leaves_the_name_free(root, monkey
     monkeypatch.undo()
     assert not (root / "runs" / "unknown").exists()
     Run.start(config(root, "unknown", train__steps=1)).train().close()
+
+
+def test_resume_that_fails_lets_go_of_the_run_and_of_its_store(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "step-000000012")
+    next((folder / "values" / "terms").glob("*.parquet")).write_bytes(b"")
+    with pytest.raises(StoreError):
+        Run.resume(folder)
+    for place in (folder, folder / "values"):
+        with owned_elsewhere(place):
+            pass
 
 
 def test_two_runs_of_one_name_at_once(root):
