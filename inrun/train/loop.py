@@ -282,15 +282,9 @@ class Run:
         # but its start
         start = {"step": 0} if self.files.has_values else None
         resume = state["attribution"] if state else start
+        where = (self.files.values_folder, record.for_store, self.processes)
         attributor = build_attributor(
-            self.model,
-            self.optimizer,
-            targets,
-            config,
-            self.corpus,
-            self.files.values_folder,
-            record.for_store,
-            self.processes,
+            self.model, self.optimizer, targets, config, self.corpus, *where
         )
         self._open.enter_context(attributor)
         if resume is not None:
