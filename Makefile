@@ -9,6 +9,7 @@ DATA ?=
 STEPS ?=
 DRY ?=
 ARGS ?=
+ONLY ?=
 LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
@@ -19,7 +20,7 @@ JOBS ?= 2
 THREADS = $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(JOBS) )); echo $$(( n > 1 ? n : 1 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check lint format pretrain-gpt2 pretrain-pythia reproduce $(TIMED) $(EXPERIMENTS) pool notebooks sweep-lr conformance kernels-aot bench bench-kernels profile roofline clean
+.PHONY: help setup demo test test-fast check lint format pretrain-gpt2 pretrain-pythia reproduce $(TIMED) $(EXPERIMENTS) pool notebooks sweep-lr survey conformance kernels-aot bench bench-kernels profile roofline clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +102,9 @@ classification: $(STAMP)  ## every method of appendix E.6 on labelled data with 
 
 notebooks: $(STAMP)  ## a small run with values, and the notebooks executed on it (INRUN_RUN=runs/NAME jupyter lab notebooks: on yours)
 	$(RUN) -m experiments notebooks $(ARGS)
+
+survey: $(STAMP)  ## is a step's value exact for every model type of transformers and peft; into docs/models.md (ONLY=regex: some)
+	OMP_NUM_THREADS=1 $(RUN) -m experiments survey $(if $(ONLY),'only="$(ONLY)"',record=true) $(ARGS)
 
 conformance: $(STAMP)  ## judge our engine by the cases in which published implementations went wrong
 	$(RUN) -m inrun.conformance $(ARGS)

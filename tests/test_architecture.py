@@ -35,7 +35,8 @@ PLACES = {
     "omegaconf": ["experiments"],
     "triton": ["inrun_kernels"],
     "wandb": ["inrun.train.log"],
-    "transformers": ["inrun.integrations"],
+    "transformers": ["inrun.integrations", "experiments.survey"],
+    "peft": ["experiments.survey"],
     "matplotlib": ["experiments.demo.report", "experiments", "notebooks"],
 }
 NO_TORCH = ["inrun.store", "inrun.shapley"]

@@ -1,0 +1,136 @@
+"""Survey: is one step's value exact for every model type of transformers, and peft's adapters?
+
+Each type is built from its own config class, small and random, in float64. Four samples make one
+step of SGD; their values by the default route are held against a loop of one-sample gradients. What
+is refused is tried by another route. Nothing is downloaded.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import experiments
+import inrun
+import inrun_kernels
+from experiments.artifacts import Outputs, revision
+from experiments.frame import StudyConfig, study
+from experiments.survey.adapters import PREFIX, adapters
+from experiments.survey.processes import Isolated, Row
+from experiments.survey.report import report
+from experiments.survey.value import survey
+from experiments.survey.zoo import types
+from inrun.config import require
+from inrun.files import read_json
+from inrun.progress import live_line
+
+PACKAGES = ("transformers", "peft", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyConfig(StudyConfig):
+    """Which types, and how long each may take."""
+
+    only: str = ""
+    """regular expression; only types whose whole name it fits (peft's begin with peft/)"""
+    seconds: float = 120.0
+    """after which the process of a type is ended"""
+    gigabytes: float = 2.5
+    """of memory that the process of a type may take"""
+    scale: str = "cpu"
+    runs: str = "runs/survey"
+
+    def __post_init__(self) -> None:
+        require(
+            "survey",
+            (fits(self.only), f"only={self.only!r} is no regular expression"),
+            (
+                not (self.only and self.record),
+                "record=true is for all types, and only=... is for some: leave one of them out",
+            ),
+            (self.seconds > 0, f"seconds={self.seconds}: choose more than 0"),
+            (self.gigabytes > 0, f"gigabytes={self.gigabytes}: choose more than 0"),
+        )
+        if self.name is None:
+            chosen = hashlib.sha256(self.only.encode()).hexdigest()[:4] if self.only else "all"
+            object.__setattr__(self, "name", f"{engine()}-{chosen}")
+
+
+def fits(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide which types there are; "" where one is not installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def engine() -> str:
+    """Eight digits of the engine's and the survey's code, and of the libraries' versions.
+
+    Rows are kept as long as these are the same.
+    """
+    seen = hashlib.sha256(repr(versions()).encode())
+    for package in (inrun, inrun_kernels, experiments):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            if package is not experiments or path.parent.name == "survey":
+                seen.update(path.read_bytes())
+    return seen.hexdigest()[:8]
+
+
+def chosen(only: str) -> list[str]:
+    """The types that are asked for, in the order of the table."""
+    names = [*types(), *adapters()]
+    return [name for name in names if not only or re.fullmatch(only, name)]
+
+
+@study("survey", SurveyConfig, report, shown="counts", recorded={"survey": "survey"})
+def measure(settings: SurveyConfig, out: Outputs, console: Console) -> None:
+    """A row for each type; those of the same code and versions are not measured again."""
+    names = chosen(settings.only)
+    require("survey", (names, f"no type fits only={settings.only!r}"))
+    folder = Path(settings.runs) / "rows" / engine()
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with live_line(console, "survey") as say:
+        for row in surveyed(names, settings, folder):
+            rows.append(row)
+            wrong = sum(r["status"] in ("wrong", "died") for r in rows)
+            say(f"{len(rows)} of {len(names)}, {row['type']}: {row['status']}; {wrong} to mend")
+    out.table("survey", [versions_of(row) for row in rows])
+
+
+def surveyed(names: list[str], settings: SurveyConfig, folder: Path) -> Iterator[Row]:
+    """The rows, from the folder where they are, else from a process each."""
+    isolated = Isolated(survey, settings.seconds, settings.gigabytes)
+    for name in names:
+        path = folder / f"{name.replace('/', '+')}.json"
+        yield read_json(path) if path.is_file() else isolated.row(name, path)
+
+
+def versions_of(row: Mapping[str, Any]) -> Row:
+    """A row with every column, and what it was obtained with."""
+    library = "peft" if row["type"].startswith(PREFIX) else "transformers"
+    columns = (
+        "head model status error why route route_error loss notes batchnorm mixing single "
+        "parameters seconds"
+    )
+    found = {"type": row["type"], "library": f"{library} {versions()[library]}"}
+    found |= {name: row.get(name) for name in columns.split()}
+    return found | {"revision": revision()}
