@@ -8,6 +8,7 @@ import torch
 from experiments.survey import zoo
 from experiments.survey.build import Built, CannotBuild, check, made, named
 from experiments.survey.inputs import Asked, candidates
+from experiments.survey.shrink import shrink
 from experiments.survey.special import Special
 
 PREFIX = "peft/"
@@ -90,7 +91,7 @@ def build_adapter(name: str, row: dict[str, Any]) -> Built:
     row |= {"head": "adapter", "model": cls.__name__}
     _, causal = zoo.classes_of(base, zoo.config_of(base))[0]
     try:
-        model = made(causal, zoo.config_of(base), Special())
+        model = made(causal, shrink(zoo.config_of(base)), Special())
         config = cls(**options(cls, OWN.get(plain, {}) | VARIANTS.get(kind, {})))
         adapted = peft.get_peft_model(model, config).double()
         shake(adapted)

@@ -16,7 +16,7 @@ from experiments.survey.special import SPECIAL, Special
 
 SAMPLES = 4
 #: parameters of a tiny model, at the most
-MOST = 6_000_000
+MOST = 20_000_000
 #: how many classes of a type are tried
 CLASSES = 3
 MIXES = "no sum over samples"
@@ -125,7 +125,7 @@ def build(model_type: str, row: dict[str, Any]) -> Built:
     for head, cls in chosen[:CLASSES]:
         about = {"head": head, "model": cls.__name__}
         try:
-            built = running(made(cls, zoo.config_of(model_type), special), head, special)
+            built = smallest(cls, model_type, head, special)
         except CannotBuild as reason:
             failures.append((about, str(reason)))
         except Exception as error:
@@ -139,10 +139,21 @@ def build(model_type: str, row: dict[str, Any]) -> Built:
     raise CannotBuild(failures[0][1])
 
 
+def smallest(cls: type, model_type: str, head: str, special: Special) -> Built:
+    """The class with small widths, else with its own and few layers."""
+    errors: list[Exception] = []
+    for narrow in (True, False):
+        try:
+            config = shrink(zoo.config_of(model_type), special.config, narrow)
+            return running(made(cls, config, special), head, special)
+        except Exception as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def made(cls: type, config: Any, special: Special) -> nn.Module:
     """The model in float64, its weights moved a little, so that none begins at 0."""
     config.use_cache = False
-    config = shrink(config, special.config)
     if special.eager:
         config._attn_implementation = "eager"
     config._experts_implementation = "eager"  # torch's grouped product has no float64

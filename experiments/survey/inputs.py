@@ -6,7 +6,7 @@ Every tensor has the samples' axis first, so that a batch is the samples put one
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class Asked:
     seed: int = 0
     images: int = 0
     """placeholders of images or sounds in the text"""
+    turned: bool = False
+    """sounds as [bins, frames]"""
 
     @property
     def random(self) -> torch.Generator:
@@ -81,12 +83,15 @@ def candidates(asked: Asked) -> Iterator[tuple[str, Callable[[int, int], Sample]
         if not wanted or wanted in seen:
             continue
         seen.append(wanted)
-        yield words, _maker(asked, [n for n in given if n in wanted])
+        names = [n for n in given if n in wanted]
+        yield words, _maker(asked, names)
+        if "input_features" in names:
+            yield words, _maker(replace(asked, turned=True), names)
 
 
 def _maker(asked: Asked, names: list[str]) -> Callable[[int, int], Sample]:
     def make(seed: int, images: int) -> Sample:
-        now = Asked(asked.model, asked.head, asked.fixed, seed, images)
+        now = replace(asked, seed=seed, images=images)
         made = {}
         for name in names:
             value = fixed(now, name) if name in now.fixed else MAKERS[name](now)
@@ -256,7 +261,12 @@ def _sound(asked: Asked) -> Tensor:
         return asked.normal(bins, 2 * frames)
     if asked.setting("input_feat_per_channel"):
         bins = asked.setting("input_feat_per_channel")
-    return asked.normal(40, bins)
+    return asked.normal(bins, 40) if asked.turned else asked.normal(40, bins)
+
+
+def _frame_marks(asked: Asked) -> Tensor:
+    sound = _sound(asked)
+    return torch.ones(1, sound.shape[-1] if asked.turned else sound.shape[1], dtype=torch.long)
 
 
 def _wave(asked: Asked) -> Tensor:
@@ -293,9 +303,13 @@ MAKERS: dict[str, Callable[[Asked], Any]] = {
     "input_features": _sound,
     "input_values": _wave,
     "bbox": _boxes,
+    "input_features_mask": _frame_marks,
+    "feature_attention_mask": _frame_marks,
+    "qformer_input_ids": _ids,
+    "qformer_attention_mask": _marks,
     "image_sizes": lambda asked: torch.tensor([_side(asked)]),
 }
 #: arguments that a first attempt may do without
-SOUND = {"input_features", "input_values"}
+SOUND = {"input_features", "input_values", "input_features_mask", "feature_attention_mask"}
 VIDEO = {"pixel_values_videos"}
 EXTRA = {"token_type_ids", "mm_token_type_ids", "bbox", "image_sizes", "attention_mask"}

@@ -6,6 +6,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
+import transformers.modeling_utils
+import transformers.models.auto.modeling_auto
+import transformers.models.clip.modeling_clip
+import transformers.models.llama.modeling_llama
 
 import experiments.survey.value  # noqa: F401
 

@@ -24,19 +24,19 @@ HOW = """\
 
 Each type is built from its own config class, with widths of 64, two layers, random weights and no
 dropout, in float64. Four samples make one step of SGD. Values by `path` and `first_order`, in
-`route="tap"`, are compared with a loop that takes one sample's gradient at a time by plain autograd.
-The error is the largest difference of a value over the largest value. **Exact** is an error of at
-most 1e-9, and of at most 2e-5 where the model itself computes in float32 in places (marked "f32").
-**Refused** is an error of ours, by its name, before the weights move; another route is then tried
-on the same step. **Not built** says what the config would need.
+`route="tap"`, are compared with a loop that takes one sample's gradient at a time by plain
+autograd. The error is the largest difference of a value over the largest value. **Exact** is an
+error of at most 1e-9, and of at most 2e-5 where the model itself computes in float32 in places
+(marked "f32"). **Refused** is an error of ours, by its name, before the weights move; another route
+is then tried on the same step. **Not built** says what the config would need.
 
 The loss is the model's own where it has one that is a sum over samples ("own"), else the mean over
 samples of a quadratic function of its outputs ("outputs"). BatchNorm is frozen: in training mode it
-mixes samples and is refused, which is tried for each such model ("bn"). Outputs that compare samples
-with each other, as in contrastive models, are left out of the loss, and a loss that has them must be
-refused, which is tried too ("mix"). Experts run in their plain form, since torch's grouped product
-has no float64. The survey shows that a type's operations are covered at these sizes; it does not try
-every option of every config.
+mixes samples and is refused, which is tried for each such model ("bn"). Outputs that compare
+samples with each other, as in contrastive models, are left out of the loss, and a loss that has
+them must be refused, which is tried too ("mix"). Experts run in their plain form, since torch's
+grouped product has no float64. The survey shows that a type's operations are covered at these
+sizes; it does not try every option of every config.
 """
 
 

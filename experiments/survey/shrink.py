@@ -38,7 +38,7 @@ NUMBERS: tuple[tuple[str, int], ...] = (
     (r".*(num_queries|num_query_tokens|num_latents|n_latents|num_object_queries|query_num)", 8),
     (r".*(chunk_size|block_size|attention_window)", 8),
     (r".*(position_embeddings|n_positions|max_source_positions|max_target_positions)", 128),
-    (r"max_seq_len|max_length|context_length|model_max_length|max_pos_emb", 128),
+    (r"max_seq_len|max_length|context_length|model_max_length", 128),
     (
         r".*(hidden_size|d_model|n_embd|embed_dim|embedding_size|hidden_dim|_dim|_hidden|_width"
         r"|embed_dim|projection_size|proj_size|output_size|embedding_dim|_units|pooler_output_size)",
@@ -46,25 +46,40 @@ NUMBERS: tuple[tuple[str, int], ...] = (
     ),
     (r".*hidden_sizes?.*|dim|width|emb_dim|embed_dims?|inner_dim", WIDTH),
     (r".*channels.*|.*num_filters", WIDTH),
+    (r"upsample_groups", WIDTH),
     (r".*num_embeddings|codebook_size|num_embeds", 32),
 )
 #: probabilities of leaving something out, and what draws masks: none of it
 RANDOM = re.compile(
     r".*(drop|jitter|mask_time_prob|mask_feature_prob|gp_dropout|noise_scale|spec_augment).*"
 )
+#: what belongs to widths though its number is small
+HEADED = re.compile(r".*(head|kv|state|chunk|block_size|window|group|patch|quer|latent).*")
+#: ids of tokens
+TOKEN = re.compile(r".*(token_id|token_index|_token_ids)")
+#: what a model needs and its config leaves open
+MISSING = {
+    "vocab_size": VOCAB,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "pad_token_id": 1,
+    "prediction_length": 4,
+}
 #: kinds of layers, of which each is kept once
 KINDS = re.compile(r".*(layer_types?|layers_block_type|block_types?|layers_type|indexer_types).*")
 
 
-def shrink(config: Any, special: Mapping[str, Any] | None = None) -> Any:
+def shrink(config: Any, special: Mapping[str, Any] | None = None, narrow: bool = True) -> Any:
     """The config, changed in place and in its parts: small widths, few layers, nothing random.
 
     Args:
         config: of transformers, with its defaults.
+        narrow: False keeps widths and images: few layers and words only.
         special: dotted name -> value, set at the end.
     """
-    for name, part in parts(config):
-        _shrink_one(part)
+    for _, part in parts(config):
+        _shrink_one(part, narrow)
     for path, value in (special or {}).items():
         value = value() if callable(value) else value
         *before, last = path.split(".")
@@ -86,7 +101,7 @@ def parts(config: Any, name: str = "") -> Sequence[tuple[str, Any]]:
     return found
 
 
-def _shrink_one(config: Any) -> None:
+def _shrink_one(config: Any, narrow: bool) -> None:
     """Numbers by their names, then what must agree with them."""
     before = dict(vars(config))
     for name, value in before.items():
@@ -94,11 +109,16 @@ def _shrink_one(config: Any) -> None:
             continue
         if RANDOM.fullmatch(name):
             _put(config, name, _nothing(value))
-        elif isinstance(value, bool) or value is None or name.endswith(("token_id", "token_index", "_token_ids")):
+        elif isinstance(value, bool) or value is None or TOKEN.fullmatch(name):
             continue
         elif isinstance(value, int):
-            _put(config, name, number(name, value))
-        elif isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
+            _put(config, name, number(name, value, narrow))
+        elif (
+            narrow
+            and isinstance(value, (list, tuple))
+            and value
+            and all(type(v) is int for v in value)
+        ):
             _put(config, name, type(value)(numbers(name, value)))
     _kinds_of_layers(config, before)
     _agree(config, before)
@@ -115,12 +135,25 @@ def setting(config: Any, name: str, default: Any = None) -> Any:
     return default if value is None else value
 
 
+def narrow_stages(given: Any) -> bool:
+    """Whether a model has several stages, each with a number of its own."""
+    return isinstance(given, (list, tuple)) and bool(given) and type(given[0]) is int
+
+
 def _agree(config: Any, before: Mapping[str, Any]) -> None:
     """Numbers that follow from others, and those without a default."""
-    heads = setting(config, "num_attention_heads")
+    heads = setting(config, "num_attention_heads", HEADS)
     for name in ("num_key_value_heads", "num_kv_heads"):
         if type(before.get(name)) is int and before[name] == before.get("num_attention_heads"):
             _put(config, name, heads)
+    stages = before.get("num_heads") or before.get("num_attention_heads")
+    if narrow_stages(stages) and type(before.get("embed_dim")) is int:
+        _put(config, "embed_dim", 16 * stages[0])
+    if narrow_stages(before.get("depths")) and type(before.get("window_size")) is int:
+        _put(config, "window_size", 2)
+        for side in ("image_size", "pretrain_image_size"):
+            if type(before.get(side)) is int:
+                _put(config, side, 4 * 2 ** len(before["depths"]))
     inner = setting(config, "mamba_expand", setting(config, "expand"))
     width = setting(config, "hidden_size", setting(config, "d_model"))
     for many, each in (
@@ -133,15 +166,19 @@ def _agree(config: Any, before: Mapping[str, Any]) -> None:
     if type(before.get("mamba_d_ssm")) is int:
         _put(config, "mamba_d_ssm", int(inner * width))
     for name, value in before.items():
-        if value is None and name in ("vocab_size", "n_routed_experts", "pad_token_id"):
-            _put(config, name, {"vocab_size": VOCAB, "n_routed_experts": 4}.get(name, 1))
+        if value is None and name in MISSING:
+            _put(config, name, MISSING[name])
         if value is None and name.endswith("image_token_index"):
             _put(config, name, VOCAB - 5)
 
 
-def number(name: str, value: int) -> int:
+def number(name: str, value: int, narrow: bool = True) -> int:
     """A smaller one, by the first pattern that the name fits."""
     for pattern, small in NUMBERS:
+        if not narrow and small not in (1, 2, 4, 8, VOCAB):
+            continue
+        if not narrow and HEADED.fullmatch(name):
+            return value
         if re.fullmatch(pattern, name):
             return min(value, small)
     return value
@@ -211,7 +248,8 @@ def _rope(config: Any) -> None:
         share = given.get("partial_rotary_factor") or 1.0
         half = max(1, int(head * share) // 2)
         made = {key: fitted(value) for key, value in given.items()}
-        if "mrope_section" in made or sectioned:
+        rotary = "rope_type" in made or "rope_theta" in made
+        if "mrope_section" in made or (sectioned and rotary):
             sections = made.get("mrope_section") or [2, 3, 3]
             small = [max(1, half * s // sum(sections)) for s in sections]
             small[0] += half - sum(small)

@@ -1,4 +1,4 @@
-"""One model type: one step valued by the engine, and held against a loop of one-sample gradients."""
+"""One model type: one step valued by the engine, against a loop of one-sample gradients."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping

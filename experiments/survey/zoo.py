@@ -30,10 +30,15 @@ HEADS = {
 
 
 def types() -> list[str]:
-    """All model types of the installed transformers that have a config."""
+    """All model types of the installed transformers that have a model of their own.
+
+    Configs without one belong to a part of another type's model, which is built with it.
+    """
+    from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    return sorted(CONFIG_MAPPING_NAMES)
+    named = {name for mapping in HEADS.values() for name in getattr(modeling_auto, mapping, ())}
+    return sorted(named & set(CONFIG_MAPPING_NAMES))
 
 
 def config_of(model_type: str) -> Any:
