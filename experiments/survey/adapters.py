@@ -6,8 +6,10 @@ from typing import Any
 import torch
 
 from experiments.survey import zoo
-from experiments.survey.build import Built, CannotBuild, check, made, named
-from experiments.survey.inputs import Asked, candidates
+from experiments.survey.arguments import Asked
+from experiments.survey.build import Built, check, made
+from experiments.survey.inputs import candidates
+from experiments.survey.outputs import CannotBuild, named
 from experiments.survey.shrink import shrink
 from experiments.survey.special import Special
 

@@ -1,7 +1,7 @@
 """A small random model of a type, and samples on which its loss can be compared."""
 
-import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,20 +10,28 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.survey import zoo
-from experiments.survey.inputs import Asked, Sample, batch, candidates, placeholders
+from experiments.survey.arguments import Asked
+from experiments.survey.inputs import Sample, batch, candidates, placeholders
+from experiments.survey.outputs import (
+    CannotBuild,
+    alike,
+    differentiable,
+    named,
+    of_outputs,
+    own_loss,
+    tensors,
+)
 from experiments.survey.shrink import shrink
 from experiments.survey.special import SPECIAL, Special
 
 SAMPLES = 4
 #: parameters of a tiny model, at the most
 MOST = 20_000_000
+#: CPU seconds after which no further way of making a type is begun
+PATIENCE = 15.0
 #: how many classes of a type are tried
 CLASSES = 3
 MIXES = "no sum over samples"
-
-
-class CannotBuild(Exception):
-    """The type is left out, and why."""
 
 
 @dataclass
@@ -58,6 +66,11 @@ class Built:
         out = self.model(**inputs)
         return own_loss(out) if self.kept is None else of_outputs(out, n, self.kept)
 
+    def owners(self) -> list[int]:
+        """The sample of each row, where some input has several rows a sample; else nothing."""
+        most = max(len(t) for t in batch(self.samples(0)).values() if isinstance(t, Tensor))
+        return [] if most == SAMPLES else [row // (most // SAMPLES) for row in range(most)]
+
     def note(self, words: str) -> None:
         if words not in self.notes:
             self.notes.append(words)
@@ -71,36 +84,6 @@ class Built:
         for module in self.batch_norms:
             module.eval()
             self.note("BatchNorm frozen")
-
-
-def own_loss(out: Any) -> Tensor:
-    """The loss that the model computed from its labels."""
-    loss = getattr(out, "loss", None)
-    if not isinstance(loss, Tensor):
-        raise CannotBuild("the model gives no loss")
-    return loss.sum()
-
-
-def of_outputs(out: Any, n: int, kept: list[int]) -> Tensor:
-    """The mean over samples of a fixed quadratic function of each sample's outputs."""
-    found, total = tensors(out), torch.zeros((), dtype=torch.float64)
-    for k in kept:
-        rows = found[k].double()
-        rows = rows.reshape(n, -1) if rows.dim() and rows.shape[0] % n == 0 else rows.reshape(1, -1)
-        weights = torch.cos(torch.arange(rows.shape[1], dtype=torch.float64))
-        total = total + (rows * weights + 0.1 * rows.square()).mean()
-    return total
-
-
-def tensors(out: Any) -> list[Tensor]:
-    """Floating tensors in a model's output, in its order."""
-    if isinstance(out, Tensor):
-        return [out] if out.is_floating_point() else []
-    if isinstance(out, Mapping):
-        return [t for key, value in out.items() if key != "loss" for t in tensors(value)]
-    if isinstance(out, (list, tuple)):
-        return [t for value in out for t in tensors(value)]
-    return []
 
 
 def build(model_type: str, row: dict[str, Any]) -> Built:
@@ -143,17 +126,21 @@ def smallest(cls: type, model_type: str, head: str, special: Special) -> Built:
     """The class with small widths, else with its own and few layers."""
     errors: list[Exception] = []
     for narrow in (True, False):
+        if time.process_time() > PATIENCE:
+            break
         try:
             config = shrink(zoo.config_of(model_type), special.config, narrow)
             return running(made(cls, config, special), head, special)
         except Exception as error:
             errors.append(error)
-    raise errors[0]
+    raise errors[0] if errors else CannotBuild("takes too long")
 
 
 def made(cls: type, config: Any, special: Special) -> nn.Module:
     """The model in float64, its weights moved a little, so that none begins at 0."""
     config.use_cache = False
+    if not hasattr(config, "pad_token_id"):
+        config.pad_token_id = 1
     if special.eager:
         config._attn_implementation = "eager"
     config._experts_implementation = "eager"  # torch's grouped product has no float64
@@ -174,7 +161,7 @@ def made(cls: type, config: Any, special: Special) -> nn.Module:
 
 def running(model: nn.Module, head: str, special: Special) -> Built:
     """The model with samples on which its loss is finite and has a gradient."""
-    failures = []
+    failures: list[str] = []
     for words, make in candidates(Asked(model, head, special.inputs)):
         built = Built(model, make, special.images, [words] if words else [])
         for _ in range(3):
@@ -203,9 +190,7 @@ def check(built: Built) -> None:
         built.freeze()
         with Precision(built):
             out = built.model(**batch(samples))
-        own = getattr(out, "loss", None)
-        has_own = isinstance(own, Tensor) and own.requires_grad
-        for kept in ([None] if has_own else []) + [separate(built, samples, out)]:
+        for kept in losses(built, samples, out):
             built.kept = kept
             if kept != [] and repeatable(built, samples) and additive(built, samples):
                 if mode == "eval":
@@ -216,7 +201,16 @@ def check(built: Built) -> None:
         raise CannotBuild("no output has a gradient")
     built.model.train()
     built.freeze()
+    repeatable(built, samples)
     built.note(MIXES)
+
+
+def losses(built: Built, samples: list[Sample], out: Any) -> Iterator[list[int] | None]:
+    """The model's own loss where it has one, then one of its outputs."""
+    own = getattr(out, "loss", None)
+    if isinstance(own, Tensor) and own.requires_grad:
+        yield None
+    yield separate(built, samples, out)
 
 
 class Precision(TorchDispatchMode):
@@ -233,10 +227,6 @@ class Precision(TorchDispatchMode):
         return out
 
 
-def differentiable(out: Any) -> list[int]:
-    return [k for k, t in enumerate(tensors(out)) if t.requires_grad]
-
-
 def separate(built: Built, samples: list[Sample], out: Any) -> list[int]:
     """The outputs that a sample has alone as it has them among others."""
     found = differentiable(out)
@@ -244,16 +234,6 @@ def separate(built: Built, samples: list[Sample], out: Any) -> list[int]:
     same = [k for k in found if all(len(e) > k for e in each) and alike(tensors(out)[k], each, k)]
     built.mixing = len(same) < len(found)
     return same
-
-
-def alike(whole: Tensor, each: list[list[Tensor]], k: int) -> bool:
-    if not whole.dim() or whole.shape[0] % SAMPLES or any(not e[k].dim() for e in each):
-        return False
-    parts = whole.chunk(SAMPLES)
-    return len(parts) == SAMPLES and all(
-        part.shape == e[k].shape and torch.allclose(part, e[k], rtol=1e-4, atol=1e-5)
-        for part, e in zip(parts, each)
-    )
 
 
 def repeatable(built: Built, samples: list[Sample]) -> bool:
@@ -277,12 +257,3 @@ def additive(built: Built, samples: list[Sample]) -> bool:
             built.share = share
             return True
     return False
-
-
-def named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first(error)}"
-
-
-def first(error: object) -> str:
-    """The text on one line, not too long."""
-    return re.sub(r"\s+", " ", str(error)).strip()[:300]

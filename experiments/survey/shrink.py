@@ -142,10 +142,11 @@ def narrow_stages(given: Any) -> bool:
 
 def _agree(config: Any, before: Mapping[str, Any]) -> None:
     """Numbers that follow from others, and those without a default."""
-    heads = setting(config, "num_attention_heads", HEADS)
-    for name in ("num_key_value_heads", "num_kv_heads"):
-        if type(before.get(name)) is int and before[name] == before.get("num_attention_heads"):
-            _put(config, name, heads)
+    for name in before:
+        if name.endswith(("num_key_value_heads", "num_kv_heads")):
+            queries = name.replace("key_value", "attention").replace("num_kv", "num_attention")
+            if before.get(queries) in (before[name], None) and type(before[name]) is int:
+                _put(config, name, setting(config, queries, HEADS))
     stages = before.get("num_heads") or before.get("num_attention_heads")
     if narrow_stages(stages) and type(before.get("embed_dim")) is int:
         _put(config, "embed_dim", 16 * stages[0])
@@ -189,6 +190,8 @@ def numbers(name: str, values: Sequence[int]) -> list[int]:
     if re.fullmatch(r".*(depths|blocks|layers|num_block_repeats|stage_numb_of_layers).*", name):
         return [min(v, 1) for v in values]
     if re.fullmatch(r".*(hidden_sizes|channels|dims?|embed_dims|sizes_per|widths|filters).*", name):
+        if len(set(values)) == 1:
+            return [number(name, v) for v in values]
         common, factor = gcd(*values), 1
         while common % (2 * factor) == 0 and min(values) // (2 * factor) >= 16:
             factor *= 2

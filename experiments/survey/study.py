@@ -8,6 +8,7 @@ is refused is tried by another route. Nothing is downloaded.
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,6 +43,8 @@ class SurveyConfig(StudyConfig):
     """after which the process of a type is ended"""
     gigabytes: float = 2.5
     """of memory that the process of a type may take"""
+    jobs: int = 1
+    """processes at once"""
     scale: str = "cpu"
     runs: str = "runs/survey"
 
@@ -54,11 +57,16 @@ class SurveyConfig(StudyConfig):
                 "record=true is for all types, and only=... is for some: leave one of them out",
             ),
             (self.seconds > 0, f"seconds={self.seconds}: choose more than 0"),
+            (self.jobs >= 1, f"jobs={self.jobs}: choose 1 or more"),
             (self.gigabytes > 0, f"gigabytes={self.gigabytes}: choose more than 0"),
         )
         if self.name is None:
             chosen = hashlib.sha256(self.only.encode()).hexdigest()[:4] if self.only else "all"
             object.__setattr__(self, "name", f"{engine()}-{chosen}")
+
+    def identity(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Limits and the number of processes change no row."""
+        return {k: v for k, v in given.items() if k not in ("seconds", "gigabytes", "jobs")}
 
 
 def fits(pattern: str) -> bool:
@@ -119,9 +127,13 @@ def measure(settings: SurveyConfig, out: Outputs, console: Console) -> None:
 def surveyed(names: list[str], settings: SurveyConfig, folder: Path) -> Iterator[Row]:
     """The rows, from the folder where they are, else from a process each."""
     isolated = Isolated(survey, settings.seconds, settings.gigabytes)
-    for name in names:
+
+    def row(name: str) -> Row:
         path = folder / f"{name.replace('/', '+')}.json"
-        yield read_json(path) if path.is_file() else isolated.row(name, path)
+        return read_json(path) if path.is_file() else isolated.row(name, path)
+
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        yield from pool.map(row, names)
 
 
 def versions_of(row: Mapping[str, Any]) -> Row:

@@ -9,18 +9,11 @@ import torch
 from torch import Tensor
 
 from experiments.survey.adapters import PREFIX, build_adapter
-from experiments.survey.build import (
-    MIXES,
-    SAMPLES,
-    Built,
-    CannotBuild,
-    build,
-    differentiable,
-    first,
-    named,
-)
+from experiments.survey.build import MIXES, SAMPLES, Built, build
 from experiments.survey.inputs import Sample, batch
+from experiments.survey.outputs import CannotBuild, differentiable, first, named
 from inrun.attributor import Attributor
+from inrun.rules.factors import SampleAxisError
 
 TARGETS, LR = 2, 1e-2
 METHODS = ("path", "first_order")
@@ -60,7 +53,8 @@ def judged(built: Built) -> dict[str, Any]:
         return row | mixed(built)
     truth = oracle(built)
     try:
-        row["error"] = difference(valued(built, "tap"), truth)
+        row["error"] = difference(by_default(built), truth)
+        row["notes"] = "; ".join(built.notes)
     except Exception as refusal:
         row |= {"status": status_of(refusal), "why": named(refusal)}
         row |= by_another_route(built, truth, limit)
@@ -71,6 +65,18 @@ def judged(built: Built) -> dict[str, Any]:
         if holds:
             row[name] = refusal_of(built, name)
     return row
+
+
+def by_default(built: Built) -> Values:
+    """Values by the default route; with rows declared where a sample has several."""
+    try:
+        return valued(built, "tap")
+    except SampleAxisError:
+        if not built.owners():
+            raise
+        found = valued(built, "tap", declared=True)
+        built.note("rows= declared")
+        return found
 
 
 def mixed(built: Built) -> dict[str, Any]:
@@ -193,8 +199,12 @@ def scale(values: Tensor) -> Tensor:
 # -- the engine
 
 
-def valued(built: Built, route: str) -> Values:
-    """Method -> values [n] of one step of SGD; the weights are put back."""
+def valued(built: Built, route: str, declared: bool = False) -> Values:
+    """Method -> values [n] of one step of SGD; the weights are put back.
+
+    Args:
+        declared: say whose each row is, with `rows=`.
+    """
     trained = [p for p in built.model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in trained]
     optimizer = torch.optim.SGD(trained, lr=LR)
@@ -204,8 +214,10 @@ def valued(built: Built, route: str) -> Values:
     try:
         with attr:
             for ids, loss in micro_batches(built, route):
-                again = {"forward": loss} if route == "forward" else {}
-                with attr.batch(ids, **again):
+                more: dict[str, Any] = {"forward": loss} if route == "forward" else {}
+                if declared:
+                    more["rows"] = built.owners()
+                with attr.batch(ids, **more):
                     loss().backward()
             optimizer.step()
             step = attr.last_step
@@ -220,7 +232,8 @@ def micro_batches(built: Built, route: str) -> list[tuple[list[int], Callable[[]
     """(ids, loss): all samples in one, or one each for the route that needs it."""
     samples: list[Sample] = built.samples(0)
     if route != "whole":
-        return [(list(range(SAMPLES)), lambda: built.loss(batch(samples), SAMPLES))]
+        together = batch(samples)
+        return [(list(range(SAMPLES)), lambda: built.loss(together, SAMPLES))]
     return [([i], lambda s=s: built.share * built.loss(s, 1)) for i, s in enumerate(samples)]
 
 
