@@ -6,7 +6,7 @@ They are forked from a server that has imported the libraries once.
 import multiprocessing
 import resource
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,19 @@ class Isolated:
         function: of a module that can be imported; gives a row.
         seconds: after which a process is killed.
         gigabytes: of memory that it may take.
+        preload: modules that the server imports, which makes each process a fast one.
     """
 
-    def __init__(self, function: Callable[[str], Row], seconds: float, gigabytes: float):
+    def __init__(
+        self,
+        function: Callable[[str], Row],
+        seconds: float,
+        gigabytes: float,
+        preload: Sequence[str] = ("experiments.survey.preload",),
+    ):
         self.function, self.seconds, self.gigabytes = function, seconds, gigabytes
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["experiments.survey.preload"])
+        self.context.set_forkserver_preload(list(preload))
 
     def row(self, name: str, path: Path) -> Row:
         """The row of a type, kept in `path`; one that says so where the process was ended."""

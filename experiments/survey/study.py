@@ -1,4 +1,4 @@
-"""Survey: is one step's value exact for every model type of transformers, and peft's adapters?
+"""Is one step's value exact for every model type of transformers and peft?
 
 Each type is built from its own config class, small and random, in float64. Four samples make one
 step of SGD; their values by the default route are held against a loop of one-sample gradients. What

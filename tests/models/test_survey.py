@@ -63,7 +63,7 @@ def test_an_error_of_a_library_is_told_from_a_refusal(monkeypatch):
 
 
 def test_a_process_that_takes_too_long_leaves_a_row_that_says_so(tmp_path):
-    row = Isolated(time.sleep, 0.5, 2.5).row(60, tmp_path / "sleep.json")
+    row = Isolated(time.sleep, 0.5, 2.5, preload=()).row(60, tmp_path / "sleep.json")
     assert row["status"] == "not built"
     assert "0.5 s" in row["why"]
 
