@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inrun.attributor import (
         Attributor,
+        Audit,
         Compiled,
         Forward,
         Fused,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attributor",
+    "Audit",
     "Compiled",
     "FirstOrder",
     "Forward",

@@ -3,7 +3,7 @@
 from inrun.attributor.attributor import Attributor
 from inrun.attributor.balance import BalanceError, NonFiniteError, UnseenParameterError
 from inrun.attributor.hooks import StepError
-from inrun.attributor.options import Intervals, Options, Valuation
+from inrun.attributor.options import Audit, Intervals, Options, Valuation
 from inrun.attributor.processes import ProcessError, Processes
 from inrun.attributor.recording import Recording
 from inrun.attributor.result import StepResult
@@ -12,6 +12,7 @@ from inrun.attributor.whole import Whole
 
 __all__ = [
     "Attributor",
+    "Audit",
     "BalanceError",
     "Compiled",
     "Forward",

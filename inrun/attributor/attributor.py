@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from inrun.attributor.ids import ids_of
 from inrun.attributor.interactions import interactions
-from inrun.attributor.options import Intervals, Options
+from inrun.attributor.options import Audit, Intervals, Options
 from inrun.attributor.processes import Processes
 from inrun.attributor.recording import Recorder, Recording
 from inrun.attributor.result import StepResult
@@ -55,6 +55,8 @@ class Attributor:
         every: value every k-th step only.
         intervals: how often targets' gradients are taken anew, drift is measured, and the balance
             is checked; see `Intervals`.
+        audit: test on the first micro-batch, run 5 to 9 times more, that a sample's value depends
+            on its own data alone. ``Audit(groups=4)`` takes fewer passes; False: do not.
         per_token: also value every predicted token; needs ``batch(ids, forward=...)``.
         processes: those that train together, where `model` is no DistributedDataParallel.
 
@@ -66,7 +68,9 @@ class Attributor:
 
     Raises:
         ValueError, UnknownOptimizerError: at construction, for options that cannot work.
-        UncoveredUseError, MixedSamplesError: in the forward, for an operation without a rule.
+        UncoveredUseError, MixedSamplesError: in the forward, for an operation without a rule, or
+            one that mixes samples.
+        MixedSamplesError, SampleAxisError: at the end of the first batch, by the audit.
         BalanceError, NonFiniteError, StepError: in ``optimizer.step()``, before the weights are
             touched; StepError also where an optimizer did not step that was valued.
 
@@ -94,11 +98,13 @@ class Attributor:
         params: str | None = None,
         every: int = 1,
         intervals: Intervals | None = None,
+        audit: Audit | bool | None = True,
         per_token: bool = False,
         processes: Processes | None = None,
     ):
         said: dict[str, Any] = {"method": method, "route": route, "store": store}
-        said |= {"params": params, "every": every, "per_token": per_token, "processes": processes}
+        said |= {"params": params, "every": every, "audit": audit}
+        said |= {"per_token": per_token, "processes": processes}
         self.options = Options(**said, intervals=intervals or Intervals())
         setting = self._setting = Setting.of(model, optimizer, targets, self.options)
         self.methods, self.targets = self.options.method, setting.targets

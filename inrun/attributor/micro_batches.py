@@ -24,6 +24,7 @@ from inrun.ghost import (
     token_dots,
 )
 from inrun.ghost.backward import grad
+from inrun.ghost.tape import Use
 from inrun.rules.factors import SampleAxisError
 
 #: what takes the samples' parts while a backward runs
@@ -83,6 +84,7 @@ class MicroBatches:
         self.known: dict[str, Tensor] = {}
         self.done: list[MicroBatch] = []
         self._squares: dict[str, Tensor] | None = None
+        self._uses: set[Use] = set()
 
     @contextmanager
     def recorded(
@@ -127,6 +129,8 @@ class MicroBatches:
             found = grad([micro.evaluate()], list(self.parameters.by_name.values()))
         if isinstance(record, WholeGradients):
             record.add_all(found)
+        else:
+            self._uses |= record.uses
         return record
 
     @contextmanager
@@ -175,6 +179,12 @@ class MicroBatches:
     def seen(self) -> set[str]:
         """Names of the parameters of which a use was seen."""
         return set().union(*(record.seen for record in self.records))
+
+    @property
+    def uses(self) -> set[Use]:
+        """What was done with which parameters, where a route sees it."""
+        own = (record.uses for record in self.records if isinstance(record, StreamingDots | Tape))
+        return self._uses.union(*own)
 
     @property
     def lowest_dtype(self) -> torch.dtype:

@@ -12,7 +12,7 @@ from typing import Any
 from inrun.attributor.processes import Processes
 from inrun.attributor.recording import Recording
 from inrun.attributor.routes import Route, Tap
-from inrun.config import require
+from inrun.config import build, require
 from inrun.methods import Method
 from inrun.methods import Path as AlongPath
 
@@ -43,6 +43,31 @@ class Intervals:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Audit:
+    """The test that a sample's value depends on its own data alone, made on the first micro-batch
+    and on the first one that uses parameters in a new way.
+
+    >>> Audit(groups=4).groups
+    4
+    """
+
+    groups: int | None = None
+    """tell samples apart in so many groups, with fewer passes: 4 passes for 6 groups, 5 for 10, 8
+    for 64; None: each sample from every other"""
+
+    def __post_init__(self) -> None:
+        enough = self.groups is None or self.groups >= 2
+        require("audit", (enough, f"groups={self.groups}: choose 2 or more, or audit=False"))
+
+    @classmethod
+    def from_config(cls, value: Any, where: str = "audit") -> "Audit | None":
+        """True: every sample; False or None: no audit; or a mapping, or an `Audit`."""
+        if value is True:
+            return cls()
+        return None if value is False or value is None else build(cls, value, where)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Valuation:
     """What is valued and how; what a YAML file can say of it.
 
@@ -60,12 +85,15 @@ class Valuation:
     "value every k-th step only"
     intervals: Intervals = field(default_factory=Intervals)
     "how often targets' gradients are taken anew, drift is measured, the balance is checked"
+    audit: Audit | None = field(default_factory=Audit)
+    "test on the first batch that a value depends on its sample's data alone; False: do not"
     per_token: bool = False
     "also value every predicted token; needs `batch(ids, forward=...)`"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", methods_of(self.method))
         object.__setattr__(self, "route", Route.from_config(self.route))
+        object.__setattr__(self, "audit", Audit.from_config(self.audit))
         names = [m.name for m in self.method]
         refresh = self.intervals.refresh
         require(

@@ -5,6 +5,7 @@ how it answers with dot products. `@route` adds one.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +16,9 @@ from inrun.attributor.kept import Demand, enough, keeps_something, kept_until_kn
 from inrun.attributor.micro_batches import MicroBatch, MicroBatches, Record
 from inrun.config import build_kind, require
 from inrun.ghost import CompiledProbes, GradientBuffers, StreamingDots, Tape
+from inrun.ghost.audit import Dots
+from inrun.ghost.audit_dots import by_probes, by_rules, by_tokens
+from inrun.ghost.tape import Use
 from inrun.methods import Method
 from inrun.registry import Registry
 
@@ -67,6 +71,14 @@ class Route:
     def squares(self, passes: MicroBatches, name: str) -> Tensor | None:
         """``sum_i g_i^2`` elementwise of a parameter; None if it was not used."""
         return passes.recorded_squares(name)
+
+    def audit_dots(self, n: int, uses: set[Use]) -> Dots:
+        """How an audit takes the parts of n samples; `uses` gets what it did with parameters."""
+        return by_rules(n, False, uses)
+
+    def seen_by_modes(self) -> AbstractContextManager:
+        """A context in which every operation of the model can be seen."""
+        return nullcontext()
 
     #: whether `squares` can be asked
     gives_squares: ClassVar[bool] = True
@@ -126,6 +138,9 @@ class Fused(Route):
             return Tape(n, True, passes.buffers)
         return StreamingDots(passes.known, n, True)
 
+    def audit_dots(self, n: int, uses: set[Use]) -> Dots:
+        return by_rules(n, True, uses)
+
 
 @route
 @dataclass(frozen=True)
@@ -184,6 +199,9 @@ class Forward(Route):
     by_parameter: ClassVar[bool] = False
     gives_squares: ClassVar[bool] = False
 
+    def audit_dots(self, n: int, uses: set[Use]) -> Dots:
+        return by_tokens(n)
+
 
 @route
 @dataclass(frozen=True)
@@ -216,3 +234,9 @@ class Compiled(Route):
 
     def record(self, passes: MicroBatches, n: int) -> Record:
         return CompiledProbes(passes.parameters.by_name, passes.known, n)
+
+    def audit_dots(self, n: int, uses: set[Use]) -> Dots:
+        return by_probes(n)
+
+    def seen_by_modes(self) -> AbstractContextManager:
+        return torch.compiler.set_stance("force_eager")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from inrun.attributor.audit import Audits
 from inrun.attributor.excess import Excess
 from inrun.attributor.options import Options
 from inrun.attributor.parameters import TrackedParameters
@@ -32,6 +33,7 @@ class Setting:
     excess: Excess
     processes: Processes
     buffers: GradientBuffers
+    audits: Audits
     settled: set[str] = field(default_factory=set)
     told_coarse: bool = False
 
@@ -66,7 +68,8 @@ class Setting:
         made = Targets(targets, model, parameters.by_name, options, processes)
         buffers = route.buffers(parameters.device, any(m.may_wait for m in options.method))
         excess = Excess(options.method, processes)
-        setting = cls(options, model, parameters, made, excess, processes, buffers)
+        audits = Audits(options.audit, route, processes.alone)
+        setting = cls(options, model, parameters, made, excess, processes, buffers, audits)
         view = setting.optimizer_view()  # an optimizer without a rule is refused now
         for method in options.method:
             method.check(view)

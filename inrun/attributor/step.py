@@ -74,7 +74,11 @@ class OpenStep:
             yield
             return
         record = self.setting.options.route.record(self.passes, len(ids))
-        with self.passes.recorded(ids, forward, record):
+        with (
+            self.setting.audits.around(self.passes, ids, self.number) as recorder,
+            self.passes.recorded(ids, forward, record),
+            recorder,
+        ):
             yield
         self._norms = self.setting.parameters.norms()
         self._versions = self.setting.parameters.gradient_versions()
@@ -135,8 +139,11 @@ class OpenStep:
         if not all(map(math.isfinite, norms.values())):
             self._raise_non_finite(passes.non_finite())
         seen = passes.seen
-        own = [passes.count, *(name in seen for name in parameters)]
-        self.samples, *uses = total(torch.tensor(own)).tolist()
+        audits = setting.audits
+        own = [passes.count, audits.refusal is not None, *(name in seen for name in parameters)]
+        self.samples, refused, *uses = total(torch.tensor(own)).tolist()
+        if refused:
+            raise audits.refusal or audits.of_another()
         if passes.records:
             check_seen(norms, {name for name, used in zip(parameters, uses) if used})
         dtypes = {name: p.dtype for name, p in parameters.items()}
@@ -199,6 +206,7 @@ class OpenStep:
                 check_forward_balance(torch.stack(rows), gradients, now, keys, total)
             return torch.stack(rows), {}, tokens
         dots = options.route.dots(passes, V)
+        self.setting.audits.look(passes, self.number)
         if checked:
             check_balance(dots, gradients, V, c, keys, passes.lowest_dtype, total)
         dots = {name: c * self.rates.at_present(name, d) for name, d in dots.items()}

@@ -17,7 +17,8 @@ class Engine:
     Args:
         route: "tap"; "fused": the training then agrees within rounding, not to the bit; "replay":
             where the direction is known late, "tap" elsewhere.
-        balance: check the balance on every k-th step (0: never, so that only the numbers speak).
+        balance: check the balance on every k-th step (0: never, and no audit, so that only the
+            numbers speak).
     """
 
     def __init__(self, route: str = "tap", balance: int = 1):
@@ -68,6 +69,7 @@ class _Around(Observer):
             self.method,
             route=route,
             intervals=Intervals(balance=self.balance),
+            audit=self.balance > 0,
             per_token="tokens" in self.quantities,
         )
         self.runs_again = self.attributor.options.runs_again

@@ -13,6 +13,9 @@ from inrun.ghost.buffers import GradientBuffers
 from inrun.ghost.origin import dots_of
 from inrun.rules import Factor, Origin, Sink
 
+#: (operation, parameters, form of the factor)
+Use = tuple[str, tuple[str, ...], str]
+
 
 class Recorder(Sink):
     """Gets every use's factor in the backward; the base of the two ways to dots.
@@ -27,6 +30,8 @@ class Recorder(Sink):
         self.n, self.fused = n, fused
         self.seen: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
+        #: what was done with which parameters, in what form: new ones are audited
+        self.uses: set[Use] = set()
         #: a tensor with data of the batch has as many rows as there are samples
         self.axis_found = False
         #: a backward runs that is not the training's: nothing of it belongs to a sample
@@ -36,6 +41,7 @@ class Recorder(Sink):
         if self.paused:
             return
         self.seen.update(origin.roots)
+        self.uses.add((operation, origin.roots, type(factor).__name__))
         self.dtypes.update(
             tensor.dtype for tensor in factor.tensors() if tensor.is_floating_point()
         )
@@ -84,6 +90,7 @@ class StreamingDots(Recorder):
             return
         (root,) = origin.roots
         self.seen.add(root)
+        self.uses.add(("fused", origin.roots, ""))
         self.dtypes.add(dtype)
         add_dots(self.by_parameter, root, dots)
 
