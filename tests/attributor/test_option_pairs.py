@@ -44,6 +44,7 @@ SETTINGS = {
     ("intervals.ledger", "never"): 0,
     ("intervals.balance", "2"): 2,
     ("intervals.balance", "never"): 0,
+    ("audit", "off"): False,
     ("per_token", "yes"): True,
     ("params", "head"): "head",
     ("store.flush_every", "1"): 1,
