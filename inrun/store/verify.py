@@ -68,11 +68,11 @@ def verify(tables: Tables) -> Report:
 
 
 def _balances(tables: Tables, seen: Snapshot, report: Report) -> None:
-    query = balances.question(tables.run, seen)
-    if query is None:
+    if not seen.parts["terms"]:
         return
     try:
-        found = tables.ask(query, seen).to_pylist()
+        ids = tables.ask(balances.IDS, seen).to_pylist()[0] if seen.parts["samples"] else None
+        found = tables.ask(balances.question(tables.run, seen, ids), seen).to_pylist()
         spans = tables.ask("SELECT min(step) AS a, max(step) AS b FROM terms", seen).to_pylist()
     except duckdb.Error as error:
         report.faults.append(f"the tables have not the columns of this run ({error})")

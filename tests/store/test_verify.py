@@ -102,6 +102,8 @@ FAULTS = [
     ("ledger", lambda rows: pa.concat_tables([rows, rows]), "method .*: 2 rows"),
     ("samples", lambda rows: pa.concat_tables([rows, rows]), "sample 0 has 2 rows in `samples`"),
     ("samples", lambda rows: rows.slice(1), "sample 0 has values and no row in `samples`"),
+    ("samples", one_is("sample_id", 4711), "sample 3 has values and no row in `samples`"),
+    ("samples", lambda rows: rows.slice(40), "has values and no row in `samples`"),
     ("tokens", plus("step", 100), "tokens of step 100, which has no values"),
 ]
 
@@ -121,7 +123,7 @@ def test_rewriting_a_part_as_it_is_changes_nothing(path):
     with ValueStore(path) as store:
         assert store.verify().rows == {
             "terms": 12 * STEPS, "steps": STEPS, "ledger": 4 * STEPS, "tokens": 6 * STEPS,
-            "samples": 40,
+            "samples": 40, "names": 0,
         }  # fmt: skip
 
 
