@@ -8,12 +8,13 @@ parameter that was not seen, a gradient from outside the batch, or noise added t
 that names the parameter.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import torch
 from torch import Tensor
+
+from inrun.attributor.tolerance import Rounding
 
 
 class BalanceError(RuntimeError):
@@ -27,18 +28,6 @@ class UnseenParameterError(BalanceError):
 class NonFiniteError(RuntimeError):
     """NaN or infinity in a sample's gradient."""
 
-
-#: Largest difference between both sides, relative to ``sum_i |c <g_i, V>| + |G| |V| /
-#: sqrt(numel)``. Rounding: the two sides add the same products in another order, and the sums
-#: cancel over tokens by up to two orders of magnitude, so about 100 sqrt(terms) machine epsilons;
-#: under bf16 autocast the weight gradient is rounded to bf16 (2^-9) before it is added up. An
-#: unseen use or a foreign gradient is of order one.
-BALANCE_TOLERANCE = {
-    torch.float64: 1e-9,
-    torch.float32: 2e-3,
-    torch.bfloat16: 0.1,
-    torch.float16: 0.1,
-}
 
 #: Largest relative difference between the factors c of two parameters: rounding of one
 #: multiplication per element, and of the norm.
@@ -101,15 +90,14 @@ def check_balance(
     directions: Mapping[str, Tensor],
     c: float,
     keys: list[tuple[str, str]],
-    lowest: torch.dtype,
+    rounding: Rounding,
     over_processes: Callable[[Tensor], Tensor] = lambda own: own,
 ) -> None:
     """``c sum_i <g_i, V_k> == <.grad, V_k>`` for every parameter and direction.
 
     Args:
         dots: name -> [k, n]; directions: name -> V [k, *shape]; keys: (method, target) of each k;
-            lowest: the coarsest dtype of the backward; over_processes: adds up what each process
-            has of it.
+            rounding: in which arithmetic; over_processes: adds up what each process has of it.
 
     Raises:
         NonFiniteError: there is nothing to compare.
@@ -118,37 +106,34 @@ def check_balance(
     names = [name for name in directions if name in gradients]
     if not names:
         return
-    entries, tolerances = [], []
+    entries, dtypes = [], []
     for name in names:
         V, g = real(directions[name]).reshape(len(keys), -1), real(gradients[name])
         none = torch.zeros(V.shape[0], 1, dtype=torch.float64, device=V.device)
         entries.append(_sides(g, V, c * dots[name] if name in dots else none))
-        dtype = min(lowest, g.dtype, key=lambda dtype: torch.finfo(dtype).bits)
-        tolerances.append((BALANCE_TOLERANCE[dtype], torch.finfo(dtype).eps))
+        dtypes.append(g.dtype)
     device = entries[0][0].device
     # [parameters, k], looked at together: one wait for the device
-    total, typical, parts, sizes = (
-        torch.stack([x.to(device) for x in column]) for column in zip(*entries)
-    )
-    parts, sizes = over_processes(torch.stack([parts, sizes]))
-    shares = torch.tensor(tolerances, dtype=torch.float64, device=device).T[:, :, None]
-    allowed, rounding = shares * (sizes + typical)
-    # a gradient that vanishes mathematically (a key's bias) is pure rounding of summands as large
-    # as other parameters'
-    largest = (allowed + rounding.sum(0)).clamp(min=torch.finfo(torch.float64).tiny)
-    off = (total - parts).abs() / largest
-    place = off.nan_to_num(torch.inf).argmax()
-    worst, here, given = torch.stack([torch.take(x, place) for x in (off, parts, total)]).tolist()
-    if not worst <= 1.0:
-        at, k = divmod(int(place), len(keys))
-        _refuse(names[at], keys[k], here, given)
+    total, spread, *sums = (torch.stack([x.to(device) for x in column]) for column in zip(*entries))
+    everybodys = over_processes(torch.stack(sums))
+    total, spread, parts, sizes, squares = torch.stack([total, spread, *everybodys]).cpu()
+    allowed = rounding.allowed(dtypes, spread, squares.sqrt(), sizes)
+    difference = total - parts
+    at_once = (difference.abs() / allowed).nan_to_num(torch.inf)
+    off = torch.maximum(at_once, rounding.shares.note(names, total, difference, allowed))
+    place = int(off.argmax())
+    if not off.flatten()[place] <= 1.0:
+        at, k = divmod(place, len(keys))
+        _refuse(names[at], keys[k], float(parts[at, k]), float(total[at, k]))
 
 
-def _sides(g: Tensor, V: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``<G, V_k>``, its typical size, the sum of the parts, and of their sizes: [k] each."""
-    total = (V * g.flatten().to(V.dtype)).sum(1, dtype=torch.float64)
-    typical = (V.norm(dim=1) * g.norm()).double() / math.sqrt(g.numel())
-    return total, typical, parts.sum(1), parts.abs().sum(1)
+def _sides(g: Tensor, V: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
+    """``<G, V_k>``, the norm of its summands, the sum of the parts, of their sizes, and of their
+    squares: [k] each.
+    """
+    products = V * g.flatten().to(V.dtype)
+    total = products.sum(1, dtype=torch.float64)
+    return total, products.norm(dim=1).double(), parts.sum(1), parts.abs().sum(1), (parts**2).sum(1)
 
 
 def _refuse(name: str, key: tuple[str, str], here: float, given: float) -> NoReturn:
@@ -175,12 +160,12 @@ def check_forward_balance(
     gradients: Mapping[str, Tensor],
     directions: Mapping[str, Tensor],
     keys: list[tuple[str, str]],
+    rounding: Rounding,
     over_processes: Callable[[Tensor], Tensor],
 ) -> None:
     """The same check over all parameters at once, for values [k, n] that come from tokens.
 
-    The forward pass uses unfused attention, so its rounding is that of the coarsest dtype in use,
-    not the order of a sum.
+    The values come from a pass of their own, whose autocast nobody sees: it may have been in bf16.
 
     Raises:
         BalanceError
@@ -188,13 +173,14 @@ def check_forward_balance(
     whole = {name: v for name, v in directions.items() if name in gradients}
     flat_V = torch.cat([v.reshape(len(keys), -1).double() for v in whole.values()], 1)
     flat_g = torch.cat([gradients[name].flatten().double() for name in whole])
+    dtype = next(iter(gradients.values())).dtype
     check_balance(
         {"(all)": values},
-        {"(all)": flat_g.to(next(iter(gradients.values())).dtype)},
+        {"(all)": flat_g.to(dtype)},
         {"(all)": flat_V},
         1.0,
         keys,
-        torch.float32,
+        rounding.of_another_pass(dtype),
         over_processes,
     )
 

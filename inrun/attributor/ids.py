@@ -40,8 +40,8 @@ def ids_of(given: Any) -> np.ndarray:
             f"{told}. Next: str(id) of whatever tells your samples apart"
         )
     if kinds == {int}:
-        _refuse_past_int64(max(each))
-        _refuse_past_int64(min(each))
+        for end in (max(each), min(each)):
+            _refuse_past_int64(int(end))
         return np.array(each, np.int64)
     # objects: numpy's own strings end at the last character that is not null
     found = np.empty(len(each), object)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inrun.attributor.parameters import RandomState, TrackedParameters
 from inrun.attributor.processes import Processes
+from inrun.attributor.tolerance import Rounding, coarser
 from inrun.ghost import (
     CompiledProbes,
     GradientBuffers,
@@ -187,10 +188,11 @@ class MicroBatches:
         return self._uses.union(*own)
 
     @property
-    def lowest_dtype(self) -> torch.dtype:
-        """The coarsest dtype of what came back in the backward."""
-        found = {dtype for record in self.records for dtype in record.dtypes}
-        return min(found, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float32)
+    def rounding(self) -> Rounding:
+        """The arithmetic of the step."""
+        found = [dtype for record in self.records for dtype in record.dtypes]
+        lowest = reduce(coarser, found) if found else torch.float32
+        return Rounding(lowest, len(self.done), self.parameters.shares)
 
     def dots(
         self, V: Mapping[str, Tensor], of: Callable[[MicroBatch], Mapping[str, Tensor]]

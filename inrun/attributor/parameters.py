@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from inrun.attributor.balance import gradient_norms
 from inrun.attributor.hooks import StepError
+from inrun.attributor.tolerance import Shares
 from inrun.config import ConfigError
 from inrun.updates import PlainSGD, SGDUpdate, UnknownOptimizerError, Update, snapshots
 
@@ -24,6 +25,7 @@ class TrackedParameters:
 
     Attributes:
         by_name: name -> parameter.
+        shares: what the balance of the steps so far has shown of them.
         constants: the model's buffers and other parameters: a use of them is nobody's gradient.
 
     Raises:
@@ -41,6 +43,7 @@ class TrackedParameters:
         self.model, self.pattern = model, pattern
         self.by_name: dict[str, Tensor] = {}
         self.constants: list[Tensor] = []
+        self.shares = Shares()
         self.read_again()
 
     def read_again(self) -> bool:

@@ -72,15 +72,15 @@ class Recorder:
 
         self.writer = self.processes.one_by_one(writer)
         if resume_at is not None:
-            self._load_names()
+            self._load_names(self.writer.path)
         if recording.samples is not None:
             samples = self.numbering.numbered(recording.samples)
             if self.processes.leads:
                 self.writer.samples(samples)
 
-    def _load_names(self) -> None:
+    def _load_names(self, path: Path) -> None:
         """The numbers that names have in the store."""
-        with ValueStore(self.writer.path) as store:
+        with ValueStore(path) as store:
             rows = store.names()
         self.numbering.load(rows["id"].to_pylist(), rows["sample_id"].to_pylist())
         self.numbering.kept(self.numbering.known)

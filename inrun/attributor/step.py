@@ -203,12 +203,14 @@ class OpenStep:
         if not options.route.by_parameter:
             rows = [torch.cat([part.sum(1) for part in tokens[key]]) for key in keys]
             if checked:
-                check_forward_balance(torch.stack(rows), gradients, now, keys, total)
+                check_forward_balance(
+                    torch.stack(rows), gradients, now, keys, passes.rounding, total
+                )
             return torch.stack(rows), {}, tokens
         dots = options.route.dots(passes, V)
         self.setting.audits.look(passes, self.number)
         if checked:
-            check_balance(dots, gradients, V, c, keys, passes.lowest_dtype, total)
+            check_balance(dots, gradients, V, c, keys, passes.rounding, total)
         dots = {name: c * self.rates.at_present(name, d) for name, d in dots.items()}
         nothing = torch.zeros(len(keys), passes.count, dtype=torch.float64)
         return reduce(torch.add, dots.values()) if dots else nothing, dots, tokens

@@ -31,7 +31,7 @@ class Parameter(Origin):
     """The parameter itself."""
 
     def __init__(self, name: str, value: Tensor):
-        self.roots, self.value = (name,), value
+        self.roots, self.value, self.dtype = (name,), value, value.dtype
 
     def jvp(self, root: str, V: Tensor) -> Tensor:
         return V
@@ -54,6 +54,8 @@ class Derived(Origin):
         self.roots = tuple(
             dict.fromkeys(root for origin in origins if origin for root in origin.roots)
         )
+        made_of = (origin.dtype for origin in origins if origin)
+        self.dtype = max(value.dtype, *made_of, key=lambda dtype: torch.finfo(dtype).eps)
 
     def jvp(self, root: str, V: Tensor) -> Tensor:
         """Raises NoTangentError where torch has no derivative for it."""

@@ -29,6 +29,7 @@ class Recorder(Sink):
     def __init__(self, n: int, fused: bool):
         self.n, self.fused = n, fused
         self.seen: set[str] = set()
+        #: those in which parts of gradients were formed
         self.dtypes: set[torch.dtype] = set()
         #: what was done with which parameters, in what form: new ones are audited
         self.uses: set[Use] = set()
@@ -42,6 +43,7 @@ class Recorder(Sink):
             return
         self.seen.update(origin.roots)
         self.uses.add((operation, origin.roots, type(factor).__name__))
+        self.dtypes.add(origin.dtype)
         self.dtypes.update(
             tensor.dtype for tensor in factor.tensors() if tensor.is_floating_point()
         )
@@ -91,7 +93,7 @@ class StreamingDots(Recorder):
         (root,) = origin.roots
         self.seen.add(root)
         self.uses.add(("fused", origin.roots, ""))
-        self.dtypes.add(dtype)
+        self.dtypes.update((dtype, origin.dtype))
         add_dots(self.by_parameter, root, dots)
 
     def dots(self, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ class Origin(Protocol):
     """Names of the parameters that the tensor depends on."""
     value: Tensor
     """The tensor itself."""
+    dtype: torch.dtype
+    """The coarsest one of the tensor and of those that it was made of."""
 
     def jvp(self, root: str, V: Tensor) -> Tensor:
         """Directions V [k, *root's shape] of one parameter as directions [k, *own shape]."""
