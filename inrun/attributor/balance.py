@@ -8,6 +8,7 @@ parameter that was not seen, a gradient from outside the batch, or noise added t
 that names the parameter.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -119,8 +120,9 @@ def check_balance(
     total, spread, parts, sizes, squares = torch.stack([total, spread, *everybodys]).cpu()
     allowed = rounding.allowed(dtypes, spread, squares.sqrt(), sizes)
     difference = total - parts
-    at_once = (difference.abs() / allowed).nan_to_num(torch.inf)
-    off = torch.maximum(at_once, rounding.shares.note(names, total, difference, allowed))
+    off = (difference.abs() / allowed).nan_to_num(torch.inf)
+    if bool((off <= 1.0).all()):  # otherwise nothing is learnt from this step
+        off = rounding.shares.note(names, total, difference, allowed)
     place = int(off.argmax())
     if not off.flatten()[place] <= 1.0:
         at, k = divmod(place, len(keys))

@@ -107,8 +107,10 @@ class Rounding:
     roundings: float = ROUNDINGS
 
     def of_another_pass(self, dtype: torch.dtype) -> "Rounding":
-        """That of values from a pass of their own over weights of this dtype."""
-        lowest = torch.float64 if dtype == torch.float64 else torch.bfloat16
+        """That of values from a pass of their own over weights of this dtype, some of which may
+        have been in a coarser one.
+        """
+        lowest = torch.float32 if dtype == torch.float64 else torch.bfloat16
         return replace(self, lowest=lowest, roundings=OF_ANOTHER_PASS)
 
     def allowed(
