@@ -6,22 +6,21 @@ an error that names it. Every question sees one snapshot of the lists.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from inrun.files import partials
 from inrun.store import snapshot
+from inrun.store.fence import tables_of
 from inrun.store.parts import TABLES, Part, StoreError, state_of
 
 # Errors of the question, not of the files.
@@ -113,8 +112,7 @@ class Tables:
 
     def ask(self, query: str, seen: snapshot.Snapshot) -> pa.Table:
         """The answer to one SELECT about these parts."""
-        self._refuse_all_but_questions(query)
-        tables = self._named(query)
+        tables = tables_of(self._connection, query)
         parts = [part for table in tables for part in seen.parts[table]]
         self._check(parts)
         self._make_views(tables, seen)
@@ -134,25 +132,6 @@ class Tables:
                 except StoreError as damage:
                     raise damage from error
             raise
-
-    def _refuse_all_but_questions(self, query: str) -> None:
-        statements = self._connection.extract_statements(query)
-        kinds = [statement.type for statement in statements]
-        if kinds != [duckdb.StatementType.SELECT]:
-            told = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
-            raise StoreError(
-                f"sql() answers one question, a single SELECT, and changes nothing; got {told}."
-            )
-
-    def _named(self, query: str) -> list[str]:
-        """The tables that a question names, and perhaps more."""
-        asked = self._connection.execute("SELECT json_serialize_sql(?)", [query])
-        ((tree,),) = asked.fetchall()
-        names = {name.lower() for name in _table_names(json.loads(tree))}
-        names |= {"names"} if "samples" in names else set()
-        names |= {"terms"} if "values" in names else set()
-        named = [table for table in TABLES if table in names]
-        return named or list(TABLES)
 
     def _check(self, parts: Iterable[Part]) -> None:
         """Look at the checksums of those parts that this reader has not opened yet."""
@@ -200,18 +179,6 @@ class Tables:
             rows += "" if cut is None else f" WHERE step <= {cut}"
         names = self._rows_of("names", seen) if table == "samples" else None
         return rows if names is None else with_names(rows, names)
-
-
-def _table_names(tree: Any) -> Iterator[str]:
-    """Every name of a table in a question, as DuckDB's parser sees it."""
-    if isinstance(tree, dict):
-        if isinstance(tree.get("table_name"), str):
-            yield tree["table_name"]
-        for branch in tree.values():
-            yield from _table_names(branch)
-    elif isinstance(tree, list):
-        for branch in tree:
-            yield from _table_names(branch)
 
 
 def text(value: str) -> str:

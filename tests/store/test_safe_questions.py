@@ -29,13 +29,46 @@ def alter(path, **entries):
         "SELECT content FROM read_text('{store}/../outside.txt')",
         "SELECT * FROM glob('/etc/*')",
         "SELECT * FROM '{outside}'",
+        "SELECT * FROM read_parquet('{store}/terms/*.parquet')",
+        "SELECT (SELECT content FROM read_text('{store}/store.json')), * FROM terms",
+        "WITH x AS (FROM glob('{store}/*')) FROM x",
+        "SELECT * FROM ledger, query('FROM terms')",
+        "FROM query_table('terms')",
+        "FROM duckdb_settings()",
+        """FROM "{store}/terms/x.parquet" """,
     ],
 )
 def test_question_reads_no_other_file(path, query):
     outside = path.parent / "outside.txt"
     outside.write_text("x")
-    with ValueStore(path) as store, pytest.raises(duckdb.Error, match=r"disabled|does not exist"):
+    with ValueStore(path) as store, pytest.raises(StoreError, match="is none of them"):
         store.sql(query.format(outside=outside, store=path))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "FROM read_text('{outside}')",
+        "COPY (SELECT 1) TO '{outside}.copy'",
+        "ATTACH '{outside}.db' AS x",
+        "SET memory_limit = '100GB'",
+        "INSTALL httpfs",
+    ],
+)
+def test_behind_the_first_fence_duckdb_has_its_own(path, query, monkeypatch):
+    outside = path.parent / "outside.txt"
+    outside.write_text("x")
+    monkeypatch.setattr("inrun.store.tables.tables_of", lambda connection, query: [])
+    with ValueStore(path) as store, pytest.raises(duckdb.Error):
+        store.sql(query.format(outside=outside))
+    assert [file.name for file in path.parent.iterdir() if file.is_file()] == ["outside.txt"]
+
+
+def test_functions_that_read_nothing_and_descriptions_are_questions(path):
+    with ValueStore(path) as store:
+        assert len(store.sql("SELECT r.*, step FROM range(3) r, terms, unnest([1, 2])")) == 12
+        assert "path" in store.sql("DESCRIBE terms")["column_name"].to_pylist()
+        assert len(store.sql("SELECT unnest([1, 2])")) == 2
 
 
 @pytest.mark.parametrize(
