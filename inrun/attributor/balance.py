@@ -126,7 +126,7 @@ def check_balance(
     place = int(off.argmax())
     if not off.flatten()[place] <= 1.0:
         at, k = divmod(place, len(keys))
-        _refuse(names[at], keys[k], float(parts[at, k]), float(total[at, k]))
+        _refuse(names[at], keys[k], float(parts[at, k]), float(total[at, k]), rounding.way_out)
 
 
 def _sides(g: Tensor, V: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
@@ -138,7 +138,7 @@ def _sides(g: Tensor, V: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
     return total, products.norm(dim=1).double(), parts.sum(1), parts.abs().sum(1), (parts**2).sum(1)
 
 
-def _refuse(name: str, key: tuple[str, str], here: float, given: float) -> NoReturn:
+def _refuse(name: str, key: tuple[str, str], here: float, given: float, way_out: str) -> NoReturn:
     method, target = key
     if not math.isfinite(here) or not math.isfinite(given):
         raise NonFiniteError(
@@ -150,10 +150,10 @@ def _refuse(name: str, key: tuple[str, str], here: float, given: float) -> NoRet
         f"parameter {name}: the samples' parts add up to {here:.6g}, but the gradient gives "
         f"{given:.6g} (method {method}, target {target}). Likely causes: the parameter got a "
         "gradient outside `with attr.batch(...)` (a regulariser, an earlier backward without "
-        "zero_grad), it is used inside a compiled region or an extension that is not seen, .grad "
-        "was changed by other than a common factor (noise, a per-parameter clip), or it was "
-        "averaged over processes without the Attributor being told (give it the "
-        "DistributedDataParallel itself, or processes=Processes(group))."
+        "zero_grad), .grad was changed by other than a common factor (noise, a per-parameter "
+        "clip), a use of it was not seen, or it was averaged over processes without the Attributor "
+        "being told (give it the DistributedDataParallel itself, or processes=Processes(group))."
+        + way_out
     )
 
 
@@ -187,7 +187,7 @@ def check_forward_balance(
     )
 
 
-def check_seen(norms: Mapping[str, float], seen: set[str]) -> None:
+def check_seen(norms: Mapping[str, float], seen: set[str], way_out: str = "") -> None:
     """Every parameter with a gradient was used under our eyes, and the other way round.
 
     Raises:
@@ -206,9 +206,9 @@ def check_seen(norms: Mapping[str, float], seen: set[str]) -> None:
         raise UnseenParameterError(
             f"parameter {shown(unseen)}: it has a gradient but no use of it was seen inside `with "
             "attr.batch(...)`. Forward and loss.backward() of the micro-batch must both run inside "
-            "the block, and not inside torch.compile; a gradient from torch.autograd.grad that is "
-            "put into .grad is not seen. Or leave the parameter out of the values by params="
-            "'<regex that does not match it>'."
+            "the block; a gradient from torch.autograd.grad that is put into .grad is not seen."
+            f"{way_out} Or leave the parameter out of the values by params='<regex that does not "
+            "match it>'."
         )
 
 

@@ -25,8 +25,12 @@ from inrun.ghost import (
     token_dots,
 )
 from inrun.ghost.backward import grad
+from inrun.ghost.errors import ONE_AT_A_TIME
 from inrun.ghost.tape import Use
 from inrun.rules.factors import SampleAxisError
+
+#: in the first steps, own autograd functions are looked for in the graph, to be named in an error
+LOOK_FOR_FUNCTIONS = 3
 
 #: what takes the samples' parts while a backward runs
 Record = StreamingDots | Tape | CompiledProbes
@@ -93,6 +97,8 @@ class MicroBatches:
     ) -> Iterator[None]:
         """Around forward and backward of one more micro-batch."""
         random = RandomState(self.parameters) if forward is not None else None
+        if isinstance(record, StreamingDots | Tape):
+            record.looking = self.parameters.reads <= LOOK_FOR_FUNCTIONS
         with self._seen_by(record):
             yield
         if isinstance(record, StreamingDots | Tape) and record.seen and not record.axis_found:
@@ -192,7 +198,20 @@ class MicroBatches:
         """The arithmetic of the step."""
         found = [dtype for record in self.records for dtype in record.dtypes]
         lowest = reduce(coarser, found) if found else torch.float32
-        return Rounding(lowest, len(self.done), self.parameters.shares)
+        return Rounding(lowest, len(self.done), self.parameters.shares, self.way_out)
+
+    @property
+    def way_out(self) -> str:
+        """What a refusal of the balance says of causes that were met, and of the way out."""
+        if any(isinstance(record, WholeGradients) for record in self.records):
+            return ""
+        met = [record.met for record in self.records if isinstance(record, StreamingDots | Tape)]
+        names = ", ".join(sorted(set().union(*met)))
+        functions = f" ({names}, of which nothing is seen inside)" if names else ""
+        return (
+            f" Where it is used in an autograd function of your own{functions}, in a compiled "
+            f"region or an extension, say {ONE_AT_A_TIME}."
+        )
 
     def dots(
         self, V: Mapping[str, Tensor], of: Callable[[MicroBatch], Mapping[str, Tensor]]

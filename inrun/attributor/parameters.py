@@ -26,6 +26,7 @@ class TrackedParameters:
     Attributes:
         by_name: name -> parameter.
         shares: what the balance of the steps so far has shown of them.
+        reads: how often they were looked for: once at first, and at every step.
         constants: the model's buffers and other parameters: a use of them is nobody's gradient.
 
     Raises:
@@ -43,7 +44,7 @@ class TrackedParameters:
         self.model, self.pattern = model, pattern
         self.by_name: dict[str, Tensor] = {}
         self.constants: list[Tensor] = []
-        self.shares = Shares()
+        self.shares, self.reads = Shares(), 0
         self.read_again()
 
     def read_again(self) -> bool:
@@ -52,6 +53,7 @@ class TrackedParameters:
         Done at the beginning of every step: layers are unfrozen, groups added. Returns whether
         other parameters are tracked than before.
         """
+        self.reads += 1
         self.owners = self.find_owners()
         found = self.track(self.model, self.pattern)
         if {n: id(p) for n, p in found.items()} == {n: id(p) for n, p in self.by_name.items()}:

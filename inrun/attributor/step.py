@@ -145,7 +145,8 @@ class OpenStep:
         if refused:
             raise audits.refusal or audits.of_another()
         if passes.records:
-            check_seen(norms, {name for name, used in zip(parameters, uses) if used})
+            used = {name for name, count in zip(parameters, uses) if count}
+            check_seen(norms, used, passes.way_out)
         dtypes = {name: p.dtype for name, p in parameters.items()}
         factor = common_factor(read_together(self._norms), norms, dtypes)
         scale = setting.parameters.loss_scale()

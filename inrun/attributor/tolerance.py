@@ -98,12 +98,14 @@ class Rounding:
         lowest: the coarsest dtype in which parts of gradients were formed.
         rounds: micro-batches, after each of which `.grad` is rounded.
         shares: what the steps before have shown.
+        way_out: what a refusal ends with.
         roundings: ROUNDINGS or OF_ANOTHER_PASS.
     """
 
     lowest: torch.dtype = torch.float32
     rounds: int = 1
     shares: Shares = field(default_factory=Shares)
+    way_out: str = ""
     roundings: float = ROUNDINGS
 
     def of_another_pass(self, dtype: torch.dtype) -> "Rounding":

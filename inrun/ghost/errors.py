@@ -9,11 +9,18 @@ from torch.overrides import resolve_name
 
 from inrun.rules.registry import NoRule
 
+#: the way that works for whatever torch can train
+ONE_AT_A_TIME = (
+    "Attributor(..., route='whole'), one sample per micro-batch: for each i, `with "
+    "attr.batch([ids[i]])` around loss(x[i : i + 1]) / n and its backward, then optimizer.step()"
+)
+
 #: ways that need no rule for the operation, said by every refusal of one
 WITHOUT_A_RULE = (
-    "Either add a rule (inrun.rules.rule), or use the universal route, which needs none: "
-    "Attributor(..., route='forward') with attr.batch(ids, forward=lambda: loss), or leave the "
-    "parameter out of the values by params='<regex that does not match it>'."
+    f"Ways that need no rule: {ONE_AT_A_TIME}. Or Attributor(..., route='forward') with "
+    "attr.batch(ids, forward=lambda: loss), where torch has forward-mode derivatives and the loss "
+    "is one of torch.nn.functional's. Or leave the parameter out of the values by params='<regex "
+    "that does not match it>', or add a rule (inrun.rules.rule)."
 )
 
 #: named already, or nothing that a rule could help

@@ -17,14 +17,18 @@ from torch.overrides import TorchFunctionMode
 
 from inrun.ghost.arguments import rebuilder, tensors_of
 from inrun.ghost.backward import dual_level
+from inrun.ghost.errors import ONE_AT_A_TIME
 from inrun.ghost.modes import Expand, Substitute
 from inrun.rules.factors import by_sample, wide
 
 
 class ForwardRouteError(RuntimeError):
     """The loss does not pass through a loss function of torch.nn.functional, so samples cannot be
-    told apart.
+    told apart, or an operation has no forward-mode derivative. Its message ends with a way out.
     """
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}. Or say {ONE_AT_A_TIME}")
 
 
 _LOSSES = {

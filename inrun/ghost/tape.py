@@ -4,12 +4,13 @@ from a tape, for those known after.
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from inrun.ghost.buffers import GradientBuffers
+from inrun.ghost.met import own_functions
 from inrun.ghost.origin import dots_of
 from inrun.rules import Factor, Origin, Sink
 
@@ -37,6 +38,14 @@ class Recorder(Sink):
         self.axis_found = False
         #: a backward runs that is not the training's: nothing of it belongs to a sample
         self.paused = False
+        #: autograd functions of one's own that a backward passed through, as long as it is looked
+        self.looking = False
+        self.met: set[str] = set()
+
+    def look_at(self, given: Tensor | Iterable[Tensor]) -> None:
+        """A backward of these is about to run."""
+        if self.looking and not self.paused:
+            self.met |= own_functions(given)
 
     def sink(self, operation: str, origin: Origin, factor: Factor) -> None:
         if self.paused:

@@ -20,7 +20,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 from inrun.ghost.again import not_in_place, unfit
 from inrun.ghost.arguments import rebuilder, tensors_of
 from inrun.ghost.backward import BACKWARDS, backward, inner_grad, makes_graph
-from inrun.ghost.errors import MixedSamplesError, Named, UncoveredUseError, uncovered
+from inrun.ghost.errors import (
+    ONE_AT_A_TIME,
+    MixedSamplesError,
+    Named,
+    UncoveredUseError,
+    uncovered,
+)
 from inrun.ghost.origin import Parameter, derive, takes_no_data
 from inrun.ghost.tape import Recorder
 from inrun.rules import OPERATIONS, Factor, Origin, find
@@ -96,6 +102,7 @@ class UseTracker(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in BACKWARDS:
+            self.recorder.look_at(args[0] if args else kwargs.get("tensors", ()))
             with self:
                 return backward(args, kwargs)
         if func is torch.autograd.grad:
@@ -138,9 +145,7 @@ class UseTracker(TorchFunctionMode):
             raise UncoveredUseError(
                 "torch.autograd.grad(create_graph=True) inside the batch: the loss contains a "
                 "gradient (a gradient penalty), and a second backward through it would be added to "
-                "the samples' parts. Values of such a loss are not supported; take the gradient "
-                "without a graph, or train these batches outside `with attr.batch(...)` and step "
-                "with them apart"
+                f"the samples' parts. Take the gradient without a graph; or say {ONE_AT_A_TIME}"
             )
         self.recorder.paused = True
         try:
