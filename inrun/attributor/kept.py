@@ -1,11 +1,15 @@
 """What routes keep until a direction is known: how many bytes, and which methods ask for it."""
 
+import logging
 import os
+from dataclasses import dataclass
 
 import torch
 
 from inrun.ghost import GradientBuffers
 from inrun.methods import Method
+
+log = logging.getLogger(__name__)
 
 #: (what must hold, the message if it does not), for `inrun.config.require`
 Demand = tuple[object, str]
@@ -35,6 +39,42 @@ def kept_until_known(memory: int | None, device: torch.device, late: bool) -> Gr
     if not late:
         return GradientBuffers(0)
     return GradientBuffers(device_memory(device) // 4 if memory is None else memory)
+
+
+@dataclass
+class Room:
+    """Room for layer inputs and output gradients of a step's micro-batches.
+
+    A micro-batch past it is run once more when the direction is known, where
+    ``batch(ids, forward=...)`` says how; otherwise it is kept all the same.
+
+    Attributes:
+        budget: bytes. told: that it was not enough was said.
+    """
+
+    budget: int
+    told: bool = False
+
+    @classmethod
+    def of(cls, memory: int | None, device: torch.device) -> "Room":
+        """None: a quarter of the device's memory."""
+        return cls(device_memory(device) // 4 if memory is None else memory)
+
+    def spills(self, kept: int, runs_again: bool) -> bool:
+        """Whether the micro-batch with which so many bytes would be kept is run once more."""
+        if kept <= self.budget:
+            return False
+        if not self.told:
+            self.told = True
+            log.warning(
+                "layer inputs and output gradients that values need take more than %.0f MiB: %s",
+                self.budget / 2**20,
+                "micro-batches past it are run once more, a forward and a backward each"
+                if runs_again
+                else "they are kept all the same. Give attr.batch(ids, forward=lambda: <the loss "
+                "that is backpropagated>) and micro-batches past it are run once more instead",
+            )
+        return runs_again
 
 
 def device_memory(device: torch.device) -> int:

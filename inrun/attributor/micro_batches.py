@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inrun.attributor.kept import Room
 from inrun.attributor.parameters import RandomState, TrackedParameters
 from inrun.attributor.processes import Processes
 from inrun.attributor.tolerance import Rounding, coarser
@@ -71,6 +72,7 @@ class MicroBatches:
         processes: whose exchange of gradients a second forward does not announce.
         late: whether a direction is known after the backward only.
         buffers: memory for per-sample weight gradients.
+        room: for layer inputs and output gradients.
 
     Attributes:
         known: name -> directions [k, *shape] that are known before the backward.
@@ -83,9 +85,14 @@ class MicroBatches:
         processes: Processes,
         late: bool,
         buffers: GradientBuffers,
+        room: Room,
     ):
         self.model, self.parameters, self.processes = model, parameters, processes
-        self.late, self.buffers = late, buffers
+        self.late, self.buffers, self.room = late, buffers, room
+        self._kept = 0
+        # of micro-batches that are run once more
+        self._seen: set[str] = set()
+        self._dtypes: set[torch.dtype] = set()
         self.known: dict[str, Tensor] = {}
         self.done: list[MicroBatch] = []
         self._squares: dict[str, Tensor] | None = None
@@ -111,6 +118,15 @@ class MicroBatches:
             if forward is None:
                 raise WholeRouteError(out_of_memory(len(self.done), self.buffers.budget))
             record = None
+        elif isinstance(record, Tape) and not isinstance(record, WholeTape):
+            size = record.nbytes()
+            if self.room.spills(self._kept + size, forward is not None):
+                self._seen |= record.seen
+                self._dtypes |= record.dtypes
+                self._uses |= record.uses
+                record = None
+            else:
+                self._kept += size
         self.done.append(MicroBatch(ids, record, forward, random))
 
     @contextmanager
@@ -185,7 +201,7 @@ class MicroBatches:
     @property
     def seen(self) -> set[str]:
         """Names of the parameters of which a use was seen."""
-        return set().union(*(record.seen for record in self.records))
+        return self._seen.union(*(record.seen for record in self.records))
 
     @property
     def uses(self) -> set[Use]:
@@ -196,7 +212,7 @@ class MicroBatches:
     @property
     def rounding(self) -> Rounding:
         """The arithmetic of the step."""
-        found = [dtype for record in self.records for dtype in record.dtypes]
+        found = self._dtypes.union(*(record.dtypes for record in self.records))
         lowest = reduce(coarser, found) if found else torch.float32
         return Rounding(lowest, len(self.done), self.parameters.shares, self.way_out)
 
@@ -244,13 +260,10 @@ class MicroBatches:
                 rows.append(c * token_dots(micro.evaluate, weights, len(micro)).double())
         return rows
 
-    def recorded_squares(self, name: str) -> Tensor | None:
-        """``sum_i g_i^2`` elementwise from the tapes; None if no micro-batch used the parameter."""
-        found = [q for tape in self.tapes if (q := tape.squares(name)) is not None]
-        return reduce(torch.add, found) if found else None
-
     def squares(self, name: str, tape_of: Callable[[MicroBatch], Tape]) -> Tensor | None:
-        """The same from a tape for each micro-batch, one at a time in memory."""
+        """``sum_i g_i^2`` elementwise of a parameter, from a tape of each micro-batch; None if none
+        used it.
+        """
         if self._squares is None:
             self._squares = {}
             for micro in self.done:

@@ -12,7 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from inrun.attributor.kept import Demand, enough, keeps_something, kept_until_known, late_methods
+from inrun.attributor.kept import (
+    Demand,
+    Room,
+    enough,
+    keeps_something,
+    kept_until_known,
+    late_methods,
+)
 from inrun.attributor.micro_batches import MicroBatch, MicroBatches, Record
 from inrun.config import build_kind, require
 from inrun.ghost import CompiledProbes, GradientBuffers, StreamingDots, Tape
@@ -65,12 +72,28 @@ class Route:
         return None
 
     def dots(self, passes: MicroBatches, V: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``<g_i, V_k>``: name -> V [k, *shape]  to  name -> [k, n] in float64."""
-        return passes.dots(V, lambda micro: micro.record.dots(V) if micro.record else {})
+        """``<g_i, V_k>``: name -> V [k, *shape]  to  name -> [k, n] in float64.
+
+        A micro-batch of which nothing is kept is run once more.
+        """
+
+        def of(micro: MicroBatch) -> Mapping[str, Tensor]:
+            return (micro.record or passes.replayed(micro, StreamingDots(V, len(micro)))).dots(V)
+
+        return passes.dots(V, of)
 
     def squares(self, passes: MicroBatches, name: str) -> Tensor | None:
         """``sum_i g_i^2`` elementwise of a parameter; None if it was not used."""
-        return passes.recorded_squares(name)
+
+        def tape_of(micro: MicroBatch) -> Tape:
+            kept = isinstance(micro.record, Tape)
+            return micro.record if kept else passes.replayed(micro, Tape(len(micro)))
+
+        return passes.squares(name, tape_of)
+
+    def room(self, device: torch.device) -> Room:
+        """Room for layer inputs and output gradients that are kept until a direction is known."""
+        return Room.of(None, device)
 
     def audit_dots(self, n: int, uses: set[Use]) -> Dots:
         """How an audit takes the parts of n samples; `uses` gets what it did with parameters."""
@@ -99,6 +122,19 @@ class Tap(Route):
     """
 
     kind: str = field(default="tap", init=False)
+    memory: int | None = None
+    """bytes of layer inputs and output gradients that methods whose direction is known after the
+    backward may keep; micro-batches past it are run once more, by `batch(ids, forward=...)`, and
+    kept all the same without it. None: a quarter of the device's memory"""
+
+    def __post_init__(self) -> None:
+        require("route tap", enough(self.memory))
+
+    def demands(self, methods: tuple[Method, ...], per_token: bool) -> list[Demand]:
+        return [keeps_something("Tap", self.memory, methods)]
+
+    def room(self, device: torch.device) -> Room:
+        return Room.of(self.memory, device)
 
     def record(self, passes: MicroBatches, n: int) -> Record:
         return Tape(n) if passes.late else StreamingDots(passes.known, n)
@@ -119,8 +155,8 @@ class Fused(Route):
     kind: str = field(default="fused", init=False)
     memory: int | None = None
     """bytes of per-sample weight gradients that methods whose direction is known after the backward
-    may keep; past it they keep layer inputs and output gradients and pay one more product. None: a
-    quarter of the device's memory"""
+    may keep; past it they keep layer inputs and output gradients, for which there is a quarter of
+    the device's memory (as with `Tap`), and pay one more product. None: a quarter of it too"""
 
     fused_targets: ClassVar[bool] = True
 
@@ -171,15 +207,6 @@ class Replay(Route):
 
     def record(self, passes: MicroBatches, n: int) -> Record | None:
         return None if passes.late else StreamingDots(passes.known, n)
-
-    def dots(self, passes: MicroBatches, V: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        def of(micro: MicroBatch) -> Mapping[str, Tensor]:
-            return (micro.record or passes.replayed(micro, StreamingDots(V, len(micro)))).dots(V)
-
-        return passes.dots(V, of)
-
-    def squares(self, passes: MicroBatches, name: str) -> Tensor | None:
-        return passes.squares(name, lambda micro: passes.replayed(micro, Tape(len(micro))))
 
 
 @route

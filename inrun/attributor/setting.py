@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from inrun.attributor.audit import Audits
 from inrun.attributor.excess import Excess
+from inrun.attributor.kept import Room
 from inrun.attributor.options import Options
 from inrun.attributor.parameters import TrackedParameters
 from inrun.attributor.processes import Processes
@@ -33,6 +34,7 @@ class Setting:
     excess: Excess
     processes: Processes
     buffers: GradientBuffers
+    room: Room
     audits: Audits
     settled: set[str] = field(default_factory=set)
     told_coarse: bool = False
@@ -69,7 +71,8 @@ class Setting:
         buffers = route.buffers(parameters.device, any(m.may_wait for m in options.method))
         excess = Excess(options.method, processes)
         audits = Audits(options.audit, route, processes.alone)
-        setting = cls(options, model, parameters, made, excess, processes, buffers, audits)
+        room = route.room(parameters.device)
+        setting = cls(options, model, parameters, made, excess, processes, buffers, room, audits)
         view = setting.optimizer_view()  # an optimizer without a rule is refused now
         for method in options.method:
             method.check(view)

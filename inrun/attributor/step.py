@@ -58,7 +58,7 @@ class OpenStep:
         self.stack = DirectionStack(options.method, waiting, setting.targets, parameters)
         late = bool(self.stack.late)
         self.passes = MicroBatches(
-            setting.model, parameters, setting.processes, late, setting.buffers
+            setting.model, parameters, setting.processes, late, setting.buffers, setting.room
         )
         self.samples = 0
         self._norms: dict[str, Tensor] = {}

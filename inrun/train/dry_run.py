@@ -10,6 +10,8 @@ size on disk is the measured one of a compressed row (`ROW_BYTES`).
 
 from dataclasses import dataclass
 
+import torch
+
 from inrun import models
 from inrun.models import Config
 from inrun.train.config import RunConfig
@@ -46,7 +48,11 @@ class ResourceEstimate:
     directions: int
     """V of each method and target, and the targets' gradients."""
     tape: int
-    """Inputs and output gradients of a batch, for methods that need the whole gradient first."""
+    """Inputs and output gradients that are kept, for methods that need the whole gradient first."""
+    replayed: int
+    """Micro-batches of a step that are run once more, because what is kept finds no room."""
+    micro_batches: int
+    """Micro-batches of a step, in one process."""
     training: int
     """Activations of a micro-batch."""
     targets: int
@@ -66,6 +72,12 @@ class ResourceEstimate:
         fixed = self.weights + self.gradients + self.optimizer + self.directions + self.tape
         return fixed + max(self.training, self.targets)
 
+    def _kept(self) -> str:
+        again = f"{self.replayed} of {self.micro_batches} micro-batches are run once more (replay)"
+        kept = f"{self.tape / GIB:.2f} GiB of inputs and output gradients are kept (tape)"
+        told = ([again] if self.replayed else []) + ([kept] if self.tape else [])
+        return ", ".join(told) or "nothing is kept of a batch"
+
     def __str__(self) -> str:
         lines = [
             f"parameters          {self.parameters:,}",
@@ -74,6 +86,7 @@ class ResourceEstimate:
             f"directions of values {self.directions / GIB:.2f}, tape {self.tape / GIB:.2f}, "
             f"activations {max(self.training, self.targets) / GIB:.2f}",
             f"checkpoint          {self.checkpoint / GIB:.2f} GiB each",
+            f"values, each step   {self._kept()}",
             f"values (estimate)   {self.store / GIB:.3f} GiB for {self.rows:,} rows",
             f"operations          {self.flops_per_step / 1e12:,.1f} TFLOP per step for "
             "training alone",
@@ -88,7 +101,10 @@ def estimate(config: RunConfig) -> ResourceEstimate:
     tokens = config.data.block_size
     targets = len(values.targets) if values.on else 0
     keys = targets * len(values.method)
-    keeps_tape = any(not method.known_before for method in values.method)
+    micro = train.micro_batch or train.batch_size
+    micro_batches = -(-train.batch_size // micro)
+    one = 4 * _tape_floats(model) * tokens * micro
+    kept = _kept_micro_batches(config, one, micro_batches)
     largest_target = max(
         (min(t.chunks, values.target_micro_batch or t.chunks) for t in values.targets), default=0
     )
@@ -102,14 +118,30 @@ def estimate(config: RunConfig) -> ResourceEstimate:
         # a direction per method and target, once more while they are stacked, and the gradient of
         # each target
         directions=(2 * keys + targets) * weights,
-        tape=4 * _tape_floats(model) * tokens * train.batch_size if keeps_tape else 0,
-        training=4 * _activation_floats(model) * tokens * (train.micro_batch or train.batch_size),
+        tape=min(kept * one, 4 * _tape_floats(model) * tokens * train.batch_size),
+        replayed=micro_batches - kept if _waits(config) else 0,
+        micro_batches=micro_batches,
+        training=4 * _activation_floats(model) * tokens * micro,
         targets=4 * _activation_floats(model) * tokens * largest_target if targets else 0,
         checkpoint=weights + state,
         store=int(rows * (ROW_BYTES + VALUE_BYTES * len(values.method))),
         rows=rows,
         flops_per_step=models.flops_per_token(model, tokens) * tokens * train.batch_size,
     )
+
+
+def _waits(config: RunConfig) -> bool:
+    """Whether directions are known after the backward only, at least in the first steps."""
+    return any(method.may_wait for method in config.attribution.method)
+
+
+def _kept_micro_batches(config: RunConfig, one: int, micro_batches: int) -> int:
+    """How many micro-batches of a step find room for their inputs and output gradients."""
+    route = config.attribution.route
+    if not _waits(config) or route.needs_forward or not route.late_directions:
+        return 0
+    cuda = config.train.device != "cpu" and torch.cuda.is_available()
+    return min(route.room(torch.device("cuda" if cuda else "cpu")).budget // one, micro_batches)
 
 
 def _activation_floats(model: Config) -> int:

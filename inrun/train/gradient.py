@@ -80,5 +80,7 @@ class GradientPass:
     def _valued(self, ids: np.ndarray, again: Callable[[], Tensor]) -> AbstractContextManager:
         if self._attributor is None:
             return nullcontext()
-        runs_again = self._config.attribution.runs_again
+        values = self._config.attribution
+        # also where it is needed only if what is kept finds no room
+        runs_again = values.runs_again or any(m.may_wait for m in values.method)
         return self._attributor.batch(ids, forward=again if runs_again else None)

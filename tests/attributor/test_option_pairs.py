@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inrun import Attributor, Fused, Intervals, Recording
+from inrun import Attributor, Fused, Intervals, Recording, Tap
 from inrun.attributor import step as attributor_step
 from inrun.attributor.micro_batches import MicroBatches
 from inrun.methods import Method, Target
@@ -33,6 +33,7 @@ SETTINGS = {
     ("method.nodes", "3"): 3,
     ("method.quadrature", "gauss"): "gauss",
     ("method.tolerance", "1e-9"): 1e-9,
+    ("route", "tap, no room"): Tap(memory=0),
     ("route", "fused"): "fused",
     ("route", "fused, no memory"): Fused(memory=0),
     ("route", "replay"): "replay",

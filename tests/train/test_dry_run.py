@@ -101,3 +101,22 @@ def test_mlp_of_another_width_is_counted_as_it_is(tmp_path):
     assert wide.training - narrow.training == 4 * 2 * 3 * d * layers * tokens
     assert wide.tape - narrow.tape == 4 * 2 * 3 * d * layers * 32 * 8
     assert wide.flops_per_step - narrow.flops_per_step == 6 * 2 * 3 * d * d * layers * 32 * 8
+
+
+def test_what_finds_no_room_until_a_direction_is_known_is_said_to_be_run_again(tmp_path):
+    values = settings(tmp_path, train__micro_batch=2, attribution__method=["path"])
+
+    def guess(route: object):
+        asked = {**values["attribution"], "route": route}
+        return estimate(RunConfig.from_mapping({**values, "attribution": asked}))
+
+    whole = guess("tap")
+    assert (whole.replayed, whole.micro_batches) == (0, 4)
+    assert "are kept (tape)" in str(whole)
+    assert "once more" not in str(whole)
+    bounded = guess({"kind": "tap", "memory": whole.tape // 2})
+    assert (bounded.replayed, bounded.tape) == (2, whole.tape // 2)
+    assert "2 of 4 micro-batches are run once more (replay)" in str(bounded)
+    assert (guess("replay").replayed, guess("replay").tape) == (4, 0)
+    values["attribution"]["method"] = [{"kind": "first_order", "update": "sgd"}]
+    assert "nothing is kept of a batch" in str(guess("tap"))
