@@ -166,7 +166,7 @@ class Options(Valuation):
 
     def about(self, targets: list[str]) -> dict[str, Any]:
         """What the store says of them; a run that is resumed must agree."""
-        said = {m.name: {k: v for k, v in vars(m).items() if k != "name"} for m in self.method}
+        said = {m.name: {"kind": m.kind, **m.said()} for m in self.method}
         settings = {"methods": said, "every": self.every, "refresh": self.intervals.refresh}
         return {"targets": targets, "methods": list(said), "attribution": settings}
 

@@ -2,6 +2,7 @@
 it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -95,6 +96,14 @@ class Method:
     def needs_present_target(self) -> str:
         """Why a target's gradient of an earlier step cannot be used; empty if it can."""
         return ""
+
+    def said(self) -> dict[str, Any]:
+        """The options by name, as JSON can hold them; without the method's own name."""
+        return {
+            name: str(value) if value == math.inf else value
+            for name, value in vars(self).items()
+            if name != "name"
+        }
 
     @classmethod
     def from_config(cls, value: Any, where: str = "method") -> "Method":
