@@ -30,6 +30,9 @@ error of at most 1e-9, and of at most 2e-5 where the model itself computes in fl
 (marked "f32"). **Refused** is an error of ours, by its name, before the weights move; another route
 is then tried on the same step. **Not built** says what the config would need.
 
+Where a sample has several rows of an input (patches of images, behind each other), the default
+route asks whose they are, and `attr.batch(ids, rows=...)` says it ("rows= declared").
+
 The loss is the model's own where it has one that is a sum over samples ("own"), else the mean over
 samples of a quadratic function of its outputs ("outputs"). BatchNorm is frozen: in training mode it
 mixes samples and is refused, which is tried for each such model ("bn"). Outputs that compare

@@ -14,6 +14,7 @@ WIDTH, HEADS, HEAD, VOCAB, SIDE, PATCH = 64, 4, 16, 160, 32, 8
 
 #: (pattern of the whole name, number that takes the place of a larger one)
 NUMBERS: tuple[tuple[str, int], ...] = (
+    (r"num_kv_shared_layers", 0),
     (r".*vocab_size.*|n_words|max_num_classes", VOCAB),
     (r".*(num_key_value_heads|num_kv_heads|n_kv_head|num_kv_head|kv_heads)", 2),
     (r"qk_head_dim", 2 * HEAD),
