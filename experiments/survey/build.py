@@ -16,6 +16,7 @@ from experiments.survey.outputs import (
     CannotBuild,
     alike,
     differentiable,
+    in_rows,
     named,
     of_outputs,
     own_loss,
@@ -42,6 +43,7 @@ class Built:
         share: factor of a sample's own loss in that of the batch.
         kept: which of the output's tensors the loss is made of; None: the model's own loss.
         mixing: some output of a sample depends on the other samples.
+        mixed: the outputs with the samples' axis first, those among them.
         single: the model computes in float32 in places, whatever its weights are.
     """
 
@@ -52,6 +54,7 @@ class Built:
     share: float = 1 / SAMPLES
     kept: list[int] | None = None
     mixing: bool = False
+    mixed: list[int] = field(default_factory=list)
     single: bool = False
 
     def sample(self, seed: int) -> Sample:
@@ -232,7 +235,9 @@ def separate(built: Built, samples: list[Sample], out: Any) -> list[int]:
     found = differentiable(out)
     each = [tensors(built.model(**s)) for s in samples]
     same = [k for k in found if all(len(e) > k for e in each) and alike(tensors(out)[k], each, k)]
-    built.mixing = len(same) < len(found)
+    rows = [k for k in found if all(in_rows(tensors(out)[k], e, k) for e in each)]
+    built.kept = built.mixed = rows
+    built.mixing = len(same) < len(rows) and not additive(built, samples)
     return same
 
 

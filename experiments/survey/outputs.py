@@ -46,15 +46,25 @@ def differentiable(out: Any) -> list[int]:
     return [k for k, t in enumerate(tensors(out)) if t.requires_grad]
 
 
+def in_rows(whole: Tensor, one: list[Tensor], k: int) -> bool:
+    """Whether an output of all samples has theirs behind each other, by its shape."""
+    if len(one) <= k or not one[k].dim() or not whole.dim():
+        return False
+    rows = len(one[k])
+    return 0 < rows < len(whole) and len(whole) % rows == 0
+
+
 def alike(whole: Tensor, each: list[list[Tensor]], k: int) -> bool:
-    """Whether the parts of an output of all samples are the outputs of each."""
+    """Whether the parts of an output of all samples are the outputs of each, and differ."""
     n = len(each)
     if not whole.dim() or whole.shape[0] % n or any(not e[k].dim() for e in each):
         return False
     parts = whole.chunk(n)
-    return len(parts) == n and all(
-        part.shape == e[k].shape and torch.allclose(part, e[k], rtol=1e-4, atol=1e-5)
-        for part, e in zip(parts, each)
+    return (
+        len(parts) == n
+        and all(part.shape == e[k].shape for part, e in zip(parts, each))
+        and all(torch.allclose(p, e[k], rtol=1e-4, atol=1e-5) for p, e in zip(parts, each))
+        and not all(torch.equal(part, parts[0]) for part in parts)  # made of parameters alone
     )
 
 

@@ -27,8 +27,10 @@ dropout, in float64. Four samples make one step of SGD. Values by `path` and `fi
 `route="tap"`, are compared with a loop that takes one sample's gradient at a time by plain
 autograd. The error is the largest difference of a value over the largest value. **Exact** is an
 error of at most 1e-9, and of at most 2e-5 where the model itself computes in float32 in places
-(marked "f32"). **Refused** is an error of ours, by its name, before the weights move; another route
-is then tried on the same step. **Not built** says what the config would need.
+(marked "f32"). Where plain autograd's one-sample gradients miss the batch's gradient by more, twice
+of that is the limit, and the notes tell it. **Refused** is an error of ours, by its name, before
+the weights move; another route is then tried on the same step. **Not built** says what the config
+would need.
 
 Where a sample has several rows of an input (patches of images, behind each other), the default
 route asks whose they are, and `attr.batch(ids, rows=...)` says it ("rows= declared").
