@@ -1,5 +1,6 @@
 """A small random model of a type, and samples on which its loss can be compared."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -82,11 +83,25 @@ class Built:
     def batch_norms(self) -> list[nn.Module]:
         return [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
+    def spell_out(self) -> None:
+        """Frozen BatchNorm by its formula, in plain operations."""
+        for module in self.batch_norms:
+            module.forward = functools.partial(frozen_norm, module)
+        self.note("BatchNorm by its formula: torch's frozen one has other gradients in a batch")
+
     def freeze(self) -> None:
         """BatchNorm with its statistics as they are: in training mode it mixes samples."""
         for module in self.batch_norms:
             module.eval()
             self.note("BatchNorm frozen")
+
+
+def frozen_norm(layer: Any, x: Tensor) -> Tensor:
+    """What a frozen BatchNorm computes, of x [n, c, ...]."""
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    scale = (layer.running_var + layer.eps).rsqrt()
+    out = (x - layer.running_mean.view(shape)) * scale.view(shape)
+    return out if layer.weight is None else out * layer.weight.view(shape) + layer.bias.view(shape)
 
 
 def build(model_type: str, row: dict[str, Any]) -> Built:

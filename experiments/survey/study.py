@@ -16,10 +16,9 @@ from typing import Any
 
 from rich.console import Console
 
-import experiments
 import inrun
 import inrun_kernels
-from experiments.artifacts import Outputs, revision
+from experiments.artifacts import Outputs
 from experiments.frame import StudyConfig, study
 from experiments.survey.adapters import PREFIX, adapters
 from experiments.survey.processes import Isolated, Row
@@ -31,6 +30,8 @@ from inrun.files import read_json
 from inrun.progress import live_line
 
 PACKAGES = ("transformers", "peft", "torch")
+#: packages of inrun whose code decides a value
+DECIDING = ("attributor", "ghost", "methods", "rules", "updates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +90,17 @@ def versions() -> dict[str, str]:
 
 
 def engine() -> str:
-    """Eight digits of the engine's and the survey's code, and of the libraries' versions.
+    """Eight digits of the code that decides a row, and of the libraries' versions.
 
     Rows are kept as long as these are the same.
     """
     seen = hashlib.sha256(repr(versions()).encode())
-    for package in (inrun, inrun_kernels, experiments):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            if package is not experiments or path.parent.name == "survey":
-                seen.update(path.read_bytes())
+    root = Path(str(inrun.__file__)).parent
+    folders = [root / name for name in DECIDING]
+    folders += [Path(str(inrun_kernels.__file__)).parent, Path(__file__).parent]
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+        if path.name not in ("report.py", "study.py"):
+            seen.update(path.read_bytes())
     return seen.hexdigest()[:8]
 
 
@@ -121,7 +123,8 @@ def measure(settings: SurveyConfig, out: Outputs, console: Console) -> None:
             rows.append(row)
             wrong = sum(r["status"] in ("wrong", "died") for r in rows)
             say(f"{len(rows)} of {len(names)}, {row['type']}: {row['status']}; {wrong} to mend")
-    out.table("survey", [versions_of(row) for row in rows])
+    about = {"engine": engine()}
+    out.table("survey", [versions_of(row) | about for row in rows])
 
 
 def surveyed(names: list[str], settings: SurveyConfig, folder: Path) -> Iterator[Row]:
@@ -145,4 +148,4 @@ def versions_of(row: Mapping[str, Any]) -> Row:
     )
     found = {"type": row["type"], "library": f"{library} {versions()[library]}"}
     found |= {name: row.get(name) for name in columns.split()}
-    return found | {"revision": revision()}
+    return found
