@@ -7,8 +7,8 @@
     trainer.train()
     trainer.values.top(20)
 
-The training set has a column of integer ids (`id`). Another trainer gets values by `class
-Mine(WithValues, SFTTrainer)`. Needs the extra `hf`.
+The training set has a column of ids (`id`), integers or strings. Another trainer gets values by
+`class Mine(WithValues, SFTTrainer)`. Needs the extra `hf`.
 """
 
 import json
@@ -34,6 +34,29 @@ if TYPE_CHECKING:
     class Mixin(Trainer): ...
 else:
     Mixin = object
+
+
+class KeepingNames:
+    """A data collator that hands names on beside what the inner one makes of the other columns.
+
+    Args:
+        collator: makes a batch of rows; it makes tensors of integer ids itself.
+        column: of the ids.
+    """
+
+    def __init__(self, collator: Callable[[list], Any], column: str):
+        self.collator, self.column = collator, column
+
+    def __call__(self, rows: list) -> Any:
+        if not all(isinstance(row, Mapping) for row in rows):
+            return self.collator(rows)
+        ids = [row[self.column] for row in rows if self.column in row]
+        if not any(isinstance(name, str | bytes) for name in ids):
+            return self.collator(rows)
+        others = [{key: row[key] for key in row if key != self.column} for row in rows]
+        batch = self.collator(others)
+        batch[self.column] = ids
+        return batch
 
 
 class WithValues(Mixin):
@@ -67,6 +90,7 @@ class WithValues(Mixin):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self.data_collator = KeepingNames(self.data_collator, sample_id)
         self.sample_id, self._given_targets = sample_id, dict(targets)
         self._options = Options(**{"method": method, "store": store, **(attribution or {})})
         if self._options.runs_again:
@@ -103,9 +127,9 @@ class WithValues(Mixin):
         ids = inputs.pop(self.sample_id, None)
         if ids is None:
             raise ValueError(
-                f"the batch has no {self.sample_id!r}: give every row of the training set an "
-                f"integer id (dataset.add_column({self.sample_id!r}, range(len(dataset)))), and "
-                "use a data collator that keeps it"
+                f"the batch has no {self.sample_id!r}: give every row of the training set an id, "
+                f"an integer (dataset.add_column({self.sample_id!r}, range(len(dataset)))) or a "
+                "string, and use a data collator that keeps it"
             )
         if self.attributor is None:
             self.attributor = self._make_attributor(model)

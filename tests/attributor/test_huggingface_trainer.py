@@ -98,6 +98,24 @@ def test_values_are_dot_products_with_the_clipped_share_of_each_sample(tmp_path)
     )
 
 
+def test_names_as_ids_give_the_same_values_and_stand_in_the_store(tmp_path):
+    found = []
+    for name in (int, "row {}".format):
+        valued = trainer(tmp_path / str(len(found)), max_steps=3)
+        valued.train_dataset.given = [
+            {**row, "id": name(row["id"])} for row in valued.train_dataset.given
+        ]
+        valued.train()
+        key = "sample_id" if name is int else "id"
+        found.append(
+            {
+                name(row[key]) if name is int else row[key]: row["value"]
+                for row in valued.values.values("val").to_pylist()
+            }
+        )
+    assert {f"row {number}": value for number, value in found[0].items()} == found[1]
+
+
 def test_the_trained_weights_are_those_of_a_plain_trainer(tmp_path):
     valued = trainer(tmp_path / "valued", optim="adamw_torch")
     valued.train()
