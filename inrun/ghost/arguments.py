@@ -2,7 +2,17 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+
+_GETTERS = "shape dtype device layout ndim requires_grad is_leaf is_cuda is_cpu is_nested is_sparse"
+_METHODS = (
+    "size dim stride numel nelement is_contiguous is_floating_point is_complex element_size "
+    "data_ptr get_device __len__"
+)
+#: what tells of a tensor and hands none out: a third of a model's torch functions
+TELLS = {getattr(torch.Tensor, name).__get__ for name in _GETTERS.split()}
+TELLS |= {getattr(torch.Tensor, name) for name in _METHODS.split()}
 
 
 def tensors_of(args: tuple, kwargs: dict) -> list[Tensor]:

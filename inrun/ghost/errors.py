@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import resolve_name
 
+from inrun.rules.factors import SampleAxisError
 from inrun.rules.registry import NoRule
 
 #: the way that works for whatever torch can train
@@ -87,3 +88,23 @@ class Named:
 
 def _is_ours(error: Exception) -> bool:
     return isinstance(error, _PASS_ON) or type(error).__module__.startswith("inrun.")
+
+
+def whose_rows(operation, roots: Iterable[str], tensor: Tensor, n: int) -> SampleAxisError:
+    """The refusal of a use of which it is not known whose row is which, and the ways out."""
+    names = ", ".join(sorted(set(roots)))
+    if tensor.is_nested:
+        return SampleAxisError(
+            f"parameter {names}: the operation {name_of(operation)} is given a nested (jagged) "
+            "tensor, whose rows are not followed. Concatenate the samples to rows [r, ...] and say "
+            "whose each row is, attr.batch(ids, rows=<a sample 0..n-1 per row>), pad them, or use "
+            "route='whole' with micro-batches of one sample"
+        )
+    return SampleAxisError(
+        f"parameter {names}: at the operation {name_of(operation)} it is not known which rows of a "
+        f"tensor of shape {tuple(tensor.shape)} belong to which of the {n} samples. Samples are "
+        "looked for along axis 0: make them the leading axis (batch_first=True) and give one id "
+        "per sample, or say whose each row is, attr.batch(ids, rows=<a sample 0..n-1 per row>). "
+        "Ways that need neither: route='whole' with micro-batches of one sample, and "
+        "route='forward' with attr.batch(ids, forward=lambda: loss)"
+    )

@@ -174,9 +174,7 @@ class Tape(Recorder):
         """Which samples have NaN or infinity in what came back to one of their operations."""
         bad = torch.zeros(self.n, dtype=torch.bool)
         for _, factor in self.entries:
-            for tensor in factor.tensors():
-                if tensor.is_floating_point():
-                    bad |= ~torch.isfinite(tensor).reshape(self.n, -1).all(1).cpu()
+            bad |= ~factor.finite(self.n).cpu()
         return bad.tolist()
 
     def nbytes(self) -> int:

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from inrun.ghost.again import not_in_place, unfit
-from inrun.ghost.arguments import rebuilder, tensors_of
+from inrun.ghost.arguments import TELLS, rebuilder, tensors_of
 from inrun.ghost.backward import BACKWARDS, backward, inner_grad, makes_graph
 from inrun.ghost.errors import (
     ONE_AT_A_TIME,
@@ -26,10 +25,14 @@ from inrun.ghost.errors import (
     Named,
     UncoveredUseError,
     uncovered,
+    whose_rows,
 )
+from inrun.ghost.layout import Layouts
 from inrun.ghost.origin import Parameter, derive, takes_no_data
 from inrun.ghost.tape import Recorder
-from inrun.rules import OPERATIONS, Factor, Origin, find
+from inrun.rules import OPERATIONS, Factor, Origin
+from inrun.rules.cut import contribution
+from inrun.rules.layout import SHARED, Layout
 from inrun.rules.registry import UNKNOWN, Call, NoRule, Operation
 
 _GRADIENT: Any = torch.Tensor.grad  # a descriptor, whatever the stubs say
@@ -77,10 +80,14 @@ class UseTracker(TorchFunctionMode):
     Args:
         parameters: name -> tracked parameter.
         constants: tensors without a sample axis (buffers, frozen parameters).
-        recorder: gets every use's factor in the backward; knows how many samples lie along axis 0.
+        recorder: gets every use's factor in the backward; knows how many samples there are.
+        rows: the sample 0..n-1 that owns each row [r], where rows are not the samples in order.
+
+    Attributes:
+        layouts: where the samples of every tensor are.
 
     Raises (from the forward, inside the context):
-        UncoveredUseError, MixedSamplesError.
+        UncoveredUseError, MixedSamplesError, SampleAxisError.
     """
 
     def __init__(
@@ -88,19 +95,22 @@ class UseTracker(TorchFunctionMode):
         parameters: Mapping[str, Tensor],
         constants: Iterable[Tensor],
         recorder: Recorder,
+        rows: Tensor | None = None,
     ):
         super().__init__()
         self.recorder = recorder
+        self.layouts = Layouts(recorder.n, rows)
         self.origins: dict[int, Origin] = {
             id(p): Parameter(name, p) for name, p in parameters.items()
         }
         self.alive: list[Tensor] = []  # derived tensors, kept so that their ids stay theirs
-        self.constants = WeakIdKeyDictionary()
-        for tensor in constants:
-            self.constants[tensor] = True
+        for tensor in (*parameters.values(), *constants):
+            self.layouts.put(tensor, SHARED)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func in TELLS:
+            return func(*args, **kwargs)
         if func in BACKWARDS:
             self.recorder.look_at(args[0] if args else kwargs.get("tensors", ()))
             with self:
@@ -114,30 +124,31 @@ class UseTracker(TorchFunctionMode):
                 "loss.backward() fill it"
             )
         leaves = tensors_of(args, kwargs)
-        if not self.recorder.axis_found:
-            self.recorder.axis_found = any(
-                leaf.dim() > 0 and leaf.shape[0] == self.recorder.n and self.holds_samples(leaf)
-                for leaf in leaves
-            )
+        layouts = [self.layouts.of(leaf) for leaf in leaves]
         entry = OPERATIONS.get(func, UNKNOWN)
         if entry.refusal is not None and (reason := entry.refusal(*args, **kwargs)):
             raise MixedSamplesError(reason)
         origins = [self.origins.get(id(leaf)) for leaf in leaves]
-        if not any(origins):
+        constant = {at for at, layout in enumerate(layouts) if layout is SHARED}
+        if not any(origins) or not torch.is_grad_enabled():
             out = func(*args, **kwargs)
-            if (leaves or entry.without_samples) and all(leaf in self.constants for leaf in leaves):
+            if len(constant) < len(leaves):
+                self.layouts.follow(func, args, kwargs, leaves, layouts, out)
+            elif not any(origins) and (leaves or entry.without_samples):
                 self._mark_constant(out)
             return out
-        if not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        shared = {at for at, leaf in enumerate(leaves) if origins[at] or leaf in self.constants}
-        if len(shared) == len(leaves) or takes_no_data(func, entry, args, leaves, shared):
+        if len(constant) == len(leaves) or takes_no_data(func, entry, args, leaves, constant):
             return self._derived(func, args, kwargs, origins)
         if entry.fused is not None and (self.recorder.fused or entry.same_bits):
             out = entry.fused(self, *args, **kwargs)
             if out is not None:
+                self.layouts.follow(func, args, kwargs, leaves, layouts, out)
                 return out
-        return self._tapped(func, entry, args, kwargs, leaves, origins, shared)
+        return self._tapped(func, entry, args, kwargs, leaves, origins, layouts)
+
+    def __exit__(self, *exception) -> None:
+        super().__exit__(*exception)
+        self.recorder.unfound = self.layouts.unfound()
 
     def _inner_gradient(self, args: tuple, kwargs: dict) -> tuple[Tensor | None, ...]:
         """A gradient that the loss itself asks for: its backward is nobody's training."""
@@ -163,8 +174,8 @@ class UseTracker(TorchFunctionMode):
         origin = self.origins.get(id(tensor))
         return origin if isinstance(origin, Parameter) else None
 
-    def holds_samples(self, tensor: Tensor) -> bool:
-        return id(tensor) not in self.origins and tensor not in self.constants
+    def plain(self, tensor: Tensor) -> bool:
+        return self.layouts.of(tensor).plain
 
     # -- the exact form
 
@@ -176,11 +187,10 @@ class UseTracker(TorchFunctionMode):
         kwargs: dict,
         leaves: list[Tensor],
         origins: list[Origin | None],
-        shared: set[int],
+        layouts: list[Layout],
     ) -> Tensor:
         """The operation's own result, with a tap on the gradient that comes back to it."""
         operation, before = not_in_place(func, entry, leaves)
-        uses = self._uses(func, operation, args, kwargs, leaves, origins, shared)
         version = leaves[0]._version
         out = func(*args, **kwargs)
         written = leaves[0] if before is not None and out is None else out
@@ -195,10 +205,14 @@ class UseTracker(TorchFunctionMode):
             raise uncovered(func, _roots(origins), wrong, leaves)
         if copied:  # the tap marks what it passes on as changed, so it gets a copy
             out = written = written.clone()
+        self.layouts.follow(func, args, kwargs, leaves, layouts, out)
+        rows = self.layouts.of(written)
+        uses = self._uses(func, operation, args, kwargs, leaves, origins, layouts, rows)
         # what holds samples is saved by autograd, and checkpointed with it
         kept = leaves if before is None else [before, *leaves[1:]]
-        constants = [leaf.detach() if at in shared else None for at, leaf in enumerate(kept)]
-        saved = [leaf for at, leaf in enumerate(kept) if at not in shared]
+        fixed = [layout is SHARED for layout in layouts]
+        constants = [leaf.detach() if at else None for leaf, at in zip(kept, fixed)]
+        saved = [leaf for leaf, at in zip(kept, fixed) if not at]
         self.origins.pop(id(written), None)  # a function of weights that data was written into
         name, n, sink = getattr(func, "__name__", str(func)), self.recorder.n, self.recorder.sink
 
@@ -208,6 +222,7 @@ class UseTracker(TorchFunctionMode):
                     sink(name, use.origin, use.contribution(n, b, leaves))
 
         tapped = _Tap.apply(written, on_gradient, constants, *saved)
+        self.layouts.put(tapped, rows)
         return None if out is None else tapped
 
     def _uses(
@@ -218,16 +233,21 @@ class UseTracker(TorchFunctionMode):
         kwargs: dict,
         leaves: list[Tensor],
         origins: list[Origin | None],
-        shared: set[int],
+        layouts: list[Layout],
+        rows: Layout,
     ) -> list[Use]:
         rebuild = rebuilder(args, kwargs)
+        shared = {at for at, layout in enumerate(layouts) if not layout.known}
+        if not rows.known or len(shared) == len(leaves):
+            unknown = [x for x, own in zip(leaves, layouts) if not own.known and own is not SHARED]
+            raise whose_rows(func, _roots(origins), [*unknown, *leaves][0], self.layouts.n)
         uses = []
         for at, origin in enumerate(origins):
             if origin is None or not leaves[at].requires_grad:
                 continue
-            call = Call(operation, leaves, at, shared, rebuild)
+            call = Call(operation, leaves, at, shared, rebuild, layouts, rows)
             try:
-                uses.append(Use(origin, find(operation, call)))
+                uses.append(Use(origin, contribution(operation, call)))
             except NoRule:
                 raise uncovered(func, origin.roots, "has no rule", leaves) from None
         return uses
@@ -238,15 +258,15 @@ class UseTracker(TorchFunctionMode):
         for tensor, origin in made:
             if origin is None:
                 self.origins.pop(id(tensor), None)
-                self.constants[tensor] = True
             else:
                 self.origins[id(tensor)] = origin
                 self.alive.append(tensor)
+            self.layouts.put(tensor, SHARED)
         return out
 
     def _mark_constant(self, out) -> None:
         for tensor in tensors_of((out,), {}):
-            self.constants[tensor] = True
+            self.layouts.put(tensor, SHARED)
 
 
 def _roots(origins: Iterable[Origin | None]) -> list[str]:

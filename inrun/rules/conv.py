@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inrun.rules.factors import Dense, Factor, SampleAxisError, wide
+from inrun.rules.factors import Dense, Factor, SampleAxisError, by_sample, wide
 from inrun.rules.registry import rule
 
 _CONVS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
@@ -38,13 +38,17 @@ def _patches(x: Tensor, kernel, stride, padding, dilation) -> Tensor:
 def filter_gradients(
     n: int, b: Tensor, x: Tensor, weight: Tensor, stride, padding, dilation, groups: int
 ) -> Dense:
-    """Per-sample gradients of filters [o,c,*kernel], from x [n,c,*space] and b [n,o,*positions]."""
+    """Per-sample gradients of filters [o,c,*kernel], from x [n * r,c,*space] and b
+    [n * r,o,*positions]: r frames a sample.
+    """
     dims = weight.dim() - 2
-    if x.dim() != dims + 2 or x.shape[0] != n:
+    if x.dim() != dims + 2 or x.shape[0] % n:
         raise SampleAxisError(
             f"a convolution's input of shape {tuple(x.shape)} does not have {n} samples "
             "along axis 0"
         )
+    if x.shape[0] > n:
+        return _frame_by_frame(n, b, x, weight, stride, padding, dilation, groups)
     kernel = tuple(weight.shape[2:])
     patches = _patches(
         wide(x.to(b.dtype)), kernel, _tuple(stride, dims), padding, _tuple(dilation, dims)
@@ -54,6 +58,12 @@ def filter_gradients(
     a = patches.reshape(n, groups, x.shape[1] // groups, positions, -1)
     b = wide(b).reshape(n, groups, -1, positions)
     return Dense(torch.einsum("ngop,ngcpq->ngocq", b, a).reshape(n, *weight.shape))
+
+
+def _frame_by_frame(n: int, b: Tensor, x: Tensor, weight: Tensor, *options) -> Dense:
+    """Frame j of all samples at a time, added up."""
+    frames = zip(by_sample(x, n).unbind(1), by_sample(b, n).unbind(1))
+    return Dense(sum(filter_gradients(n, own, frame, weight, *options).g for frame, own in frames))
 
 
 def _register(operation, dims: int) -> None:
@@ -67,7 +77,8 @@ def _register(operation, dims: int) -> None:
     def conv_bias(
         n, b, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     ) -> Factor:
-        return Dense(wide(b).flatten(2).sum(-1))
+        sums = wide(b).flatten(2).sum(-1)
+        return Dense(sums if sums.shape[0] == n else by_sample(sums, n).sum(1))
 
 
 for _operation, _dims in _CONVS.items():

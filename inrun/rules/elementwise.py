@@ -56,7 +56,7 @@ offsets(*(operation for operation in _OPERATIONS if operation.__name__ in _OFFSE
 def elementwise(n: int, b: Tensor, call: Call) -> Factor:
     y = call.leaves[call.where].detach()
     if y.dim() == b.dim() and y.shape[0] == b.shape[0] and n > 1:
-        return Aligned(_derivative(b, call, call.leaves, y))
+        return Aligned(_derivative(b, call, call.leaves, y), n)
     # [n * r, ...] -> [n, r, ...], so that the samples have an axis of their own that the argument
     # can be expanded over
     leaves = [

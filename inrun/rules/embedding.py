@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 import inrun_kernels
 from inrun.rules.factors import Factor, Rows, by_sample
 from inrun.rules.protocols import Probes, Tracker
-from inrun.rules.registry import NoRule, compiled, fused, rule
+from inrun.rules.registry import NoRule, any_leading, compiled, fused, rule
 from inrun_kernels import memory
 
 
@@ -44,7 +44,7 @@ def fused_embedding(
 ) -> Tensor | None:
     origin = tracker.parameter(weight)
     plain = plain_lookup(input, weight, *rest, **options)
-    if origin is None or plain is None or not tracker.holds_samples(input):
+    if origin is None or plain is None or not tracker.plain(input):
         return None
     recorder = tracker.recorder
 
@@ -79,6 +79,9 @@ def getitem_rows(n: int, b: Tensor, self: Tensor, index) -> Factor:
     if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
         raise NoRule
     return table_rows(n, b, index % self.shape[0], self)
+
+
+any_leading(F.embedding, torch.Tensor.__getitem__)
 
 
 def table_rows(n: int, b: Tensor, ids: Tensor, table: Tensor) -> Rows:

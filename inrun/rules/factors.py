@@ -77,6 +77,16 @@ class Factor:
         """What the factor keeps alive, for memory accounting."""
         raise NotImplementedError
 
+    def finite(self, n: int) -> Tensor:
+        """Whether all numbers of each sample are finite: bool [n]."""
+        found = None
+        for tensor in self.tensors():
+            if tensor.is_floating_point():
+                own = torch.isfinite(tensor).reshape(n, -1).all(1)
+                found = own if found is None else found & own
+        assert found is not None, "a factor has numbers"
+        return found
+
 
 @dataclass
 class Outer(Factor):
@@ -164,19 +174,20 @@ class Dense(Factor):
 
 @dataclass
 class Aligned(Factor):
-    """The argument has the sample axis itself (a class token expanded over the batch): sample n's
-    gradient lives in its own slice, g [n, ...].
+    """The argument has the sample axis itself (a class token expanded over the batch, a table
+    repeated for samples and heads): sample n's gradient lives in its own slice, g [n * r, ...].
     """
 
     g: Tensor
+    n: int
 
     def dots(self, V: Tensor) -> Tensor:
         products = as_real(wide(self.g)) * as_real(V)
-        return products.reshape(V.shape[0], self.g.shape[0], -1).sum(-1)
+        return products.reshape(V.shape[0], self.n, -1).sum(-1)
 
     def dense(self, i: int) -> Tensor:
-        out = torch.zeros_like(wide(self.g))
-        out[i] = self.g[i]
+        out, r = torch.zeros_like(wide(self.g)), self.g.shape[0] // self.n
+        out[i * r : (i + 1) * r] = self.g[i * r : (i + 1) * r]
         return out
 
     def tensors(self) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ def fused_head(
     tracker: Tracker, x: Tensor, w: Tensor, targets: Tensor, ignore_index: int
 ) -> tuple[Tensor]:
     origin = tracker.parameter(w)
-    if origin is not None and x.shape[0] == tracker.recorder.n:
+    if origin is not None and x.shape[0] == tracker.recorder.n and tracker.plain(x):
         return (FusedHead.apply(x, w, targets, ignore_index, tracker.recorder, origin),)
     with tracker:  # a head made of other parameters: its operations are seen one by one
         return (inrun_kernels.cross_entropy_sum_composite(x, w, targets, ignore_index),)

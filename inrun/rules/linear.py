@@ -13,7 +13,7 @@ from torch import Tensor
 import inrun_kernels
 from inrun.rules.factors import Dense, Factor, Outer, token_rows, wide
 from inrun.rules.protocols import Origin, Probes, Sink, Tracker
-from inrun.rules.registry import NoRule, compiled, fused, rule
+from inrun.rules.registry import NoRule, any_leading, compiled, fused, rule
 from inrun_kernels.layers import autocast
 
 
@@ -34,7 +34,7 @@ def linear_bias(n: int, b: Tensor, input: Tensor, weight: Tensor, bias: Tensor) 
 def fused_linear(
     tracker: Tracker, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor | None:
-    if tracker.parameter(weight) is None or not tracker.holds_samples(input):
+    if tracker.parameter(weight) is None or not tracker.plain(input):
         return None
     origins = [
         tracker.origin(tensor) if tensor is not None and tensor.requires_grad else None
@@ -151,3 +151,6 @@ def matmul_right(n: int, b: Tensor, input: Tensor, other: Tensor) -> Factor:
 @rule(torch.mm, torch.Tensor.mm, argument="mat2")
 def mm_right(n: int, b: Tensor, input: Tensor, mat2: Tensor) -> Factor:
     return matmul_right(n, b, input, mat2)
+
+
+any_leading(F.linear, *_MATMUL)

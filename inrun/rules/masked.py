@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inrun.rules.factors import Factor, by_sample, in_dtype, real_dot, wide
+from inrun.rules.factors import Factor, in_dtype, real_dot, wide
+from inrun.rules.layout import Layout
 from inrun.rules.registry import Call, NoRule, whatever
 
 
@@ -21,20 +22,19 @@ class Masked(Factor):
     n: int
     """Samples."""
     b: Tensor
-    """Gradient of the output, [n * r, ...]."""
+    """Gradient of the output."""
     out: Tensor
     """The output, formed again with a graph."""
     argument: Tensor
     """The leaf of that graph whose gradient is asked for."""
+    rows: Layout
+    """Whose each row of the output is."""
 
     def dots(self, V: Tensor) -> Tensor:
         return torch.stack([real_dot(self.dense(i), V) for i in range(self.n)], 1)
 
     def dense(self, i: int) -> Tensor:
-        b = self.b
-        if self.n > 1:
-            b = torch.zeros_like(self.b, memory_format=torch.contiguous_format)
-            by_sample(b, self.n)[i] = by_sample(self.b, self.n)[i]
+        b = self.b if self.n == 1 else only(self.b, self.rows, i)
         (g,) = torch.autograd.grad(
             self.out, self.argument, in_dtype(b, self.out.dtype), retain_graph=True
         )
@@ -43,16 +43,29 @@ class Masked(Factor):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.b,)
 
+    def finite(self, n: int) -> Tensor:
+        return torch.stack([torch.isfinite(self.dense(i)).all() for i in range(n)])
+
+
+def only(b: Tensor, rows: Layout, i: int) -> Tensor:
+    """The tensor with zeros in the rows that are not sample i's."""
+    owners, axis = rows.owners, rows.axis
+    assert owners is not None
+    assert axis is not None
+    own = owners.rows(i, b.device)
+    kept = torch.zeros_like(b, memory_format=torch.contiguous_format)
+    return kept.index_copy_(axis, own, b.index_select(axis, own))
+
 
 @whatever
 def masked(n: int, b: Tensor, call: Call) -> Factor:
-    if n > 1 and (b.dim() == 0 or b.shape[0] != n):
+    if n > 1 and call.out.axis is None:
         raise NoRule
     leaves = [wide(leaf.detach()) if is_float(leaf) else leaf for leaf in call.leaves]
     with torch.enable_grad():
         leaves[call.where] = leaves[call.where].clone().requires_grad_()
         out = call(leaves)
-    return Masked(n, b, out, leaves[call.where])
+    return Masked(n, b, out, leaves[call.where], call.out)
 
 
 def is_float(x: Tensor) -> bool:

@@ -10,7 +10,7 @@ import inrun_kernels
 from inrun.rules.factors import Dense, Factor, by_sample, wide
 from inrun.rules.linear import offset_dots
 from inrun.rules.protocols import Probes
-from inrun.rules.registry import compiled, refuse, rule
+from inrun.rules.registry import any_leading, compiled, refuse, rule
 
 
 def _reduce(n: int, x: Tensor, shape) -> Tensor:
@@ -168,3 +168,6 @@ def batch_norm_in_training(
         "BatchNorm in training mode normalises every sample by the statistics of its batch, so a "
         "sample has no gradient of its own; freeze the statistics (module.eval()) or use GroupNorm"
     )
+
+
+any_leading(F.layer_norm, F.rms_norm)

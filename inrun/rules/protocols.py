@@ -70,8 +70,8 @@ class Tracker(Protocol):
     def parameter(self, tensor: Tensor) -> Origin | None:
         """The same for a tensor that is a tracked parameter itself, None for every other."""
 
-    def holds_samples(self, tensor: Tensor) -> bool:
-        """Whether the tensor has data of the batch."""
+    def plain(self, tensor: Tensor) -> bool:
+        """Whether the tensor has samples along axis 0, sample-major and equally many."""
 
     def __enter__(self) -> Self: ...
 

@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from inrun.registry import RegisteredTwiceError
 from inrun.rules.factors import Factor
+from inrun.rules.layout import Layout
 
 Contribution = Callable[[int, Tensor, list[Tensor]], Factor]
 
@@ -45,6 +46,8 @@ class Operation:
     """It writes rows into its first argument, at places whose numbers are no data of a sample."""
     offset: bool = False
     """Its derivative in each argument is a number: what it adds depends on no other argument."""
+    any_leading: bool = False
+    """Its exact forms take any axes before those that the operation works on as rows."""
 
 
 #: operation -> what is known of it
@@ -192,6 +195,14 @@ def offsets(*operations: Callable) -> None:
         known(operation).offset = True
 
 
+def any_leading(*operations: Callable) -> None:
+    """Say that the exact forms of these operations treat every axis before the operation's own as
+    rows, so that the samples' axis may be moved to the front.
+    """
+    for operation in operations:
+        known(operation).any_leading = True
+
+
 @dataclass
 class Call:
     """One operation as it was called, for rules that serve many operations."""
@@ -206,6 +217,15 @@ class Call:
     """Indices of leaves without a sample axis."""
     rebuild: Callable[[list], tuple[tuple, dict]]
     """(args, kwargs) with other tensors in the leaves' places."""
+    layouts: list[Layout]
+    """Where each leaf's samples are."""
+    out: Layout
+    """Where the result's samples are, and those of its gradient b."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether samples lie along axis 0 everywhere, sample-major and equally many."""
+        return self.out.plain and all(x.plain for x in self.layouts if x.known)
 
     def __call__(self, leaves: list) -> Any:
         args, kwargs = self.rebuild(leaves)
@@ -226,13 +246,32 @@ def find(operation: Callable, call: Call) -> Contribution:
         NoRule: nothing serves the operation.
     """
     entry = OPERATIONS.get(operation, UNKNOWN)
-    whatever = _general(operation, UNKNOWN.general, call)
+    whatever = None if UNKNOWN.general is None else general_rule(UNKNOWN.general, call)
     if any(leaf.is_complex() for leaf in call.leaves) and whatever is not None:
         return whatever
-    if (general := _general(operation, entry.general, call)) is not None:
-        return general
+    if entry.general is not None:
+        return general_rule(entry.general, call)
+    found = argument_rule(operation, call, whatever) or whatever
+    if found is None:
+        raise NoRule
+    return found
+
+
+def general_rule(form: Callable[..., Factor], call: Call) -> Contribution:
+    """A form of any argument for this call; it holds none of the call's tensors alive."""
+    bare = replace(call, leaves=[])
+    return lambda n, b, leaves: form(n, b, replace(bare, leaves=leaves))
+
+
+def argument_rule(
+    operation: Callable, call: Call, otherwise: Contribution | None
+) -> Contribution | None:
+    """The exact form of the argument `call.where`, None if it has none.
+
+    Where the form says NoRule to the other arguments of the call, it is `otherwise`.
+    """
     # bound in the tensors' stead, to see which name each of them has
-    places = [object() for _ in call.leaves]
+    entry, places = OPERATIONS.get(operation, UNKNOWN), [object() for _ in call.leaves]
     args, kwargs = call.rebuild(places)
     for signature in entry.signatures:
         try:
@@ -241,20 +280,8 @@ def find(operation: Callable, call: Call) -> Contribution:
             continue
         for name, value in bound.items():
             if value is places[call.where] and name in entry.arguments:
-                return _with_arguments(entry.arguments[name], call.rebuild, whatever)
-    if whatever is None:
-        raise NoRule
-    return whatever
-
-
-def _general(
-    operation: Callable, form: Callable[..., Factor] | None, call: Call
-) -> Contribution | None:
-    if form is None:
-        return None
-    return lambda n, b, leaves: form(
-        n, b, Call(operation, leaves, call.where, call.shared, call.rebuild)
-    )
+                return _with_arguments(entry.arguments[name], call.rebuild, otherwise)
+    return None
 
 
 def _with_arguments(

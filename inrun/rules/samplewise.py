@@ -27,17 +27,18 @@ from inrun.rules.registry import Call, rule, saves_output
 )
 def one_sample_at_a_time(n: int, b: Tensor, call: Call) -> Factor:
     y = call.leaves[call.where].detach()
-    aligned = y.dim() > 0 and y.shape[0] == n > 1 and call.operation in _BATCHED
+    aligned = y.dim() > 0 and y.shape[0] == b.shape[0] and n > 1 and call.operation in _BATCHED
     gradients = []
     for i in range(n):
         leaves = [
             by_sample(leaf.detach(), n)[i]
-            if at not in call.shared or (aligned and leaf.shape[0] == n)
+            if at not in call.shared or (aligned and leaf.shape[0] == b.shape[0])
             else leaf.detach()
             for at, leaf in enumerate(call.leaves)
         ]
         with torch.enable_grad():
-            leaves[call.where] = wide(y[i : i + 1] if aligned else y).clone().requires_grad_()
+            own = by_sample(y, n)[i] if aligned else y
+            leaves[call.where] = wide(own).clone().requires_grad_()
             leaves = [wide(leaf) if leaf.is_floating_point() else leaf for leaf in leaves]
             out = call(leaves)
         rows = by_sample(b, n)[i]
@@ -48,7 +49,7 @@ def one_sample_at_a_time(n: int, b: Tensor, call: Call) -> Factor:
                 "per sample: its axis 0 is not the sample axis"
             )
         gradients.append(torch.autograd.grad(out, leaves[call.where], rows.to(out.dtype))[0])
-    return Aligned(torch.cat(gradients)) if aligned else Dense(torch.stack(gradients))
+    return Aligned(torch.cat(gradients), n) if aligned else Dense(torch.stack(gradients))
 
 
 #: operations whose every argument has the sample axis
