@@ -21,6 +21,7 @@ from inrun.attributor.processes import Processes
 from inrun.attributor.recording import Recorder, Recording
 from inrun.attributor.result import StepResult
 from inrun.attributor.routes import Route
+from inrun.attributor.rows import owners_of
 from inrun.attributor.setting import Setting
 from inrun.attributor.step import OpenStep
 from inrun.attributor.steps import Steps
@@ -119,7 +120,9 @@ class Attributor:
     # -- what a training loop calls
 
     @contextmanager
-    def batch(self, ids, forward: Callable[[], Tensor] | None = None) -> Iterator[None]:
+    def batch(
+        self, ids, forward: Callable[[], Tensor] | None = None, *, rows=None
+    ) -> Iterator[None]:
         """Around forward and backward of one micro-batch.
 
         Args:
@@ -127,9 +130,16 @@ class Attributor:
                 store names have numbers, and stand in the column `id` of the samples.
             forward: evaluates the micro-batch's loss again and returns it; needed for
                 per_token=True, route="replay" and route="forward" only.
+            rows: whose each row is, a place 0..n-1 of `ids` per row [r], where the rows of the
+                data are not the samples in order: both halves of pairs in one tensor, nodes of
+                graphs, tokens without padding, documents packed in a row [1, t], samples along axis
+                1. It holds for tensors from outside the block of that length along axis 0, or along
+                axis 1 after an axis of 1.
 
         Raises:
-            ValueError: ids are of another or of several types, or `forward` is missing.
+            ValueError: ids are of another or of several types, `forward` is missing, or `rows` do
+                not give every sample a row.
+            SampleAxisError: no tensor has as many rows as there are ids, or as `rows` has.
             StoreError: the folder of `store` holds values already, and no state was loaded.
         """
         if self._closed:
@@ -139,7 +149,8 @@ class Attributor:
                 "per_token=True, route='replay' and route='forward' need attr.batch(ids, "
                 "forward=lambda: <the loss that is backpropagated>)"
             )
-        with self._steps.micro_batch(ids_of(ids), forward):
+        ids = ids_of(ids)
+        with self._steps.micro_batch(ids, forward, owners_of(rows, len(ids))):
             yield
 
     def annotate(self, **columns: float | int | None) -> None:

@@ -47,12 +47,14 @@ class MicroBatch:
         record: what a route recorded; None if it runs the micro-batch again.
         forward: evaluates the loss again.
         random: state of the random generators before the forward, where there is a `forward`.
+        rows: the place of each row's sample among the ids [r], where it was declared.
     """
 
     ids: np.ndarray
     record: Record | None
     forward: Callable[[], Tensor] | None
     random: RandomState | None
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -100,20 +102,20 @@ class MicroBatches:
 
     @contextmanager
     def recorded(
-        self, ids: np.ndarray, forward: Callable[[], Tensor] | None, record: Record | None
+        self,
+        ids: np.ndarray,
+        forward: Callable[[], Tensor] | None,
+        record: Record | None,
+        rows: Tensor | None = None,
     ) -> Iterator[None]:
         """Around forward and backward of one more micro-batch."""
         random = RandomState(self.parameters) if forward is not None else None
         if isinstance(record, StreamingDots | Tape):
             record.looking = self.parameters.reads <= LOOK_FOR_FUNCTIONS
-        with self._seen_by(record):
+        with self._seen_by(record, rows):
             yield
-        if isinstance(record, StreamingDots | Tape) and record.seen and not record.axis_found:
-            raise SampleAxisError(
-                f"{len(ids)} ids were given, and no tensor in the batch has {len(ids)} rows along "
-                "axis 0. Give one id per sample, in the order of axis 0, and keep the samples the "
-                "leading axis (batch_first=True)"
-            )
+        if isinstance(record, StreamingDots | Tape) and record.unfound:
+            raise SampleAxisError(record.unfound)
         if isinstance(record, WholeTape) and record.spilled:
             if forward is None:
                 raise WholeRouteError(out_of_memory(len(self.done), self.buffers.budget))
@@ -127,15 +129,15 @@ class MicroBatches:
                 record = None
             else:
                 self._kept += size
-        self.done.append(MicroBatch(ids, record, forward, random))
+        self.done.append(MicroBatch(ids, record, forward, random, rows))
 
     @contextmanager
-    def _seen_by(self, record: Record | None) -> Iterator[None]:
+    def _seen_by(self, record: Record | None, rows: Tensor | None) -> Iterator[None]:
         mode: AbstractContextManager = nullcontext()
         if isinstance(record, CompiledProbes | WholeGradients):
             mode = record
         elif record is not None:
-            mode = UseTracker(self.parameters.by_name, self.parameters.constants, record)
+            mode = UseTracker(self.parameters.by_name, self.parameters.constants, record, rows)
         # backward in the caller's thread, where the context is active: recomputed forwards
         # (checkpointing) are then seen as well
         threads = (
@@ -148,7 +150,7 @@ class MicroBatches:
 
     def replayed(self, micro: MicroBatch, record: AnyRecord) -> AnyRecord:
         """The micro-batch once more, for another record; its gradient is thrown away."""
-        with self.again(micro), self._seen_by(record), torch.enable_grad():
+        with self.again(micro), self._seen_by(record, micro.rows), torch.enable_grad():
             found = grad([micro.evaluate()], list(self.parameters.by_name.values()))
         if isinstance(record, WholeGradients):
             record.add_all(found)
@@ -254,10 +256,11 @@ class MicroBatches:
     def token_values(self, V: Mapping[str, Tensor], c: float) -> list[Tensor]:
         """``c <g_it, V>`` of every token: [n, t] of each micro-batch, from one more forward."""
         weights = {self.parameters.by_name[name]: v for name, v in V.items()}
-        rows = []
+        rows, constants = [], self.parameters.constants
         for micro in self.done:
             with self.again(micro):
-                rows.append(c * token_dots(micro.evaluate, weights, len(micro)).double())
+                dots = token_dots(micro.evaluate, weights, len(micro), micro.rows, constants)
+            rows.append(c * dots.double())
         return rows
 
     def squares(self, name: str, tape_of: Callable[[MicroBatch], Tape]) -> Tensor | None:

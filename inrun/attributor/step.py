@@ -68,7 +68,9 @@ class OpenStep:
             self.rates = LearningRates(parameters, len(self.stack.known))
 
     @contextmanager
-    def micro_batch(self, ids: np.ndarray, forward: Callable[[], Tensor] | None) -> Iterator[None]:
+    def micro_batch(
+        self, ids: np.ndarray, forward: Callable[[], Tensor] | None, rows: Tensor | None
+    ) -> Iterator[None]:
         """Around forward and backward of one micro-batch."""
         if not self.valued:
             yield
@@ -76,7 +78,7 @@ class OpenStep:
         record = self.setting.options.route.record(self.passes, len(ids))
         with (
             self.setting.audits.around(self.passes, ids, self.number) as recorder,
-            self.passes.recorded(ids, forward, record),
+            self.passes.recorded(ids, forward, record, rows),
             recorder,
         ):
             yield

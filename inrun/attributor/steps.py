@@ -43,7 +43,9 @@ class Steps:
         self.hooks = StepHooks(setting.parameters.optimizers, self._before, self._after)
 
     @contextmanager
-    def micro_batch(self, ids: np.ndarray, forward: Callable[[], Tensor] | None) -> Iterator[None]:
+    def micro_batch(
+        self, ids: np.ndarray, forward: Callable[[], Tensor] | None, rows: Tensor | None
+    ) -> Iterator[None]:
         """Around forward and backward of one micro-batch."""
         if self.open and self.open.was_zeroed():
             self.drop()
@@ -55,7 +57,7 @@ class Steps:
             self.setting.parameters.refuse_unvalued(gradient=False)
         self.recorder.numbering.check(ids)
         try:
-            with self.hooks.closed(), self.open.micro_batch(ids, forward):
+            with self.hooks.closed(), self.open.micro_batch(ids, forward, rows):
                 yield
         except BaseException:
             if self.open and self.open.valued:

@@ -6,7 +6,9 @@ pass with dual weights and the gradient of the loss alone give the dot product o
 every predicted token*; their sum over a sample's tokens is the sample's ``<g_i, V>``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.autograd.forward_ad as fwad
@@ -18,8 +20,10 @@ from torch.overrides import TorchFunctionMode
 from inrun.ghost.arguments import rebuilder, tensors_of
 from inrun.ghost.backward import dual_level
 from inrun.ghost.errors import ONE_AT_A_TIME
+from inrun.ghost.layout import Layouts
 from inrun.ghost.modes import Expand, Substitute
-from inrun.rules.factors import by_sample, wide
+from inrun.rules.factors import SampleAxisError, by_sample, wide
+from inrun.rules.layout import SHARED, Layout
 
 
 class ForwardRouteError(RuntimeError):
@@ -49,29 +53,50 @@ _LOSSES = {
 }
 
 
-class _CutAtLoss(TorchFunctionMode):
-    """Replaces the input of each loss function by a fresh leaf, keeping its tangent beside."""
+@dataclass
+class _Cut:
+    """One call of a loss function: its input as a fresh leaf, the tangent that it came with, whose
+    its rows are, and the function.
+    """
 
-    def __init__(self):
+    leaf: Tensor
+    tangent: Tensor
+    layout: Layout
+    func: Callable
+
+
+class _CutAtLoss(TorchFunctionMode):
+    """Replaces the input of each loss function by a fresh leaf, keeping its tangent beside, and
+    follows the owners of rows up to there.
+    """
+
+    def __init__(self, layouts: Layouts):
         super().__init__()
-        self.cuts: list[tuple[Tensor, Tensor, Callable]] = []  # (leaf, tangent, loss function)
+        self.layouts = layouts
+        self.cuts: list[_Cut] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func not in _LOSSES:
-            return func(*args, **kwargs)
+            return self.layouts.run(func, args, kwargs)
         leaves = tensors_of(args, kwargs)
         for at, leaf in enumerate(leaves):
             primal, tangent = fwad.unpack_dual(leaf)
             if tangent is None:
                 continue
             leaves[at] = primal.detach().requires_grad_()
-            self.cuts.append((leaves[at], tangent.detach(), func))
+            self.cuts.append(_Cut(leaves[at], tangent.detach(), self.layouts.of(leaf), func))
         args, kwargs = rebuilder(args, kwargs)(leaves)
         return func(*args, **kwargs)
 
 
-def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], n: int) -> Tensor:
+def token_dots(
+    forward: Callable[[], Tensor],
+    weights: Mapping[Tensor, Tensor],
+    n: int,
+    rows: Tensor | None = None,
+    constants: Iterable[Tensor] = (),
+) -> Tensor:
     """``<g_it, V>`` for every sample i and every row t of its loss.
 
     Args:
@@ -79,20 +104,23 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
             scalar that was backpropagated.
         weights: parameter -> direction V of its shape.
         n: samples of the micro-batch.
+        rows: the owner 0..n-1 of each row that goes in [r], where that is not the samples in order.
+        constants: tensors without samples.
 
     Returns: [n, t] in float32 (float64 for float64 models); t = 1 where the loss has one row per
-        sample. Rows whose label is ignored have 0.
+        sample. Rows whose label is ignored have 0, and so has what a sample's rows fall short of
+        the longest.
 
     Raises:
         ForwardRouteError: the loss is not computed by a loss function of torch.nn.functional.
+        SampleAxisError: it is not known whose a row of the loss is.
     """
+    layouts = Layouts(n, rows)
+    for tensor in (*weights, *constants):
+        layouts.put(tensor, SHARED)
     total: Tensor | None = None
-    for gradient, tangent, func in _gradients_and_tangents(forward, weights):
-        product = wide(gradient) * wide(tangent)
-        if product.dim() > 1:
-            # the class axis; the output's features
-            product = product.sum(1 if func in (F.cross_entropy, F.nll_loss) else -1)
-        rows = by_sample(product, n).reshape(n, -1)
+    for cut, gradient in _cuts_and_gradients(forward, weights, layouts):
+        rows = _by_sample(wide(gradient) * wide(cut.tangent), cut, n)
         if total is not None and rows.shape != total.shape:
             raise ForwardRouteError(
                 f"two loss functions with different rows, {tuple(total.shape)} and "
@@ -103,19 +131,47 @@ def token_dots(forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], 
     return total
 
 
-def _gradients_and_tangents(
-    forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor]
-) -> list[tuple[Tensor, Tensor, Callable]]:
-    """For every call of a loss function: the loss's gradient in its input, the input's tangent,
-    the function. At least one.
-    """
+def _by_sample(product: Tensor, cut: _Cut, n: int) -> Tensor:
+    """Each sample's rows of gradient times tangent: [n, t], shorter ones with zeros at the end."""
+    axis, owners = cut.layout.axis, cut.layout.owners
+    if product.dim() > 1:
+        # the class axis; the output's features
+        summed = 1 if cut.func in (F.cross_entropy, F.nll_loss) else product.dim() - 1
+        if axis == summed:
+            raise _whose(product, n)
+        axis = axis - 1 if axis is not None and axis > summed else axis
+        product = product.sum(summed)
+    if n == 1:
+        return product.reshape(1, -1)
+    if owners is None and not (product.dim() and product.shape[0] == n):
+        raise _whose(product, n)
+    if owners is None or cut.layout.plain:
+        return by_sample(product, n).reshape(n, -1)
+    own = product[None] if axis is None else product.movedim(axis, 0)
+    order, offsets = owners.sorted(product.device)
+    parts = [own.index_select(0, order[a:b]).flatten() for a, b in pairwise(offsets)]
+    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+
+
+def _whose(tensor: Tensor, n: int) -> SampleAxisError:
+    return SampleAxisError(
+        f"the loss has rows {tuple(tensor.shape)}, and it is not known which of them belong to "
+        f"which of the {n} samples. Keep the samples along axis 0, or say whose each row of the "
+        "model's input is: attr.batch(ids, rows=<a sample 0..n-1 per row>)"
+    )
+
+
+def _cuts_and_gradients(
+    forward: Callable[[], Tensor], weights: Mapping[Tensor, Tensor], layouts: Layouts
+) -> list[tuple[_Cut, Tensor]]:
+    """Every call of a loss function, at least one, with the loss's gradient in its input."""
     # fused attention has no forward-mode derivative
     with dual_level(), sdpa_kernel(SDPBackend.MATH):
         duals = {
             p: fwad.make_dual(p.detach(), V.to(p.dtype).expand_as(p).contiguous())
             for p, V in weights.items()
         }
-        cutter = _CutAtLoss()
+        cutter = _CutAtLoss(layouts)
         with torch.enable_grad(), Substitute(duals), cutter, Expand():
             try:
                 loss = forward()
@@ -133,7 +189,5 @@ def _gradients_and_tangents(
                 "torch.nn.functional; compute it with F.cross_entropy, F.mse_loss, ... "
                 "so that its rows can be told apart"
             )
-        gradients = torch.autograd.grad(loss, [leaf for leaf, _, _ in cutter.cuts])
-    return [
-        (gradient, tangent, func) for (_, tangent, func), gradient in zip(cutter.cuts, gradients)
-    ]
+        gradients = torch.autograd.grad(loss, [cut.leaf for cut in cutter.cuts])
+    return list(zip(cutter.cuts, gradients))

@@ -16,6 +16,7 @@ computing).
 import functools
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from torch import Tensor
 from inrun.ghost import layout_indices, layout_joins  # noqa: F401 - each adds its operations
 from inrun.ghost.arguments import tensors_of
 from inrun.ghost.layout_moves import MOVEMENT, Moved
+from inrun.rules import OPERATIONS
 from inrun.rules.layout import LOST, SHARED, UNKNOWN, Layout, Owners, at
+from inrun.rules.registry import UNKNOWN as UNKNOWN_OPERATION
 
 
 class _Entry(weakref.ref):
@@ -104,7 +107,35 @@ class Layouts:
         self.put(tensor, layout)
         return layout
 
+    def unfound(self) -> str | None:
+        """What is said where no tensor of the block had as many rows as there are samples."""
+        if self.declared is not None and not self.found_rows:
+            return (
+                f"rows name the samples of {self.declared.size} rows, and no tensor from outside "
+                f"the block has {self.declared.size} rows along axis 0 (or along axis 1 after an "
+                "axis of 1). Give one place per row of the tensors that the model is called with"
+            )
+        if self.found or not self.entered:
+            return None
+        return (
+            f"{self.n} ids were given, and no tensor in the batch has {self.n} rows along axis 0. "
+            "Give one id per sample, in the order of axis 0, and keep the samples the leading axis "
+            "(batch_first=True), or say whose each row is: attr.batch(ids, rows=...)"
+        )
+
     # -- what an operation does to it
+
+    def run(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """The operation's result; what comes out has its layout."""
+        leaves = tensors_of(args, kwargs)
+        layouts = [self.of(leaf) for leaf in leaves]
+        out = func(*args, **kwargs)
+        if not all(layout is SHARED for layout in layouts):
+            self.follow(func, args, kwargs, leaves, layouts, out)
+        elif leaves or OPERATIONS.get(func, UNKNOWN_OPERATION).without_samples:
+            for tensor in tensors_of((out,), {}):
+                self.put(tensor, SHARED)
+        return out
 
     def follow(
         self,

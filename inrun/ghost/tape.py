@@ -34,8 +34,8 @@ class Recorder(Sink):
         self.dtypes: set[torch.dtype] = set()
         #: what was done with which parameters, in what form: new ones are audited
         self.uses: set[Use] = set()
-        #: a tensor with data of the batch has as many rows as there are samples
-        self.axis_found = False
+        #: why no tensor of the batch can have the samples' rows, None where one can
+        self.unfound: str | None = None
         #: a backward runs that is not the training's: nothing of it belongs to a sample
         self.paused = False
         #: autograd functions of one's own that a backward passed through, as long as it is looked

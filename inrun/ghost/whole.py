@@ -81,7 +81,7 @@ class WholeDots(WholeGradients, StreamingDots):
 
     def __init__(self, watched: Mapping[str, Tensor], directions: Mapping[str, Tensor]):
         super().__init__(directions, 1)
-        self.watched, self.axis_found = watched, True
+        self.watched = watched
 
     def add(self, name: str, gradient: Tensor) -> None:
         with torch.no_grad():
@@ -97,7 +97,7 @@ class WholeTape(WholeGradients, Tape):
 
     def __init__(self, watched: Mapping[str, Tensor], memory: GradientBuffers):
         super().__init__(1, memory=memory)
-        self.watched, self.axis_found, self.spilled = watched, True, False
+        self.watched, self.spilled = watched, False
         self._kept: dict[str, Tensor] = {}
 
     def add(self, name: str, gradient: Tensor) -> None:

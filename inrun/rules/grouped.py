@@ -1,4 +1,4 @@
-"""Factors of rows as factors of samples: what a rule says of each row on its own, added up by owner.
+"""Factors of rows made factors of samples: what a rule says of each row, added up by owner.
 
 A rule cuts axis 0 into equal parts. Where the samples are not equal parts of it, the rule is asked
 for its rows instead, as if each were a sample, and the rows are put together by their owners. Outer
