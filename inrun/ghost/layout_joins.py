@@ -17,10 +17,14 @@ def concatenated(moved: Moved, outputs: list[Tensor]) -> list[Layout] | None:
     lead = moved.layouts[moved.lead]
     if lead.axis is not None and lead.axis != dim:
         return [lead]
-    vectors = [_owners_along(x, layout, dim, moved.n) for x, layout in parts]
-    if any(vector is None for vector in vectors):
-        return [LOST]
-    return [at(dim, Owners.of(moved.n, torch.cat(vectors)))]
+    return [
+        _one_after_the_other([_owners_along(*part, dim, moved.n) for part in parts], dim, moved.n)
+    ]
+
+
+def _one_after_the_other(vectors: list[Tensor | None], axis: int, n: int) -> Layout:
+    known = [vector for vector in vectors if vector is not None]
+    return at(axis, Owners.of(n, torch.cat(known))) if len(known) == len(vectors) else LOST
 
 
 def _owners_along(x: Tensor, layout: Layout, axis: int, n: int) -> Tensor | None:
@@ -41,9 +45,7 @@ def stacked(moved: Moved, outputs: list[Tensor]) -> list[Layout] | None:
     if lead.axis is not None:
         return [at(lead.axis + (dim <= lead.axis), lead.owners)]
     vectors = [_owners_along(x[None], y, 0, moved.n) for x, y in zip(moved.leaves, moved.layouts)]
-    if any(vector is None for vector in vectors):
-        return [LOST]
-    return [at(dim, Owners.of(moved.n, torch.cat(vectors)))]
+    return [_one_after_the_other(vectors, dim, moved.n)]
 
 
 @moves("repeat", "tile")

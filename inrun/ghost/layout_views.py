@@ -163,9 +163,9 @@ def _rows_of(view: Tensor) -> _Rows | None:
     if len(axes) > 1:
         return None
     if not axes:
-        return _Rows(None, view.storage_offset(), 0, 1)
+        return _Rows(None, int(view.storage_offset()), 0, 1)
     (axis,) = axes
-    return _Rows(axis, view.storage_offset(), view.stride(axis), view.shape[axis])
+    return _Rows(axis, int(view.storage_offset()), view.stride(axis), view.shape[axis])
 
 
 def _of_rows(layout: Layout, rows: _Rows | None) -> Layout:

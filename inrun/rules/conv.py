@@ -63,7 +63,8 @@ def filter_gradients(
 def _frame_by_frame(n: int, b: Tensor, x: Tensor, weight: Tensor, *options) -> Dense:
     """Frame j of all samples at a time, added up."""
     frames = zip(by_sample(x, n).unbind(1), by_sample(b, n).unbind(1))
-    return Dense(sum(filter_gradients(n, own, frame, weight, *options).g for frame, own in frames))
+    parts = [filter_gradients(n, own, frame, weight, *options).g for frame, own in frames]
+    return Dense(torch.stack(parts).sum(0))
 
 
 def _register(operation, dims: int) -> None:
