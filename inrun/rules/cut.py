@@ -2,6 +2,7 @@
 many; row by row where they do not; by a mask for each sample where rows are not independent either.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
