@@ -101,10 +101,10 @@ def whose_rows(operation, roots: Iterable[str], tensor: Tensor, n: int) -> Sampl
             "route='whole' with micro-batches of one sample"
         )
     return SampleAxisError(
-        f"parameter {names}: at the operation {name_of(operation)} it is not known which rows of a "
-        f"tensor of shape {tuple(tensor.shape)} belong to which of the {n} samples. Samples are "
-        "looked for along axis 0: make them the leading axis (batch_first=True) and give one id "
-        "per sample, or say whose each row is, attr.batch(ids, rows=<a sample 0..n-1 per row>). "
-        "Ways that need neither: route='whole' with micro-batches of one sample, and "
+        f"parameter {names}: {n} ids were given, and at the operation {name_of(operation)} it is "
+        f"not known which rows of a tensor of shape {tuple(tensor.shape)} belong to which sample. "
+        "Give one id per sample, in the order of axis 0, and keep the samples the leading axis "
+        "(batch_first=True), or say whose each row is, attr.batch(ids, rows=<a sample 0..n-1 per "
+        "row>). Ways that need neither: route='whole' with micro-batches of one sample, and "
         "route='forward' with attr.batch(ids, forward=lambda: loss)"
     )

@@ -273,5 +273,8 @@ def test_samples_must_be_the_leading_axis():
         {"val": regression(model, seed=1)},
         "first_order",
     )
-    with pytest.raises(ValueError, match="samples along axis 0"), attr.batch(range(4)):  # six rows
+    with (
+        pytest.raises(ValueError, match="4 ids were given.*in the order of axis 0"),
+        attr.batch(range(4)),
+    ):  # six rows
         regression(model)().backward()

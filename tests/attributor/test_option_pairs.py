@@ -113,7 +113,7 @@ def watch(patch: pytest.MonkeyPatch) -> Watched:
 
         patch.setattr(owner, name, call)
 
-    def recorded(self, ids, forward, record):
+    def recorded(self, ids, forward, record, rows):
         memory = getattr(record, "memory", None)
         return type(record).__name__, getattr(record, "fused", None), memory and memory.budget
 
