@@ -274,7 +274,7 @@ def test_samples_must_be_the_leading_axis():
         "first_order",
     )
     with (
-        pytest.raises(ValueError, match="4 ids were given.*in the order of axis 0"),
+        pytest.raises(ValueError, match=r"4 ids were given.*in the order of axis 0"),
         attr.batch(range(4)),
     ):  # six rows
         regression(model)().backward()
