@@ -210,9 +210,7 @@ class UseTracker(TorchFunctionMode):
         uses = self._uses(func, operation, args, kwargs, leaves, origins, layouts, rows)
         # what holds samples is saved by autograd, and checkpointed with it
         kept = leaves if before is None else [before, *leaves[1:]]
-        fixed = [layout is SHARED for layout in layouts]
-        constants = [leaf.detach() if at else None for leaf, at in zip(kept, fixed)]
-        saved = [leaf for leaf, at in zip(kept, fixed) if not at]
+        constants, saved = _split(kept, layouts)
         self.origins.pop(id(written), None)  # a function of weights that data was written into
         name, n, sink = getattr(func, "__name__", str(func)), self.recorder.n, self.recorder.sink
 
@@ -267,6 +265,13 @@ class UseTracker(TorchFunctionMode):
     def _mark_constant(self, out) -> None:
         for tensor in tensors_of((out,), {}):
             self.layouts.put(tensor, SHARED)
+
+
+def _split(leaves: list[Tensor], layouts: list[Layout]) -> tuple[list[Tensor | None], list[Tensor]]:
+    """(what holds no samples, None in the places of the others; the others)."""
+    fixed = [layout is SHARED for layout in layouts]
+    constants = [leaf.detach() if at else None for leaf, at in zip(leaves, fixed)]
+    return constants, [leaf for leaf, at in zip(leaves, fixed) if not at]
 
 
 def _roots(origins: Iterable[Origin | None]) -> list[str]:
