@@ -206,13 +206,11 @@ class UseTracker(TorchFunctionMode):
         if copied:  # the tap marks what it passes on as changed, so it gets a copy
             out = written = written.clone()
         self.layouts.follow(func, args, kwargs, leaves, layouts, out)
-        rows = self.layouts.of(written)
-        uses = self._uses(func, operation, args, kwargs, leaves, origins, layouts, rows)
+        uses = self._uses(func, operation, args, kwargs, leaves, origins, layouts, written)
         # what holds samples is saved by autograd, and checkpointed with it
-        kept = leaves if before is None else [before, *leaves[1:]]
-        constants, saved = _split(kept, layouts)
+        constants, saved = _split(leaves if before is None else [before, *leaves[1:]], layouts)
         self.origins.pop(id(written), None)  # a function of weights that data was written into
-        name, n, sink = getattr(func, "__name__", str(func)), self.recorder.n, self.recorder.sink
+        name, n, sink = getattr(func, "__name__", ""), self.recorder.n, self.recorder.sink
 
         def on_gradient(b: Tensor, leaves: list[Tensor]) -> None:
             for use in uses:
@@ -220,7 +218,7 @@ class UseTracker(TorchFunctionMode):
                     sink(name, use.origin, use.contribution(n, b, leaves))
 
         tapped = _Tap.apply(written, on_gradient, constants, *saved)
-        self.layouts.put(tapped, rows)
+        self.layouts.put(tapped, self.layouts.of(written))
         return None if out is None else tapped
 
     def _uses(
@@ -232,9 +230,9 @@ class UseTracker(TorchFunctionMode):
         leaves: list[Tensor],
         origins: list[Origin | None],
         layouts: list[Layout],
-        rows: Layout,
+        written: Tensor,
     ) -> list[Use]:
-        rebuild = rebuilder(args, kwargs)
+        rebuild, rows = rebuilder(args, kwargs), self.layouts.of(written)
         shared = {at for at, layout in enumerate(layouts) if not layout.known}
         if not rows.known or len(shared) == len(leaves):
             unknown = [x for x, own in zip(leaves, layouts) if not own.known and own is not SHARED]
