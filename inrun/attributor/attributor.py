@@ -150,6 +150,11 @@ class Attributor:
                 "forward=lambda: <the loss that is backpropagated>)"
             )
         ids = ids_of(ids)
+        if rows is not None and not self.options.route.takes_rows:
+            raise ValueError(
+                f"route={self.options.route.kind!r} takes samples along axis 0 only, not rows=; "
+                "use route='tap', uncompiled"
+            )
         with self._steps.micro_batch(ids, forward, owners_of(rows, len(ids))):
             yield
 

@@ -106,7 +106,7 @@ class Audits:
                     recorder.recording,
                     parameters,
                     owners,
-                    self.route.audit_dots(len(ids), uses),
+                    self.route.audit_dots(owners, uses),
                     random.restore,
                     self.option.groups,
                     lambda tests: _tell_if_long(step, tests, time.perf_counter() - began),

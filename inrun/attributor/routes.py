@@ -24,6 +24,7 @@ from inrun.attributor.micro_batches import MicroBatch, MicroBatches, Record
 from inrun.config import build_kind, require
 from inrun.ghost import CompiledProbes, GradientBuffers, StreamingDots, Tape
 from inrun.ghost.audit import Dots
+from inrun.ghost.audit_data import RowOwners
 from inrun.ghost.audit_dots import by_probes, by_rules, by_tokens
 from inrun.ghost.tape import Use
 from inrun.methods import Method
@@ -52,6 +53,8 @@ class Route:
     late_directions: ClassVar[bool] = True
     #: whether dots come parameter by parameter; otherwise values come from tokens
     by_parameter: ClassVar[bool] = True
+    #: whether it takes rows whose samples are declared, `batch(ids, rows=...)`
+    takes_rows: ClassVar[bool] = True
     #: whether it works where several processes train together
     many_processes: ClassVar[bool] = True
 
@@ -95,9 +98,9 @@ class Route:
         """Room for layer inputs and output gradients that are kept until a direction is known."""
         return Room.of(None, device)
 
-    def audit_dots(self, n: int, uses: set[Use]) -> Dots:
-        """How an audit takes the parts of n samples; `uses` gets what it did with parameters."""
-        return by_rules(n, False, uses)
+    def audit_dots(self, owners: RowOwners, uses: set[Use]) -> Dots:
+        """How an audit takes the samples' parts; `uses` gets what it did with parameters."""
+        return by_rules(owners, False, uses)
 
     def seen_by_modes(self) -> AbstractContextManager:
         """A context in which every operation of the model can be seen."""
@@ -174,8 +177,8 @@ class Fused(Route):
             return Tape(n, True, passes.buffers)
         return StreamingDots(passes.known, n, True)
 
-    def audit_dots(self, n: int, uses: set[Use]) -> Dots:
-        return by_rules(n, True, uses)
+    def audit_dots(self, owners: RowOwners, uses: set[Use]) -> Dots:
+        return by_rules(owners, True, uses)
 
 
 @route
@@ -226,8 +229,8 @@ class Forward(Route):
     by_parameter: ClassVar[bool] = False
     gives_squares: ClassVar[bool] = False
 
-    def audit_dots(self, n: int, uses: set[Use]) -> Dots:
-        return by_tokens(n)
+    def audit_dots(self, owners: RowOwners, uses: set[Use]) -> Dots:
+        return by_tokens(owners)
 
 
 @route
@@ -244,6 +247,7 @@ class Compiled(Route):
 
     kind: str = field(default="compiled", init=False)
 
+    takes_rows: ClassVar[bool] = False
     many_processes: ClassVar[bool] = False
     late_directions: ClassVar[bool] = False
     gives_squares: ClassVar[bool] = False
@@ -262,8 +266,8 @@ class Compiled(Route):
     def record(self, passes: MicroBatches, n: int) -> Record:
         return CompiledProbes(passes.parameters.by_name, passes.known, n)
 
-    def audit_dots(self, n: int, uses: set[Use]) -> Dots:
-        return by_probes(n)
+    def audit_dots(self, owners: RowOwners, uses: set[Use]) -> Dots:
+        return by_probes(owners.n)
 
     def seen_by_modes(self) -> AbstractContextManager:
         return torch.compiler.set_stance("force_eager")

@@ -77,7 +77,7 @@ class OpenStep:
             return
         record = self.setting.options.route.record(self.passes, len(ids))
         with (
-            self.setting.audits.around(self.passes, ids, self.number) as recorder,
+            self.setting.audits.around(self.passes, ids, self.number, rows) as recorder,
             self.passes.recorded(ids, forward, record, rows),
             recorder,
         ):

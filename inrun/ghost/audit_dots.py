@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from inrun.ghost.audit import Dots
+from inrun.ghost.audit_data import RowOwners
 from inrun.ghost.audit_runs import Run
 from inrun.ghost.compiled import CompiledProbes
 from inrun.ghost.forward import token_dots
@@ -15,17 +16,18 @@ from inrun.ghost.uses import UseTracker
 Tensors = Mapping[str, Tensor]
 
 
-def by_rules(n: int, fused: bool, uses: set[Use]) -> Dots:
-    """By a rule per operation, of n samples.
+def by_rules(owners: RowOwners, fused: bool, uses: set[Use]) -> Dots:
+    """By a rule per operation.
 
     Args:
+        owners: whose the rows of the batch are.
         fused: operations take their fused form.
         uses: gets what was done with which parameters.
     """
 
     def dots(run: Run, parameters: Tensors, directions: Tensors) -> dict[str, Tensor]:
-        record = StreamingDots(directions, n, fused)
-        with _one_thread(), UseTracker(parameters, run.constants, record):
+        record = StreamingDots(directions, owners.n, fused)
+        with _one_thread(), UseTracker(parameters, run.constants, record, owners.rows):
             run()
         uses.update(record.uses)
         return {name: d[0] for name, d in record.dots(directions).items()}
@@ -33,12 +35,13 @@ def by_rules(n: int, fused: bool, uses: set[Use]) -> Dots:
     return dots
 
 
-def by_tokens(n: int) -> Dots:
+def by_tokens(owners: RowOwners) -> Dots:
     """By one forward-mode pass: of all parameters together."""
 
     def dots(run: Run, parameters: Tensors, directions: Tensors) -> dict[str, Tensor]:
         weights = {parameters[name]: V[0] for name, V in directions.items()}
-        return {"": token_dots(lambda: run(with_backward=False), weights, n).sum(1)}
+        loss = lambda: run(with_backward=False)  # noqa: E731
+        return {"": token_dots(loss, weights, owners.n, owners.rows, run.constants).sum(1)}
 
     return dots
 
