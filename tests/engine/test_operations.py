@@ -62,7 +62,7 @@ def test_the_old_weight_norm_is_exact_too():
         model, [lambda i=i: loss(slice(i, i + 1)) for i in range(4)], lambda: loss([4, 5]), 0.1
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    attr = Attributor(model, optimizer, {"val": lambda: loss([4, 5])})
+    attr = Attributor(model, optimizer, {"val": lambda: loss([4, 5])}, "first_order")
     with attr.batch(range(4)):
         loss(slice(0, 4)).backward()
     optimizer.step()
