@@ -138,9 +138,10 @@ class PartList:
         """
         through = self.through if through is None else through
         line, digest = _line(self.digest, _entry(added, removed, through, closed))
-        descriptor = os.open(self.path, os.O_RDWR)
+        descriptor = os.open(self.path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:
-            if b"\n" in os.pread(descriptor, os.fstat(descriptor).st_size, self.size):
+            os.lseek(descriptor, self.size, os.SEEK_SET)
+            if b"\n" in os.read(descriptor, os.fstat(descriptor).st_size):
                 raise StoreError(f"{self.path} has grown by another writer. Go on with that one.")
             os.ftruncate(descriptor, self.size)
             os.lseek(descriptor, self.size, os.SEEK_SET)

@@ -68,7 +68,9 @@ class Tables:
             self._connection.execute(fence)
         self._views: dict[str, str | None] = {}  # the query of each view
         self._seen: tuple[tuple, snapshot.Snapshot] | None = None
-        self._checked: dict[Part, tuple | None] = {}  # state of the file when its checksum was looked at
+        self._checked: dict[
+            Part, tuple | None
+        ] = {}  # state of the file when its checksum was looked at
 
     def sql(self, query: str) -> pa.Table:
         """The answer to one SELECT. DuckDB's own errors tell what is wrong with a query."""

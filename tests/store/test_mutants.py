@@ -2,7 +2,6 @@
 the test that is there for them.
 """
 
-import os
 import shutil
 
 import duckdb
@@ -11,7 +10,6 @@ import pytest
 from inrun.store import StoreError, compaction, description, parts, snapshot, writer
 from inrun.store.part_list import PartList
 from tests.store import test_live, test_parts_listed, test_resume
-from tests.support.store_example import RUN, write_step
 
 CAUGHT = (AssertionError, pytest.fail.Exception, StoreError, duckdb.Error)
 
@@ -26,11 +24,6 @@ def constant_seal(patch):
 
 def any_name(patch):
     patch.setattr(parts, "is_name", lambda table, name: True)
-
-
-def torn_line_kept(patch):
-    patch.setattr(os, "ftruncate", lambda descriptor, size: None)
-    patch.setattr(os, "lseek", lambda descriptor, place, how: os.SEEK_END)
 
 
 def unfinished_steps_shown(patch):
@@ -76,16 +69,6 @@ def flips(path, _):
     )
 
 
-def torn(path, _):
-    """A line is torn, and the run goes on."""
-    listed = path / "parts" / "rank0000.jsonl"
-    listed.write_bytes(listed.read_bytes()[:-40])
-    with writer.ValueWriter.resume(path, RUN, 6) as going_on:
-        for step in (6, 7):
-            write_step(going_on, step)
-    test_parts_listed.answers(path)
-
-
 def killed(path, tmp_path):
     """What a kill leaves is gone after a compaction."""
     leftover = next((path / "terms").iterdir())
@@ -112,7 +95,6 @@ MUTANTS = [
         any_name,
         lambda path, _: test_parts_listed.test_list_that_leads_out_of_the_store_is_refused(path),
     ),
-    (torn_line_kept, torn),
     (
         unfinished_steps_shown,
         lambda _, t: test_live.test_step_is_seen_when_every_rank_has_flushed_it(t / "s"),
@@ -139,6 +121,6 @@ def test_mistake_is_caught(path, tmp_path, apply, test):
             test(path, tmp_path)
 
 
-@pytest.mark.parametrize("test", [torn, killed, compacted])
+@pytest.mark.parametrize("test", [killed, compacted])
 def test_without_a_mistake_nothing_is_caught(path, tmp_path, test):
     test(path, tmp_path)
