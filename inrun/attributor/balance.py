@@ -129,6 +129,16 @@ def check_balance(
         _refuse(names[at], keys[k], float(parts[at, k]), float(total[at, k]), rounding.way_out)
 
 
+def with_penalties(
+    dots: Mapping[str, Tensor], penalties: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Name -> [k, n + 1]: beside the samples' parts [k, n] that of penalties [k, 1], if any."""
+    parts = dict(dots)
+    for name, part in penalties.items():
+        parts[name] = torch.cat([parts[name], part], 1) if name in parts else part
+    return parts
+
+
 def _sides(g: Tensor, V: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
     """``<G, V_k>``, the norm of its summands, the sum of the parts, of their sizes, and of their
     squares: [k] each.

@@ -1,7 +1,8 @@
 """The ledger: ``drop = drift + sum of values + residual``, for every step, target and method.
 
 `drop` is what the target's loss lost between this step's weights and the next's; `drift` what
-momentum and weight decay would have done without any sample, ``L(w) - L(w - u(0))``; `residual`
+momentum and weight decay would have done without any sample, ``L(w) - L(w - u(0))``, and what
+penalties on weights did that were added to the loss (valued as if they were a sample); `residual`
 what the method's approximation leaves. Over a run with every=1 the drops telescope to the total
 drop of the loss. A row is complete only when the weights have moved, so it waits until the next
 evaluation at the new ones.
@@ -61,6 +62,8 @@ class Ledger:
         for method in methods:
             for name in self.targets:
                 drift = result.drift.get(name)
+                if drift is not None:
+                    drift += result.penalties.get((method.name, name), 0.0)
                 if drift is not None and method.credit == "impulse":
                     drift -= self._of_later_steps(result.per_parameter[method.name, name], step)
                 total = result.sums[method.name, name]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import TypeVar
 
@@ -27,7 +27,8 @@ from inrun.ghost import (
 )
 from inrun.ghost.backward import grad
 from inrun.ghost.errors import ONE_AT_A_TIME
-from inrun.ghost.tape import Use
+from inrun.ghost.tape import Use, penalty_dots
+from inrun.rules import Factor, Origin
 from inrun.rules.factors import SampleAxisError
 
 #: in the first steps, own autograd functions are looked for in the graph, to be named in an error
@@ -48,6 +49,7 @@ class MicroBatch:
         forward: evaluates the loss again.
         random: state of the random generators before the forward, where there is a `forward`.
         rows: the place of each row's sample among the ids [r], where it was declared.
+        penalties: what was added to the loss without data, with its gradients.
     """
 
     ids: np.ndarray
@@ -55,6 +57,7 @@ class MicroBatch:
     forward: Callable[[], Tensor] | None
     random: RandomState | None
     rows: Tensor | None = None
+    penalties: list[tuple[Origin, Factor]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -116,6 +119,7 @@ class MicroBatches:
             yield
         if isinstance(record, StreamingDots | Tape) and record.unfound:
             raise SampleAxisError(record.unfound)
+        penalties = record.penalties if isinstance(record, StreamingDots | Tape) else []
         if isinstance(record, WholeTape) and record.spilled:
             if forward is None:
                 raise WholeRouteError(out_of_memory(len(self.done), self.buffers.budget))
@@ -129,7 +133,7 @@ class MicroBatches:
                 record = None
             else:
                 self._kept += size
-        self.done.append(MicroBatch(ids, record, forward, random, rows))
+        self.done.append(MicroBatch(ids, record, forward, random, rows, penalties))
 
     @contextmanager
     def _seen_by(self, record: Record | None, rows: Tensor | None) -> Iterator[None]:
@@ -156,6 +160,7 @@ class MicroBatches:
             record.add_all(found)
         else:
             self._uses |= record.uses
+        micro.penalties = record.penalties or micro.penalties
         return record
 
     @contextmanager
@@ -251,6 +256,14 @@ class MicroBatches:
                     for dots, micro in zip(each, self.done)
                 ]
                 found[name] = torch.cat(parts, 1)
+        return found
+
+    def penalty_dots(self, V: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name -> [k, 1]: what was added to the losses without data, which is no sample's."""
+        found: dict[str, Tensor] = {}
+        for micro in self.done:
+            for name, part in penalty_dots(micro.penalties, V).items():
+                found[name] = found[name] + part if name in found else part
         return found
 
     def token_values(self, V: Mapping[str, Tensor], c: float) -> list[Tensor]:

@@ -24,6 +24,8 @@ class StepResult:
             been, overstates the sum of the step's values: the worst of the targets. Of methods with
             such a slope.
         frozen: those of them whose values are by that slope in this step.
+        penalties: (method, target) -> what penalties on weights that were added to the loss did to
+            the target's loss; no sample's, and part of the ledger's drift.
         clip: c, the common factor between the gradients that were backpropagated and those that the
             optimizer got.
         loss_before: target -> L(w) where it was evaluated.
@@ -41,6 +43,7 @@ class StepResult:
     sizes: dict[tuple[str, str], float] = field(default_factory=dict)
     excess: dict[str, float] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
+    penalties: dict[tuple[str, str], float] = field(default_factory=dict)
     clip: float = 1.0
     loss_before: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from inrun.attributor.balance import (
     check_forward_balance,
     check_seen,
     common_factor,
+    with_penalties,
 )
 from inrun.attributor.micro_batches import MicroBatches
 from inrun.attributor.result import StepResult
@@ -61,6 +62,7 @@ class OpenStep:
             setting.model, parameters, setting.processes, late, setting.buffers, setting.room
         )
         self.samples = 0
+        self.penalties = torch.zeros(len(self.stack.keys), dtype=torch.float64)
         self._norms: dict[str, Tensor] = {}
         self._versions: dict[str, tuple[int, int]] = {}
         if self.valued:
@@ -210,10 +212,13 @@ class OpenStep:
                     torch.stack(rows), gradients, now, keys, passes.rounding, total
                 )
             return torch.stack(rows), {}, tokens
-        dots = options.route.dots(passes, V)
+        dots, nobodys = options.route.dots(passes, V), passes.penalty_dots(V)
         self.setting.audits.look(passes, self.number)
         if checked:
-            check_balance(dots, gradients, V, c, keys, passes.rounding, total)
+            parts = with_penalties(dots, nobodys)
+            check_balance(parts, gradients, V, c, keys, passes.rounding, total)
+        for name, d in nobodys.items():
+            self.penalties += c * self.rates.at_present(name, d)[:, 0].cpu()
         dots = {name: c * self.rates.at_present(name, d) for name, d in dots.items()}
         nothing = torch.zeros(len(keys), passes.count, dtype=torch.float64)
         return reduce(torch.add, dots.values()) if dots else nothing, dots, tokens
@@ -228,9 +233,13 @@ class OpenStep:
     ) -> StepResult:
         setting, keys, ids = self.setting, self.stack.keys, self.passes.ids
         bad = (~torch.isfinite(values)).any(0)
-        facts = torch.cat([bad.sum()[None].to(values.dtype), values.sum(1), values.abs().sum(1)])
-        count, *both = setting.processes.total(facts).tolist()
-        sums, sizes = both[: len(keys)], both[len(keys) :]
+        sized = [*values.sum(1), *values.abs().sum(1), *self.penalties.to(values)]
+        count, *found = setting.processes.total(
+            torch.stack([bad.sum().to(values), *sized])
+        ).tolist()
+        sums, sizes, penalties = (
+            found[at : at + len(keys)] for at in range(0, len(found), len(keys))
+        )
         if count:
             self._raise_non_finite(ids[bad.cpu().numpy()].tolist())
         by_key = {key: values[k] for k, key in enumerate(keys)}
@@ -250,6 +259,7 @@ class OpenStep:
             sizes=dict(zip(keys, sizes)),
             excess=excess,
             frozen={m.name for m, _ in self.stack.known} & excess.keys(),
+            penalties=dict(zip(keys, penalties)),
             clip=c * setting.processes.size,
             stateless=stateless,
         )

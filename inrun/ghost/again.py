@@ -130,33 +130,75 @@ def _overlaps(x: Tensor) -> bool:
     return any(not stride and size > 1 for stride, size in zip(x.stride(), x.shape))
 
 
-def not_in_place(
-    operation: Callable, entry: Operation, leaves: list[Tensor]
-) -> tuple[Callable, Tensor | None]:
-    """The operation as a rule may call it, and what it is about to overwrite.
-
-    None where it overwrites nothing; a `blank` where nobody needs the numbers later.
-    """
-    if not writes_first(operation):
-        return operation, None
-    before = blank(leaves[0]) if entry.keeps_nothing else leaves[0].clone()
-    return entry.out_of_place or out_of_place(operation), before
-
-
-def unfit(
-    entry: Operation, out: Tensor, before: Tensor | None, overwritten: bool
-) -> tuple[str | None, bool]:
-    """Why no gradient can be taken of `out`, None if one can; and whether of a copy only.
+class Called:
+    """An operation on parameters and data, about to be called, as a rule may call it again.
 
     Args:
-        before: what the operation overwrote knowingly; overwritten: whether it wrote at all.
+        func: the operation; leaves: its tensors.
+
+    Attributes:
+        operation: the same out of place and, where it drew random numbers, with the same ones.
+        before: what it is about to overwrite, None where that is nothing; a `blank` where nobody
+            needs the numbers later.
     """
-    copied = entry.saves_output or (entry is UNKNOWN and _saves_its_result(out))
-    if overwritten and before is None:
-        return "overwrites its input; use the out-of-place form", copied
-    if copied and before is not None:
-        return "overwrites what its backward needs; use the out-of-place form", copied
-    return None, copied
+
+    def __init__(self, func: Callable, entry: Operation, leaves: list[Tensor]):
+        self.func, self.entry = func, entry
+        self.operation, self.before = func, None
+        if writes_first(func):
+            self.before = blank(leaves[0]) if entry.keeps_nothing else leaves[0].clone()
+            self.operation = entry.out_of_place or out_of_place(func)
+        self._version, self._overwrote, self._several = leaves[0]._version, False, False
+        # operations with a rule of their own draw nothing, but for fused attention
+        may_draw = entry is UNKNOWN or entry.saves_output
+        self._draws = Draws(leaves) if may_draw else None
+
+    def finished(self, leaves: list[Tensor]) -> None:
+        """The operation has run."""
+        self._overwrote = leaves[0]._version != self._version
+        if self._draws is not None:
+            self._draws.finished()
+            if self._draws.any:
+                self.operation = Repeated(self.operation, self._draws)
+
+    def part(self, index: int) -> Callable:
+        """The operation that gives one of several outputs."""
+        self._several, operation = True, self.operation
+
+        def part_of(*args, **kwargs) -> Tensor:
+            return operation(*args, **kwargs)[index]
+
+        part_of.__name__ = getattr(self.func, "__name__", str(self.func))
+        return part_of
+
+    def unfit(self, out: Tensor, alone: bool) -> str | None:
+        """Why no gradient can be taken of `out`, None if one can; `alone`: no sample's number."""
+        if alone and not self.entry.offset:
+            return "gives one number for the whole batch; add up after it (reduction='none')"
+        if self._overwrote and self.before is None:
+            return "overwrites its input; use the out-of-place form"
+        if self.before is not None and self.copied(out):
+            return "overwrites what its backward needs; use the out-of-place form"
+        return None
+
+    def copied(self, out: Tensor) -> bool:
+        """Whether the backward needs `out` as it is, or shares it with another output."""
+        saves = self.entry.saves_output or (self.entry is UNKNOWN and _saves_its_result(out))
+        return saves or self._several
+
+
+class Repeated:
+    """An operation that draws the numbers that it drew the first time."""
+
+    drew = True
+
+    def __init__(self, operation: Callable, draws: Draws):
+        self.operation, self.draws = operation, draws
+        self.__name__ = getattr(operation, "__name__", str(operation))
+
+    def __call__(self, *args, **kwargs) -> Any:
+        with self.draws.repeated():
+            return self.operation(*args, **kwargs)
 
 
 def _saves_its_result(out: Tensor) -> bool:

@@ -25,13 +25,8 @@ _GRAD = inspect.signature(torch.autograd.grad)
 
 def backward(args: tuple, kwargs: dict) -> None:
     """``torch.Tensor.backward`` or ``torch.autograd.backward`` with these arguments."""
-    names = ("tensors", "grad_tensors", "retain_graph", "create_graph", "inputs")
-    given = dict(zip(names, args)) | {
-        {"gradient": "grad_tensors"}.get(name, name): value for name, value in kwargs.items()
-    }
-    outputs = _as_tuple(given["tensors"])
-    seeds = given.get("grad_tensors")
-    seeds = _seeds(outputs, (None,) * len(outputs) if seeds is None else _as_tuple(seeds))
+    outputs, seeds = backward_roots(args, kwargs)
+    given = _given(args, kwargs)
     create_graph = bool(given.get("create_graph"))
     retain_graph = given.get("retain_graph")
     inputs = given.get("inputs")
@@ -44,6 +39,23 @@ def backward(args: tuple, kwargs: dict) -> None:
         allow_unreachable=True,
         accumulate_grad=True,
     )
+
+
+def backward_roots(
+    args: tuple, kwargs: dict
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    """What a backward starts from, and with which gradients."""
+    given = _given(args, kwargs)
+    outputs, seeds = _as_tuple(given["tensors"]), given.get("grad_tensors")
+    return outputs, _seeds(outputs, (None,) * len(outputs) if seeds is None else _as_tuple(seeds))
+
+
+def _given(args: tuple, kwargs: dict) -> dict:
+    names = ("tensors", "grad_tensors", "retain_graph", "create_graph", "inputs")
+    return dict(zip(names, args)) | {
+        {"gradient": "grad_tensors", "self": "tensors"}.get(name, name): value
+        for name, value in kwargs.items()
+    }
 
 
 def inner_grad(args: tuple, kwargs: dict) -> tuple[Tensor | None, ...]:

@@ -24,6 +24,13 @@ WITHOUT_A_RULE = (
     "that does not match it>', or add a rule (inrun.rules.rule)."
 )
 
+#: why `torch.autograd.grad(create_graph=True)` is refused inside a batch
+GRADIENT_IN_LOSS = (
+    "torch.autograd.grad(create_graph=True) inside the batch: the loss contains a gradient (a "
+    "gradient penalty), and a second backward through it would be added to the samples' parts. "
+    f"Take the gradient without a graph; or say {ONE_AT_A_TIME}"
+)
+
 #: named already, or nothing that a rule could help
 _PASS_ON = (MemoryError, torch.OutOfMemoryError)
 
@@ -38,6 +45,9 @@ class MixedSamplesError(RuntimeError):
 
 def name_of(operation) -> str:
     """The operation as a user would call it, ``torch.nn.functional.linear``."""
+    own = getattr(operation, "_forward_cls", None)
+    if own is not None:
+        return f"torch.autograd.Function {own.__qualname__}"
     try:
         found = resolve_name(operation)
     except (TypeError, AttributeError):
@@ -56,6 +66,14 @@ def uncovered(
         f"parameter {names}: the operation {name_of(operation)} "
         + (f"of tensors {shapes} " if shapes else "")
         + f"{what}, so its per-sample gradient is unknown. {WITHOUT_A_RULE}"
+    )
+
+
+def set_by_hand(roots: Iterable[str]) -> UncoveredUseError:
+    """The refusal of ``p.grad = g`` inside a batch."""
+    return UncoveredUseError(
+        f"parameter {', '.join(roots)}: its .grad is set by hand inside the batch, so that nobody "
+        "saw which sample it came from; let loss.backward() fill it"
     )
 
 

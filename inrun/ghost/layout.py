@@ -21,7 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.ghost import layout_indices, layout_joins  # noqa: F401 - each adds its operations
+from inrun.ghost import (  # each adds its operations
+    layout_indices,  # noqa: F401
+    layout_joins,  # noqa: F401
+    layout_operations,  # noqa: F401
+)
 from inrun.ghost.arguments import tensors_of
 from inrun.ghost.layout_moves import MOVEMENT, Moved
 from inrun.rules import OPERATIONS

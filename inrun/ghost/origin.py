@@ -57,6 +57,11 @@ class Derived(Origin):
         made_of = (origin.dtype for origin in origins if origin)
         self.dtype = max(value.dtype, *made_of, key=lambda dtype: torch.finfo(dtype).eps)
 
+    @property
+    def at_once(self) -> bool:
+        """Whether the backward must be over with it: what it is made of saves tensors for that."""
+        return any(getattr(origin, "at_once", False) for origin in self.origins)
+
     def jvp(self, root: str, V: Tensor) -> Tensor:
         """Raises NoTangentError where torch has no derivative for it."""
         pushed = [

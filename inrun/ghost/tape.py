@@ -41,6 +41,8 @@ class Recorder(Sink):
         #: autograd functions of one's own that a backward passed through, as long as it is looked
         self.looking = False
         self.met: set[str] = set()
+        #: what was added to the loss without data, with its gradients [1, *shape]
+        self.penalties: list[tuple[Origin, Factor]] = []
 
     def look_at(self, given: Tensor | Iterable[Tensor]) -> None:
         """A backward of these is about to run."""
@@ -57,6 +59,12 @@ class Recorder(Sink):
             tensor.dtype for tensor in factor.tensors() if tensor.is_floating_point()
         )
         self.take(origin, factor)
+
+    def sink_penalty(self, operation: str, origin: Origin, factor: Factor) -> None:
+        """Take a function of weights alone that was added to the loss: it belongs to no sample."""
+        if not self.paused:
+            self.seen.update(origin.roots)
+            self.penalties.append((origin, factor))
 
     def take(self, origin: Origin, factor: Factor) -> None:
         """What this recorder does with the factor of one use."""
@@ -185,6 +193,18 @@ class Tape(Recorder):
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
         return sum(storages.values())
+
+
+def penalty_dots(
+    penalties: list[tuple[Origin, Factor]], directions: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """``<g, V_k>`` of the penalties' gradients g: name -> V [k, *shape]  to  name -> [k, 1]."""
+    totals: dict[str, Tensor] = {}
+    for origin, factor in penalties:
+        for root in origin.roots:
+            if root in directions:
+                add_dots(totals, root, dots_of(origin, root, factor, directions[root], 1))
+    return totals
 
 
 def non_finite_samples(by_parameter: Mapping[str, Tensor], n: int) -> list[bool]:

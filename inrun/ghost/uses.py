@@ -10,30 +10,35 @@ saved goes through autograd, so activation checkpointing works.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from inrun.ghost.again import not_in_place, unfit
+from inrun.ghost.again import Called
 from inrun.ghost.arguments import TELLS, rebuilder, tensors_of
-from inrun.ghost.backward import BACKWARDS, backward, inner_grad, makes_graph
+from inrun.ghost.backward import BACKWARDS, backward, backward_roots, inner_grad, makes_graph
+from inrun.ghost.composite import opened
 from inrun.ghost.errors import (
-    ONE_AT_A_TIME,
+    GRADIENT_IN_LOSS,
     MixedSamplesError,
     Named,
     UncoveredUseError,
+    set_by_hand,
     uncovered,
     whose_rows,
 )
 from inrun.ghost.layout import Layouts
 from inrun.ghost.origin import Parameter, derive, takes_no_data
+from inrun.ghost.own_functions import OwnFunctions, sink
+from inrun.ghost.tap import Tap
 from inrun.ghost.tape import Recorder
-from inrun.rules import OPERATIONS, Factor, Origin
+from inrun.rules import OPERATIONS, Dense, Factor, Origin
 from inrun.rules.cut import contribution
 from inrun.rules.layout import SHARED, Layout
-from inrun.rules.registry import UNKNOWN, Call, NoRule, Operation
+from inrun.rules.registry import UNKNOWN, Call, NoRule, Operation, find
 
 _GRADIENT: Any = torch.Tensor.grad  # a descriptor, whatever the stubs say
 #: what ``p.grad = g`` calls
@@ -48,30 +53,6 @@ class Use:
 
     origin: Origin
     contribution: Callable[[int, Tensor, list[Tensor]], Factor]
-
-
-class _Tap(torch.autograd.Function):
-    """Identity. Its backward hands (b, saved leaves) to the sink and passes b on untouched."""
-
-    @staticmethod
-    def forward(ctx, out, sink, constants, *saved):
-        ctx.save_for_backward(*saved)
-        ctx.sink, ctx.constants = sink, constants
-        ctx.mark_dirty(
-            out
-        )  # hand back the very tensor, not a view of it: in-place operations on it stay legal
-        return out
-
-    @staticmethod
-    def backward(ctx, b):
-        saved = iter(ctx.saved_tensors)
-        # detached: what the sink keeps must not hold the graph, which holds the sink (a cycle that
-        # no collector sees)
-        leaves = [next(saved).detach() if leaf is None else leaf for leaf in ctx.constants]
-        # the mode is active in the user's backward too; what happens here is ours
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            ctx.sink(b.detach(), leaves)
-        return b, None, None, *(None for leaf in ctx.constants if leaf is None)
 
 
 class UseTracker(TorchFunctionMode):
@@ -104,6 +85,7 @@ class UseTracker(TorchFunctionMode):
             id(p): Parameter(name, p) for name, p in parameters.items()
         }
         self.alive: list[Tensor] = []  # derived tensors, kept so that their ids stay theirs
+        self.own_functions = OwnFunctions(self.origins, self.alive, self.layouts, recorder)
         for tensor in (*parameters.values(), *constants):
             self.layouts.put(tensor, SHARED)
 
@@ -113,28 +95,26 @@ class UseTracker(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in BACKWARDS:
             self.recorder.look_at(args[0] if args else kwargs.get("tensors", ()))
+            self._penalties(args, kwargs)
             with self:
                 return backward(args, kwargs)
         if func is torch.autograd.grad:
             return self._inner_gradient(args, kwargs)
         if func == SETS_GRADIENT and id(args[0]) in self.origins:
-            raise UncoveredUseError(
-                f"parameter {', '.join(self.origins[id(args[0])].roots)}: its .grad is set by hand "
-                "inside the batch, so that nobody saw which sample it came from; let "
-                "loss.backward() fill it"
-            )
+            raise set_by_hand(self.origins[id(args[0])].roots)
         leaves = tensors_of(args, kwargs)
+        self.own_functions.look(leaves)
         layouts = [self.layouts.of(leaf) for leaf in leaves]
         entry = OPERATIONS.get(func, UNKNOWN)
-        if entry.refusal is not None and (reason := entry.refusal(*args, **kwargs)):
-            raise MixedSamplesError(reason)
-        origins = [self.origins.get(id(leaf)) for leaf in leaves]
         constant = {at for at, layout in enumerate(layouts) if layout is SHARED}
+        if entry.refusal is not None and len(constant) < len(leaves):
+            _refuse_mixing(entry.refusal(*args, **kwargs))
+        origins = [self.origins.get(id(leaf)) for leaf in leaves]
         if not any(origins) or not torch.is_grad_enabled():
             out = func(*args, **kwargs)
             if len(constant) < len(leaves):
                 self.layouts.follow(func, args, kwargs, leaves, layouts, out)
-            elif not any(origins) and (leaves or entry.without_samples):
+            elif leaves or entry.without_samples:
                 self._mark_constant(out)
             return out
         if len(constant) == len(leaves) or takes_no_data(func, entry, args, leaves, constant):
@@ -142,22 +122,31 @@ class UseTracker(TorchFunctionMode):
         if entry.fused is not None and (self.recorder.fused or entry.same_bits):
             out = entry.fused(self, *args, **kwargs)
             if out is not None:
+                self.own_functions.records_itself(out)
                 self.layouts.follow(func, args, kwargs, leaves, layouts, out)
                 return out
+        if entry is UNKNOWN and (inside := opened(func)) is not None:
+            with self:
+                return inside(*args, **kwargs)
         return self._tapped(func, entry, args, kwargs, leaves, origins, layouts)
 
     def __exit__(self, *exception) -> None:
         super().__exit__(*exception)
         self.recorder.unfound = self.layouts.unfound()
 
+    def _penalties(self, args: tuple, kwargs: dict) -> None:
+        """Functions of weights alone that are backpropagated by themselves."""
+        roots, seeds = backward_roots(args, kwargs)
+        self.own_functions.look(roots)
+        for root, b in zip(roots, seeds):
+            origin = self.origins.get(id(root))
+            if origin is not None and b is not None:
+                self.recorder.sink_penalty("backward", origin, Dense(b.detach()[None]))
+
     def _inner_gradient(self, args: tuple, kwargs: dict) -> tuple[Tensor | None, ...]:
         """A gradient that the loss itself asks for: its backward is nobody's training."""
         if makes_graph(args, kwargs):
-            raise UncoveredUseError(
-                "torch.autograd.grad(create_graph=True) inside the batch: the loss contains a "
-                "gradient (a gradient penalty), and a second backward through it would be added to "
-                f"the samples' parts. Take the gradient without a graph; or say {ONE_AT_A_TIME}"
-            )
+            raise UncoveredUseError(GRADIENT_IN_LOSS)
         self.recorder.paused = True
         try:
             with self:
@@ -188,38 +177,74 @@ class UseTracker(TorchFunctionMode):
         leaves: list[Tensor],
         origins: list[Origin | None],
         layouts: list[Layout],
-    ) -> Tensor:
+    ) -> Any:
         """The operation's own result, with a tap on the gradient that comes back to it."""
-        operation, before = not_in_place(func, entry, leaves)
-        version = leaves[0]._version
+        called = Called(func, entry, leaves)
         out = func(*args, **kwargs)
-        written = leaves[0] if before is not None and out is None else out
-        if not isinstance(written, Tensor):
-            raise uncovered(func, _roots(origins), "returns several tensors", leaves)
-        if not written.requires_grad:
+        called.finished(leaves)
+        self.layouts.follow(func, args, kwargs, leaves, layouts, out)
+        use = partial(self._result, called, args, kwargs, leaves, origins, layouts)
+        if called.before is not None and out is None:  # `h[mask] = w`
+            use(leaves[0], called.operation)
+            return None
+        if isinstance(out, Tensor):
+            return use(out, called.operation)
+        if type(out) not in (tuple, list):
+            raise uncovered(func, _roots(origins), "returns no tensors", leaves)
+        return type(out)(use(part, called.part(at)) for at, part in enumerate(out))
+
+    def _result(
+        self,
+        called: Called,
+        args: tuple,
+        kwargs: dict,
+        leaves: list[Tensor],
+        origins: list[Origin | None],
+        layouts: list[Layout],
+        out: Any,
+        operation: Callable,
+    ) -> Any:
+        """One tensor that came out, with a tap; `operation` gives this one."""
+        if not isinstance(out, Tensor) or not out.requires_grad:
             return out
-        wrong, copied = unfit(entry, written, before, leaves[0]._version != version)
-        if written.dim() == 0 and self.recorder.n > 1:
-            wrong = "gives one number for the whole batch; add up after it (reduction='none')"
+        func, rows = called.func, self.layouts.of(out)
+        alone = out.dim() == 0 and not rows.known
+        wrong = called.unfit(out, alone)
         if wrong:
             raise uncovered(func, _roots(origins), wrong, leaves)
-        if copied:  # the tap marks what it passes on as changed, so it gets a copy
-            out = written = written.clone()
-        self.layouts.follow(func, args, kwargs, leaves, layouts, out)
-        uses = self._uses(func, operation, args, kwargs, leaves, origins, layouts, written)
+        if called.copied(out):  # the tap marks what it passes on as changed, so it gets a copy
+            out = out.clone()
+        own = None if alone else rows
+        uses = self._uses(func, operation, args, kwargs, leaves, origins, layouts, own)
+        self.origins.pop(id(out), None)  # a function of weights that data was written into
+        kept = leaves if called.before is None else [called.before, *leaves[1:]]
+        fixed = [layout is SHARED for layout in layouts]
+        tapped = self._tap(func, out, kept, fixed, uses, alone)
+        self.layouts.put(tapped, rows)
+        return tapped
+
+    def _tap(
+        self,
+        func: Callable,
+        out: Tensor,
+        leaves: list[Tensor],
+        fixed: list[bool],
+        uses: list[Use],
+        alone: bool,
+    ) -> Tensor:
+        """The result with a tap on it; `alone`: what comes back belongs to no sample."""
         # what holds samples is saved by autograd, and checkpointed with it
-        constants, saved = _split(leaves if before is None else [before, *leaves[1:]], layouts)
-        self.origins.pop(id(written), None)  # a function of weights that data was written into
-        name, n, sink = getattr(func, "__name__", ""), self.recorder.n, self.recorder.sink
+        constants = [leaf.detach() if at else None for leaf, at in zip(leaves, fixed)]
+        saved = [leaf for leaf, at in zip(leaves, fixed) if not at]
+        recorder, name = self.recorder, getattr(func, "__name__", str(func))
+        n, take = (1, recorder.sink_penalty) if alone else (recorder.n, partial(sink, recorder))
 
         def on_gradient(b: Tensor, leaves: list[Tensor]) -> None:
             for use in uses:
                 with Named(func, use.origin.roots, [*leaves, b]):
-                    sink(name, use.origin, use.contribution(n, b, leaves))
+                    take(name, use.origin, use.contribution(n, b, leaves))
 
-        tapped = _Tap.apply(written, on_gradient, constants, *saved)
-        self.layouts.put(tapped, self.layouts.of(written))
-        return None if out is None else tapped
+        return Tap.apply(out, on_gradient, constants, *saved)
 
     def _uses(
         self,
@@ -230,20 +255,22 @@ class UseTracker(TorchFunctionMode):
         leaves: list[Tensor],
         origins: list[Origin | None],
         layouts: list[Layout],
-        written: Tensor,
+        rows: Layout | None,
     ) -> list[Use]:
-        rebuild, rows = rebuilder(args, kwargs), self.layouts.of(written)
+        """Each argument's rule; without rows, of what belongs to no sample."""
+        rebuild = rebuilder(args, kwargs)
         shared = {at for at, layout in enumerate(layouts) if not layout.known}
-        if not rows.known or len(shared) == len(leaves):
+        if rows is not None and (not rows.known or len(shared) == len(leaves)):
             unknown = [x for x, own in zip(leaves, layouts) if not own.known and own is not SHARED]
             raise whose_rows(func, _roots(origins), [*unknown, *leaves][0], self.layouts.n)
         uses = []
         for at, origin in enumerate(origins):
             if origin is None or not leaves[at].requires_grad:
                 continue
-            call = Call(operation, leaves, at, shared, rebuild, layouts, rows)
             try:
-                uses.append(Use(origin, contribution(operation, call)))
+                call = Call(operation, leaves, at, shared, rebuild, layouts, rows or SHARED)
+                form = find(operation, call) if rows is None else contribution(operation, call)
+                uses.append(Use(origin, form))
             except NoRule:
                 raise uncovered(func, origin.roots, "has no rule", leaves) from None
         return uses
@@ -265,12 +292,10 @@ class UseTracker(TorchFunctionMode):
             self.layouts.put(tensor, SHARED)
 
 
-def _split(leaves: list[Tensor], layouts: list[Layout]) -> tuple[list[Tensor | None], list[Tensor]]:
-    """(what holds no samples, None in the places of the others; the others)."""
-    fixed = [layout is SHARED for layout in layouts]
-    constants = [leaf.detach() if at else None for leaf, at in zip(leaves, fixed)]
-    return constants, [leaf for leaf, at in zip(leaves, fixed) if not at]
-
-
 def _roots(origins: Iterable[Origin | None]) -> list[str]:
     return [root for origin in origins if origin for root in origin.roots]
+
+
+def _refuse_mixing(reason: str | None) -> None:
+    if reason:
+        raise MixedSamplesError(reason)

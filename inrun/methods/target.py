@@ -108,9 +108,11 @@ class Target:
             for name, p in self.parameters.items()
         }
         lookups = Lookups() if self.fused else None
+        originals = {name: self.parameters[name] for name in moved if name in leaves}
 
         def once(loss, inputs):
-            found = grad([loss], inputs)
+            found = grad([loss], [*inputs, *originals.values()])
+            found = _all_moved(self.name, found, len(inputs), list(originals))
             return found if lookups is None else lookups.add(inputs, found)
 
         cached = at is None or keep
@@ -150,11 +152,7 @@ class Target:
                 for name, g in zip(leaves, first)
                 if g is not None and g.requires_grad and name in direction
             ]
-            second = (
-                grad([g for g, _ in pairs], inputs, [d.to(g.dtype) for g, d in pairs])
-                if pairs
-                else [None] * len(inputs)
-            )
+            second = _twice(self.name, pairs, inputs) if pairs else [None] * len(inputs)
             return [None if g is None else g.detach() for g in first], second
 
         # fused attention cannot be differentiated twice
@@ -255,3 +253,30 @@ class Target:
                 f"target {self.name!r}: the loss is {float(loss)}. Has the run diverged, or "
                 "does the target have no label?"
             )
+
+
+def _all_moved(
+    target: str, found: Sequence[Tensor | None], inputs: int, moved: list[str]
+) -> Sequence[Tensor | None]:
+    """The derivatives at the moved weights, if the loss depends on no weight as it is."""
+    for name, g in zip(moved, found[inputs:]):
+        if g is not None:
+            raise TargetError(
+                f"target {target!r}: parameter {name} is given to a torch.autograd.Function "
+                "or a compiled region as it is, where no other weights can take its place, and "
+                "the method looks at the target at other weights. Give it a function of the "
+                "parameter: `Function.apply(x, 1 * self.weight)`"
+            )
+    return found[:inputs]
+
+
+def _twice(
+    target: str, pairs: list[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    try:
+        return grad([g for g, _ in pairs], inputs, [d.to(g.dtype) for g, d in pairs])
+    except NotImplementedError as missing:  # "the derivative for '_cdist_backward' is not ..."
+        raise TargetError(
+            f"target {target!r}: torch has no second derivative of its loss ({missing}); "
+            "method='path' and method='first_order' need none"
+        ) from missing

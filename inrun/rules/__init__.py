@@ -25,6 +25,7 @@ from inrun.rules import (  # each registers its operations
     conv,  # noqa: F401
     elementwise,  # noqa: F401
     embedding,  # noqa: F401
+    embedding_bag,  # noqa: F401
     factories,  # noqa: F401
     head,  # noqa: F401
     linear,  # noqa: F401

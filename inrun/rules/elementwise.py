@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inrun.rules.factors import Aligned, Dense, Factor, by_sample, wide
+from inrun.rules.masked import masked
 from inrun.rules.registry import Call, in_place, offsets, rule
 
 _NAMES = [
@@ -55,6 +56,8 @@ offsets(*(operation for operation in _OPERATIONS if operation.__name__ in _OFFSE
 @rule(*_OPERATIONS)
 def elementwise(n: int, b: Tensor, call: Call) -> Factor:
     y = call.leaves[call.where].detach()
+    if b.dim() == 0:
+        return masked(n, b, call)
     if y.dim() == b.dim() and y.shape[0] == b.shape[0] and n > 1:
         return Aligned(_derivative(b, call, call.leaves, y), n)
     # [n * r, ...] -> [n, r, ...], so that the samples have an axis of their own that the argument

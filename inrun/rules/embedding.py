@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import inrun_kernels
+from inrun.rules.embedding_bag import frequency_scale
 from inrun.rules.factors import Factor, Rows, by_sample
 from inrun.rules.protocols import Probes, Tracker
-from inrun.rules.registry import NoRule, any_leading, compiled, fused, rule
+from inrun.rules.registry import NoRule, any_leading, compiled, fused, refuse, rule
 from inrun_kernels import memory
 
 
@@ -30,12 +31,23 @@ def embedding_weight(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Factor:
-    if scale_grad_by_freq:
-        raise NoRule  # the scale depends on the other samples of the batch
     if padding_idx is not None:
         padding_idx = padding_idx % weight.shape[0]
         b = b.masked_fill((input == padding_idx).unsqueeze(-1), 0.0)
     return table_rows(n, b, input, weight)
+
+
+@refuse(F.embedding)
+def scaled_by_the_batch(
+    input,
+    weight,
+    padding_idx=None,
+    max_norm=None,
+    norm_type=2.0,
+    scale_grad_by_freq=False,
+    sparse=False,
+) -> str | None:
+    return frequency_scale(scale_grad_by_freq)
 
 
 @fused(F.embedding)

@@ -59,7 +59,7 @@ def as_real(x: Tensor) -> Tensor:
 
 def real_dot(g: Tensor, V: Tensor) -> Tensor:
     """``<g, V_k>``: g [*shape], V [k, *shape] -> [k]."""
-    return (as_real(g) * as_real(V)).flatten(1).sum(1)
+    return (as_real(g) * as_real(V)).reshape(V.shape[0], -1).sum(1)
 
 
 class Factor:

@@ -34,26 +34,38 @@ def linear_bias(n: int, b: Tensor, input: Tensor, weight: Tensor, bias: Tensor) 
 def fused_linear(
     tracker: Tracker, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor | None:
-    if tracker.parameter(weight) is None or not tracker.plain(input):
+    return _fused(tracker, input, weight, bias, False)
+
+
+def _fused(
+    tracker: Tracker, x: Tensor, w: Tensor, bias: Tensor | None, transposed: bool
+) -> Tensor | None:
+    if tracker.parameter(w) is None or not tracker.plain(x):
         return None
     origins = [
         tracker.origin(tensor) if tensor is not None and tensor.requires_grad else None
-        for tensor in (weight, bias)
+        for tensor in (w, bias)
     ]
-    return FusedLinear.apply(input, weight, bias, tracker.recorder, *origins)
+    return FusedLinear.apply(x, w, bias, transposed, tracker.recorder, *origins)
 
 
 class FusedLinear(torch.autograd.Function):
-    """y = x w^T + bias, with the weight gradient taken sample by sample in the backward."""
+    """y = x w^T + bias, with the weight gradient taken sample by sample in the backward.
+
+    Transposed, as Conv1D has it: y = x w + bias with w [i, o].
+    """
 
     @staticmethod
-    def forward(ctx, x, w, bias, recorder, w_origin, bias_origin):
+    def forward(ctx, x, w, bias, transposed, recorder, w_origin, bias_origin):
         ctx.recorder, ctx.w_origin, ctx.bias_origin = recorder, w_origin, bias_origin
+        ctx.transposed = transposed
         ctx.x_dtype, ctx.w_dtype = x.dtype, w.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         x, w = autocast(x), autocast(w)  # once, for both directions
         ctx.save_for_backward(x, w)
-        return F.linear(x, w, bias)
+        if not transposed:
+            return F.linear(x, w, bias)
+        return x @ w if bias is None else torch.addmm(autocast(bias), x, w)
 
     @staticmethod
     def backward(ctx, b):
@@ -62,10 +74,13 @@ class FusedLinear(torch.autograd.Function):
         to_x, to_w, to_bias = ctx.needs_input_grad[:3]
         n = ctx.recorder.n
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            dx = (b @ w.to(b.dtype)).to(ctx.x_dtype) if to_x else None
+            back = w.t() if ctx.transposed else w
+            dx = (b @ back.to(b.dtype)).to(ctx.x_dtype) if to_x else None
             wgrad = bias_grad = None
             if to_w:
                 a, rows = token_rows(x, n).to(b.dtype), token_rows(b, n)
+                if ctx.transposed:  # w's gradient is a^T b, so the two change places
+                    a, rows = rows, a
                 if ctx.w_origin is not None:
                     wgrad = _recorded(ctx.recorder, ctx.w_origin, a, rows, tuple(w.shape))
                 if wgrad is None:
@@ -76,7 +91,7 @@ class FusedLinear(torch.autograd.Function):
                 bias_grad = sums.sum(0).to(ctx.bias_dtype)
                 if ctx.bias_origin is not None:
                     ctx.recorder.sink("linear", ctx.bias_origin, Dense(sums))
-        return dx, wgrad, bias_grad, None, None, None
+        return dx, wgrad, bias_grad, None, None, None, None
 
 
 def _recorded(
@@ -138,6 +153,14 @@ def addmm_bias(
     return Dense(beta * wide(token_rows(b, n)).sum(1))
 
 
+@fused(torch.addmm, torch.Tensor.addmm)
+def fused_addmm(
+    tracker: Tracker, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta=1, alpha=1
+) -> Tensor | None:
+    plain = beta == 1 and alpha == 1 and input.dim() == 1 and not tracker.plain(input)
+    return _fused(tracker, mat1, mat2, input, True) if plain else None
+
+
 _MATMUL = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__)
 
 
@@ -151,6 +174,12 @@ def matmul_right(n: int, b: Tensor, input: Tensor, other: Tensor) -> Factor:
 @rule(torch.mm, torch.Tensor.mm, argument="mat2")
 def mm_right(n: int, b: Tensor, input: Tensor, mat2: Tensor) -> Factor:
     return matmul_right(n, b, input, mat2)
+
+
+@fused(*_MATMUL)
+def fused_matmul(tracker: Tracker, input: Tensor, other: Tensor) -> Tensor | None:
+    plain = other.dim() == 2 and input.dim() >= 2
+    return _fused(tracker, input, other, None, True) if plain else None
 
 
 any_leading(F.linear, *_MATMUL)

@@ -34,11 +34,17 @@ class Masked(Factor):
         return torch.stack([real_dot(self.dense(i), V) for i in range(self.n)], 1)
 
     def dense(self, i: int) -> Tensor:
+        if not self.out.requires_grad:  # another output depends on the argument, this one does not
+            return torch.zeros_like(wide(self.argument.detach()))
         b = self.b if self.n == 1 else only(self.b, self.rows, i)
         (g,) = torch.autograd.grad(
-            self.out, self.argument, in_dtype(b, self.out.dtype), retain_graph=True
+            self.out,
+            self.argument,
+            in_dtype(b, self.out.dtype),
+            retain_graph=True,
+            allow_unused=True,
         )
-        return wide(g)
+        return torch.zeros_like(wide(self.argument.detach())) if g is None else wide(g)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.b,)
@@ -61,7 +67,9 @@ def only(b: Tensor, rows: Layout, i: int) -> Tensor:
 def masked(n: int, b: Tensor, call: Call) -> Factor:
     if n > 1 and call.out.axis is None:
         raise NoRule
-    leaves = [wide(leaf.detach()) if is_float(leaf) else leaf for leaf in call.leaves]
+    leaves = [leaf.detach() for leaf in call.leaves]
+    if not getattr(call.operation, "drew", False):  # what is drawn may depend on the dtype
+        leaves = [wide(leaf) if is_float(leaf) else leaf for leaf in leaves]
     with torch.enable_grad():
         leaves[call.where] = leaves[call.where].clone().requires_grad_()
         out = call(leaves)

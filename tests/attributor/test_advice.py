@@ -13,25 +13,12 @@ from tests.support import per_sample
 from tests.support.any_layer import EXAMPLES, LR, Example, N, Times, regression
 
 
-class SeenAndNot(nn.Module):
-    """A weight in a layer that is seen, and in an autograd function of one's own."""
-
-    def __init__(self):
-        super().__init__()
-        self.w, self.out = nn.Parameter(torch.randn(5, 6)), nn.Linear(5, 2)
-
-    def forward(self, x):
-        return self.out(torch.tanh(Times.apply(x, self.w) + F.linear(x, self.w)))
-
-
 #: what is refused -> (by which error, in which words, on which route)
 REFUSED = {
-    "LSTM": (UncoveredUseError, r"lstm.*returns several", "tap"),
+    "a sum over samples": (UncoveredUseError, r"out\.weight.*vdot.*one number", "tap"),
     "no forward derivative": (ForwardRouteError, "no forward-mode derivative", "forward"),
-    "an autograd function of one's own": (UnseenParameterError, r"of your own \(Times,", "tap"),
     "a gradient penalty": (UncoveredUseError, "create_graph", "tap"),
     "nested tensors": (Exception, "nested|j1", "tap"),
-    "seen in one place": (BalanceError, r"parameter w: .*of your own \(Times,", "tap"),
     "a loss of one's own": (ForwardRouteError, "loss function", "forward"),
 }
 
@@ -44,8 +31,17 @@ def own_loss() -> Example:
     return Example(model, share, lambda: sum(map(share, range(N))), example.target)
 
 
+def sum_over_samples() -> Example:
+    """A loss that is one product of all samples' outputs with a weight."""
+    model, x = nn.ModuleDict({"out": nn.Linear(6, 1, bias=False)}).double(), torch.randn(N, 6)
+    x = x.double()
+    share = lambda i: torch.vdot(x[i].tanh(), model["out"].weight[0]) / N  # noqa: E731
+    many = lambda: torch.vdot(x.tanh().flatten(), model["out"].weight[0].repeat(N)) / N  # noqa: E731
+    return Example(model, share, many, lambda: model["out"](x).square().mean())
+
+
 OWN = {
-    "seen in one place": lambda: regression(SeenAndNot(), 6),
+    "a sum over samples": sum_over_samples,
     "a loss of one's own": own_loss,
 }
 
