@@ -114,11 +114,11 @@ def test_where_a_method_looks_at_other_weights_the_way_to_give_them_is_named_and
     with pytest.raises(TargetError, match=r"parameter w is given.*1 \* self\.weight"):
         optimizer.step()
     model, loss, optimizer = of_own_function(lambda w: 1 * w)
-    before = float(loss([4, 5]))
+    before = float(loss([4, 5]).detach())
     attr = Attributor(model, optimizer, {"val": lambda: loss([4, 5])}, "path")
     with attr.batch(range(4)):
         loss(slice(0, 4)).backward()
     optimizer.step()
-    drop = before - float(loss([4, 5]))
+    drop = before - float(loss([4, 5]).detach())
     # the loss is a quadratic in w, of which the midpoint is exact
     assert abs(float(attr.last["val"].sum()) - drop) < 1e-10 * abs(drop)
