@@ -34,6 +34,7 @@ class OfWeights(Origin):
     def __init__(self, node, index: int, inputs: dict[int, Origin], value: Tensor):
         self.node, self.index, self.inputs, self.value = node, index, inputs, value.detach()
         self.roots = tuple(dict.fromkeys(r for origin in inputs.values() for r in origin.roots))
+        self.dtype = value.dtype
 
     def jvp(self, root: str, V: Tensor) -> Tensor:
         raise NoTangentError(f"{name_of(self.node)} has a backward, but no forward derivative")
@@ -160,7 +161,9 @@ def sink(recorder: Recorder, operation: str, origin: Origin, factor) -> None:
         return
     for root in origin.roots:
         rows = [wide(origin.vjp(root, factor.dense(i))) for i in range(recorder.n)]
-        recorder.sink(operation, Parameter(root, rows[0]), Dense(torch.stack(rows)))
+        parameter = Parameter(root, rows[0])
+        parameter.dtype = origin.dtype  # what it was computed in, not what it is added up in
+        recorder.sink(operation, parameter, Dense(torch.stack(rows)))
 
 
 def _is_seen(node) -> bool:
