@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from inrun.attributor.kept import Room
+from inrun.attributor.micro_batch import AnyRecord, MicroBatch, Record
 from inrun.attributor.parameters import RandomState, TrackedParameters
 from inrun.attributor.processes import Processes
 from inrun.attributor.tolerance import Rounding, coarser
@@ -28,44 +27,10 @@ from inrun.ghost import (
 from inrun.ghost.backward import grad
 from inrun.ghost.errors import ONE_AT_A_TIME
 from inrun.ghost.tape import Use, penalty_dots
-from inrun.rules import Factor, Origin
 from inrun.rules.factors import SampleAxisError
 
 #: in the first steps, own autograd functions are looked for in the graph, to be named in an error
 LOOK_FOR_FUNCTIONS = 3
-
-#: what takes the samples' parts while a backward runs
-Record = StreamingDots | Tape | CompiledProbes
-AnyRecord = TypeVar("AnyRecord", StreamingDots, Tape)
-
-
-@dataclass
-class MicroBatch:
-    """One forward and backward.
-
-    Attributes:
-        ids: sample ids [n].
-        record: what a route recorded; None if it runs the micro-batch again.
-        forward: evaluates the loss again.
-        random: state of the random generators before the forward, where there is a `forward`.
-        rows: the place of each row's sample among the ids [r], where it was declared.
-        penalties: what was added to the loss without data, with its gradients.
-    """
-
-    ids: np.ndarray
-    record: Record | None
-    forward: Callable[[], Tensor] | None
-    random: RandomState | None
-    rows: Tensor | None = None
-    penalties: list[tuple[Origin, Factor]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def evaluate(self) -> Tensor:
-        """The loss once more."""
-        assert self.forward is not None, "routes that run again are given a forward"
-        return self.forward()
 
 
 class MicroBatches:

@@ -77,6 +77,12 @@ def set_by_hand(roots: Iterable[str]) -> UncoveredUseError:
     )
 
 
+def refuse_mixing(reason: str | None) -> None:
+    """Raise MixedSamplesError if there is a reason."""
+    if reason:
+        raise MixedSamplesError(reason)
+
+
 class Named:
     """Context in which a failure of a rule, in torch's words, becomes a refusal by name.
 

@@ -23,9 +23,9 @@ from inrun.ghost.backward import BACKWARDS, backward, backward_roots, inner_grad
 from inrun.ghost.composite import opened
 from inrun.ghost.errors import (
     GRADIENT_IN_LOSS,
-    MixedSamplesError,
     Named,
     UncoveredUseError,
+    refuse_mixing,
     set_by_hand,
     uncovered,
     whose_rows,
@@ -108,7 +108,7 @@ class UseTracker(TorchFunctionMode):
         entry = OPERATIONS.get(func, UNKNOWN)
         constant = {at for at, layout in enumerate(layouts) if layout is SHARED}
         if entry.refusal is not None and len(constant) < len(leaves):
-            _refuse_mixing(entry.refusal(*args, **kwargs))
+            refuse_mixing(entry.refusal(*args, **kwargs))
         origins = [self.origins.get(id(leaf)) for leaf in leaves]
         if not any(origins) or not torch.is_grad_enabled():
             out = func(*args, **kwargs)
@@ -294,8 +294,3 @@ class UseTracker(TorchFunctionMode):
 
 def _roots(origins: Iterable[Origin | None]) -> list[str]:
     return [root for origin in origins if origin for root in origin.roots]
-
-
-def _refuse_mixing(reason: str | None) -> None:
-    if reason:
-        raise MixedSamplesError(reason)

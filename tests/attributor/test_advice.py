@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from inrun import Attributor
-from inrun.attributor import BalanceError, UnseenParameterError
 from inrun.ghost import ForwardRouteError, UncoveredUseError
 from tests.attributor.test_whole_route import valued
 from tests.support import per_sample
-from tests.support.any_layer import EXAMPLES, LR, Example, N, Times, regression
-
+from tests.support.any_layer import EXAMPLES, LR, Example, N, regression
 
 #: what is refused -> (by which error, in which words, on which route)
 REFUSED = {
