@@ -15,7 +15,7 @@ PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $
 
 # the paper's experiments: a target each, all of them with `make reproduce`, the longest first; finished ones have nothing to do. What is timed runs alone, the others JOBS at once
 TIMED := throughput
-EXPERIMENTS := curation classification fidelity curation-pythia intervals copyright stability dynamics fidelity-pythia retrieval
+EXPERIMENTS := curation classification fidelity fidelity-early curation-pythia intervals copyright stability dynamics fidelity-pythia retrieval
 JOBS ?= 2
 THREADS = $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(JOBS) )); echo $$(( n > 1 ? n : 1 )))
 
@@ -69,6 +69,11 @@ throughput: $(STAMP)  ## the paper's table 1 over widths and lengths, with peak 
 
 fidelity: $(STAMP)  ## how close values come to exact Shapley values of real steps (ARGS=scale=paper, ...)
 	$(RUN) -m experiments fidelity $(ARGS)
+
+fidelity-early: $(STAMP)  ## the same for the first steps of AdamW, Lion and SGD with momentum
+	$(RUN) -m experiments fidelity scale=early $(ARGS)
+	$(RUN) -m experiments fidelity scale=early optim@train_optim=lion "optim.names=[lion]" optim.lr=2e-4 "seeds=[0,1]" $(ARGS)
+	$(RUN) -m experiments fidelity scale=early optim@train_optim=sgd train_optim.momentum=0.9 "optim.names=[momentum]" optim.lr=2e-2 "seeds=[0]" $(ARGS)
 
 fidelity-pythia: $(STAMP)  ## the same with Pythia, one step of two runs
 	$(RUN) -m experiments fidelity model=pythia-tiny "seeds=[0,1]" train.steps=200 "steps=[200]" "optim.lr=[3e-4,1.5e-3,5e-3,5e-2]" $(ARGS)
