@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 import inrun
 from inrun import Attributor, Whole
-from inrun.ghost import WholeRouteError
+from inrun.attributor import BalanceError
+from inrun.ghost import WholeGradients, WholeRouteError
 from tests.support import per_sample
 from tests.support.any_layer import EXAMPLES, LR, Example, N, regression
 from tests.support.small_models import loss_of, rows, small
@@ -236,3 +237,48 @@ def test_a_complex_weight_under_adam_is_refused_and_one_kept_as_pairs_is_right()
     attr.flush()
     row = attr.ledger.last["path", "val"]
     assert abs(row["residual"]) < 1e-4 * abs(row["values"])
+
+
+def _accumulated(self, name):
+    """All that is in .grad, earlier samples too."""
+    return lambda parameter: self.add(name, parameter.grad.clone())
+
+
+def _looked_at(self, name):
+    """What a hook sees, whether it is added to .grad or not."""
+    return lambda gradient: self.add(name, gradient)
+
+
+def _of_the_first(self, gradients):
+    """A second run gives the gradient of one parameter to another."""
+    turned = [g if g is None else g.flip(0) for g in gradients]
+    for name, gradient in zip(self.watched, turned):
+        self.add(name, gradient)
+
+
+MISTAKES = {
+    "the sum so far is taken for the sample's": ("_take", _accumulated, None),
+    "a gradient that nobody adds counts": ("_look", _looked_at, None),
+    "a second run is turned round": ("add_all", _of_the_first, 0),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_this_route_is_refused_by_the_balance(mistake, monkeypatch):
+    name, wrong, memory = MISTAKES[mistake]
+    monkeypatch.setattr(WholeGradients, name, wrong)
+    if name == "_look":
+        monkeypatch.setattr(WholeGradients, "_take", lambda self, name: lambda parameter: None)
+    torch.manual_seed(0)
+    example = regression(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 2)), 6)
+    optimizer = torch.optim.SGD(example.model.parameters(), lr=LR)
+    method = "first_order" if memory is None else "path"
+    targets = {"val": example.target}
+    attr = Attributor(example.model, optimizer, targets, method, route=Whole(memory))
+    for i in range(N):
+        share = lambda i=i: example.share(i)  # noqa: E731
+        with attr.batch([i], forward=share):
+            torch.autograd.grad(share(), list(example.model.parameters()))
+            share().backward()
+    with pytest.raises(BalanceError):
+        optimizer.step()
