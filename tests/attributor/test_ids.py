@@ -158,6 +158,7 @@ def test_ids_of_two_types_in_a_run_are_refused_before_the_step(tmp_path):
     ):
         pass
     assert attr.step == 1
+    attr.close()
     table = pa.table({"sample_id": [0, 1], "domain": ["x", "y"]})
     with pytest.raises(ValueError, match="also in the table of samples"):
         train(tmp_path / "other", STEPS[:1], samples=table)
