@@ -197,7 +197,7 @@ class MicroBatches:
         names = ", ".join(sorted(set().union(*met)))
         functions = f" ({names}, of which nothing is seen inside)" if names else ""
         return (
-            f" Where it is used in an autograd function of your own{functions}, in a compiled "
+            f" Where it is used in a torch.autograd.Function of your own{functions}, in a compiled "
             f"region or an extension, say {ONE_AT_A_TIME}."
         )
 
