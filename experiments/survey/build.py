@@ -30,7 +30,7 @@ SAMPLES = 4
 #: parameters of a tiny model, at the most
 MOST = 20_000_000
 #: CPU seconds after which no further way of making a type is begun
-PATIENCE = 15.0
+PATIENCE = 5.0
 #: how many classes of a type are tried
 CLASSES = 3
 MIXES = "no sum over samples"
@@ -122,11 +122,11 @@ def build(model_type: str, row: dict[str, Any]) -> Built:
     except Exception as error:
         raise CannotBuild(f"config: {named(error)}") from None
     chosen = [(h, c) for h, c in classes if not special.head or h == special.head]
-    failures = []
+    failures, began = [], time.process_time()
     for head, cls in chosen[:CLASSES]:
         about = {"head": head, "model": cls.__name__}
         try:
-            built = smallest(cls, model_type, head, special)
+            built = smallest(cls, model_type, head, special, began)
         except CannotBuild as reason:
             failures.append((about, str(reason)))
         except Exception as error:
@@ -140,11 +140,11 @@ def build(model_type: str, row: dict[str, Any]) -> Built:
     raise CannotBuild(failures[0][1])
 
 
-def smallest(cls: type, model_type: str, head: str, special: Special) -> Built:
+def smallest(cls: type, model_type: str, head: str, special: Special, began: float) -> Built:
     """The class with small widths, else with its own and few layers."""
     errors: list[Exception] = []
     for narrow in (True, False):
-        if time.process_time() > PATIENCE:
+        if time.process_time() - began > PATIENCE:
             break
         try:
             config = shrink(zoo.config_of(model_type), special.config, narrow)

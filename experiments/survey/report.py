@@ -67,6 +67,9 @@ def page(rows: Rows) -> str:
                 parts.append(f"## {title}: {status}\n\n" + table(some) + "\n")
         exact = [row for row in kind if row["status"] == "exact"]
         parts.append(f"## {title}: exact\n\n{exact_table(exact)}\n")
+        later = sum(row["status"] == "not asked" for row in kind)
+        if later:
+            parts.append(f"{later} of these were not asked: the time of the survey was over.\n")
         left = [row for row in kind if row["status"] == "not built"]
         if left:
             parts.append(f"## {title}: not built\n\n" + not_built(left) + "\n")
@@ -85,7 +88,7 @@ def counts(rows: Rows) -> str:
         if not kind:
             continue
         found = Counter(row["status"] for row in kind)
-        built = len(kind) - found["not built"]
+        built = len(kind) - found["not built"] - found["not asked"]
         refused = [row for row in kind if row["status"] == "refused"]
         otherwise = sum(
             number(row["route_error"]) is not None and not failed(row) for row in refused

@@ -7,6 +7,7 @@ is refused is tried by another route. Nothing is downloaded.
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class SurveyConfig(StudyConfig):
     """of memory that the process of a type may take"""
     jobs: int = 1
     """processes at once"""
+    minutes: float | None = None
+    """after which no further type is begun; null: none. The same command goes on"""
     scale: str = "cpu"
     runs: str = "runs/survey"
 
@@ -67,7 +70,9 @@ class SurveyConfig(StudyConfig):
 
     def identity(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Limits and the number of processes change no row."""
-        return {k: v for k, v in given.items() if k not in ("seconds", "gigabytes", "jobs")}
+        return {
+            k: v for k, v in given.items() if k not in ("seconds", "gigabytes", "jobs", "minutes")
+        }
 
 
 def fits(pattern: str) -> bool:
@@ -123,6 +128,8 @@ def measure(settings: SurveyConfig, out: Outputs, console: Console) -> None:
             rows.append(row)
             wrong = sum(r["status"] in ("wrong", "died") for r in rows)
             say(f"{len(rows)} of {len(names)}, {row['type']}: {row['status']}; {wrong} to mend")
+    place = {name: k for k, name in enumerate(names)}
+    rows.sort(key=lambda row: place[row["type"]])
     about = {"engine": engine()}
     out.table("survey", [versions_of(row) | about for row in rows])
 
@@ -130,13 +137,20 @@ def measure(settings: SurveyConfig, out: Outputs, console: Console) -> None:
 def surveyed(names: list[str], settings: SurveyConfig, folder: Path) -> Iterator[Row]:
     """The rows, from the folder where they are, else from a process each."""
     isolated = Isolated(survey, settings.seconds, settings.gigabytes)
+    ends = time.monotonic() + 60 * (settings.minutes or float("inf"))
 
     def row(name: str) -> Row:
         path = folder / f"{name.replace('/', '+')}.json"
-        return read_json(path) if path.is_file() else isolated.row(name, path)
+        if path.is_file():
+            return read_json(path)
+        if time.monotonic() > ends:
+            return {"type": name, "status": "not asked", "why": "the time was over"}
+        return isolated.row(name, path)
 
+    # a survey that is stopped has then seen some of all families
+    order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     with ThreadPoolExecutor(settings.jobs) as pool:
-        yield from pool.map(row, names)
+        yield from pool.map(row, order)
 
 
 def versions_of(row: Mapping[str, Any]) -> Row:
