@@ -16,6 +16,7 @@ computing).
 import functools
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ class _Entry(weakref.ref):
 
 #: what ``x[index] = value`` calls
 WRITE = torch.Tensor.__setitem__
+#: how a movement fails that cannot be followed (other types, no elements): it is guessed then, and
+#: the audit looks at the guess
+UNFOLLOWED = (IndexError, ZeroDivisionError, RuntimeError, TypeError, ValueError)
 
 
 class Layouts:
@@ -171,8 +175,9 @@ class Layouts:
             return
         found = None
         if moving is not None:
-            with torch._C.DisableTorchFunction(), torch.no_grad():
-                found = moving(Moved(self.n, func, args, kwargs, leaves, layouts, lead), outputs)
+            moved = Moved(self.n, func, args, kwargs, leaves, layouts, lead)
+            with torch._C.DisableTorchFunction(), torch.no_grad(), suppress(*UNFOLLOWED):
+                found = moving(moved, outputs)
         for at_, tensor in enumerate(outputs):
             self.put(tensor, found[at_] if found else guess(tensor, lead, leaves, layouts))
 
