@@ -10,6 +10,7 @@ STEPS ?=
 DRY ?=
 ARGS ?=
 ONLY ?=
+SOAK_SECONDS ?= 600
 LR ?= 3e-4,6e-4,5e-3,5e-2
 PRETRAIN_ARGS = $(if $(DATA),data=$(DATA)) $(if $(STEPS),train.steps=$(STEPS)) $(if $(DRY),dry_run=true) $(ARGS)
 
@@ -20,7 +21,7 @@ JOBS ?= 2
 THREADS = $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(JOBS) )); echo $$(( n > 1 ? n : 1 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check lint format pretrain-gpt2 pretrain-pythia reproduce $(TIMED) $(EXPERIMENTS) pool notebooks sweep-lr survey conformance kernels-aot bench bench-kernels profile roofline clean
+.PHONY: help setup demo test test-fast check lint format pretrain-gpt2 pretrain-pythia reproduce $(TIMED) $(EXPERIMENTS) pool notebooks sweep-lr survey soak conformance kernels-aot bench bench-kernels profile roofline clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,6 +120,9 @@ kernels-aot: $(STAMP)  ## compile every kernel for sm_80 and sm_90, without a GP
 
 intervals: $(STAMP)  ## what values lose when measured every k-th step only, or with a target's gradient of some steps ago
 	$(RUN) -m experiments intervals $(ARGS)
+
+soak: $(STAMP)  ## stop, spoil and resume runs at random for 10 minutes, then a store of 1e8 values (SOAK_SECONDS=60 ARGS="rows=1e6")
+	OMP_NUM_THREADS=1 $(RUN) -m experiments soak seconds=$(SOAK_SECONDS) $(ARGS)
 
 bench: $(STAMP)  ## what values cost beside plain training, on this idle machine (ARGS="scale=full")
 	$(RUN) -m experiments bench $(ARGS)

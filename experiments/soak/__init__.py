@@ -1,0 +1,1 @@
+"""Runs that are stopped, spoilt and resumed at random, and a large store."""
