@@ -8,6 +8,7 @@ compares all that it leaves with the run that was left alone. A trial that does 
 command with an error; its folder stays.
 """
 
+import itertools
 import random
 import time
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class SoakConfig(StudyConfig):
     """The study."""
 
     seconds: int = 600
-    """for the trials; the store comes after them"""
+    """for the trials, of which there is one of each kind at least; the store comes after them"""
     rows: float = 1e8
     """values in the store; 0: none"""
     seed: int = 0
@@ -47,15 +48,15 @@ def measure(settings: SoakConfig, out: Outputs, console: Console) -> None:
     began, soak = time.monotonic(), Soak(out.folder / "trials", random.Random(settings.seed))
     ends: dict[str, list[str]] = {name: [] for name in TRIALS}
     faults = []
-    while time.monotonic() - began < settings.seconds:
-        for name in TRIALS:
-            ended, fault = run_trial(soak, name, len(ends[name]))
-            ends[name].append(ended)
-            if fault:
-                faults.append(f"{name}-{len(ends[name]) - 1}: {fault}")
-                console.print(faults[-1], style="red", markup=False, soft_wrap=True)
-        tried = sum(map(len, ends.values()))
-        console.print(f"{tried} trials, {soak.stops} stops, {len(faults)} faults", highlight=False)
+    for tried, name in enumerate(itertools.cycle(TRIALS)):
+        if tried >= len(TRIALS) and time.monotonic() - began > settings.seconds:
+            break
+        ended, fault = run_trial(soak, name, len(ends[name]))
+        ends[name].append(ended)
+        console.print(f"{name}: {ended} ({soak.stops} stops so far)", highlight=False)
+        if fault:
+            faults.append(f"{name}-{len(ends[name]) - 1}: {fault}")
+            console.print(faults[-1], style="red", markup=False, soft_wrap=True)
     out.table("soak", [_row(name, found) for name, found in ends.items()])
     rows = figures(out.folder / "store", int(settings.rows)) if settings.rows else []
     out.table("store", rows or [{"rows": 0, "work": "none", "seconds": 0.0, "peak_gib": 0.0}])
