@@ -22,7 +22,7 @@ def report(out: Outputs, settings: StudyConfig) -> None:
 
 def tables(results: Path = RESULTS) -> str:
     """Both tables of the committed rows, as Markdown."""
-    trials = _rows(results / "soak.csv", ("trial", "trials", "held", "ended"))
+    trials = _rows(results / "soak.csv", ("trial", "trials", "stops", "held", "ended"))
     store = _rows(results / "soak-store.csv", ("rows", "work", "seconds", "peak_gib"))
     for row in store:
         row["rows"] = f"{int(float(row['rows'])):,}"

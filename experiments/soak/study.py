@@ -57,17 +57,18 @@ def measure(settings: SoakConfig, out: Outputs, console: Console) -> None:
         if fault:
             faults.append(f"{name}-{len(ends[name]) - 1}: {fault}")
             console.print(faults[-1], style="red", markup=False, soft_wrap=True)
-    out.table("soak", [_row(name, found) for name, found in ends.items()])
+    out.table("soak", [_row(name, found, soak.stops) for name, found in ends.items()])
     rows = figures(out.folder / "store", int(settings.rows)) if settings.rows else []
     out.table("store", rows or [{"rows": 0, "work": "none", "seconds": 0.0, "peak_gib": 0.0}])
     assert not faults, "\n".join(faults)
 
 
-def _row(name: str, ends: list[str]) -> dict:
+def _row(name: str, ends: list[str], stops: int) -> dict:
     counts = {end: ends.count(end) for end in sorted(set(ends))}
     return {
         "trial": name.replace("_", " "),
         "trials": len(ends),
+        "stops": stops if name == "stopped" else 0,
         "held": len(ends) - counts.get("fault", 0),
         "ended": "; ".join(f"{end}: {count}" for end, count in counts.items()),
     }

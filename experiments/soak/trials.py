@@ -63,6 +63,8 @@ class Soak:
         self._context.set_forkserver_preload(["experiments.soak.child"])
         for name in ("alone", "half"):
             write_documents(self.folder / name / "raw")
+        self._whole(self.folder / "alone")  # the first process imports what the others find
+        shutil.rmtree(self.folder / "alone" / "runs")
         began = time.monotonic()
         self._whole(self.folder / "alone")
         self.seconds = time.monotonic() - began
@@ -81,7 +83,7 @@ class Soak:
         write_documents(root / "raw")
         for _ in range(self.rng.randint(1, MOST_STOPS)):
             process = self._started(root)
-            process.join(self.rng.uniform(0.2, 1.0) * self.seconds)
+            process.join(self.rng.uniform(0.1, 0.9) * self.seconds)
             if process.is_alive():
                 self._stop(process, self.rng.choice(STOPS))
             elif process.exitcode:
