@@ -55,19 +55,13 @@ class Soak:
     "Processes that were stopped."
     reference: dict[str, Any] = field(default_factory=dict)
     "What the run that was left alone leaves."
-    seconds: float = 0.0
-    "It took so long."
 
     def __post_init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["experiments.soak.child"])
         for name in ("alone", "half"):
             write_documents(self.folder / name / "raw")
-        self._whole(self.folder / "alone")  # the first process imports what the others find
-        shutil.rmtree(self.folder / "alone" / "runs")
-        began = time.monotonic()
         self._whole(self.folder / "alone")
-        self.seconds = time.monotonic() - began
         self.reference = content(self.folder / "alone" / "runs" / "run")
         process = self._started(self.folder / "half")
         files = RunFolder(self.folder / "half" / "runs" / "run")
@@ -83,7 +77,7 @@ class Soak:
         write_documents(root / "raw")
         for _ in range(self.rng.randint(1, MOST_STOPS)):
             process = self._started(root)
-            process.join(self.rng.uniform(0.1, 0.9) * self.seconds)
+            self._wait_for(self.rng.randrange(2 * STEPS), RunFolder(root / "runs" / "run"), process)
             if process.is_alive():
                 self._stop(process, self.rng.choice(STOPS))
             elif process.exitcode:
@@ -145,6 +139,17 @@ class Soak:
         except Fault as fault:
             raise Fault(f"{file.name}: {fault}") from fault
         return "the one before was used" if "set aside" in _told(root) else "same numbers"
+
+    def _wait_for(self, lines: int, files: RunFolder, process: BaseProcess) -> None:
+        """Until the log has so many lines more or less than a moment ago, and some milliseconds."""
+        began = self._lines(files)
+        while process.is_alive() and abs(self._lines(files) - began) < lines:
+            time.sleep(0.005)
+        process.join(self.rng.uniform(0.0, 0.1))
+
+    @staticmethod
+    def _lines(files: RunFolder) -> int:
+        return files.log_file.read_bytes().count(b"\n") if files.log_file.exists() else 0
 
     def _started(self, root: Path, told: str = "told", largest_file: int = 0) -> BaseProcess:
         arguments = (settings(root), root / told, largest_file)
