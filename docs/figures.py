@@ -42,12 +42,14 @@ MARKERS = {
 def pearson_medians(table: Path = FIDELITY) -> dict[tuple[str, str], dict[float, float]]:
     """(optimizer, method) -> {learning rate: median Pearson correlation with exact values}.
 
-    Of GPT-2 with 8 samples a step: every coalition was enumerated, so the truth has no noise.
+    Of GPT-2 with 8 samples a step, from step 50 on: every coalition was enumerated, so the truth
+    has no noise.
     """
     found: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     with open(table, encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if (row["quantity"], row["model"], row["players"]) == ("values", "gpt2", "8"):
+            chosen = (row["quantity"], row["model"], row["players"], row["scale"])
+            if chosen == ("values", "gpt2", "8", "cpu"):
                 rates = found[row["optimizer"], row["method"]]
                 rates[float(row["lr"])].append(float(row["pearson"]))
     return {key: {lr: median(rates[lr]) for lr in sorted(rates)} for key, rates in found.items()}
