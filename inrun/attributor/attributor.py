@@ -213,8 +213,9 @@ class Attributor:
         self.flush()
         # a resumed run has no gradient to reuse, so this one must not have one either
         self.targets.restart()
-        excess = self._setting.excess.state()
-        return {"step": self.step, "excess": excess, **self.ledger.state()}
+        setting = self._setting
+        kept = {"excess": setting.excess.state(), "audits": setting.audits.state()}
+        return {"step": self.step, **kept, **self.ledger.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, before the first batch; the store drops what came after it.
@@ -228,6 +229,7 @@ class Attributor:
         self._steps.number = int(state["step"])
         self.ledger.load(state)
         self._setting.excess.load(state.get("excess", {}))
+        self._setting.audits.load(state.get("audits", {}))
         self.recorder.open(self.step)
 
     def close(self) -> ValueStore | None:

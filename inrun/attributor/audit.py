@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -44,13 +45,13 @@ class Audits:
 
     Attributes:
         refusal: an error that waits for the other processes.
-        notes: for the store: one row per audit, and whatever was not audited, with the reason.
+        samples: step -> samples whose values were proven, until they are asked for.
     """
 
     def __init__(self, option: Audit | None, route: Route, alone: bool):
         self.option, self.route, self.alone = option, route, alone
         self.refusal: Exception | None = None
-        self.notes: list[dict[str, Any]] = []
+        self.samples: Counter[int] = Counter()
         self._known: set[Use] = set()
         self._new: set[Use] = set()
         self._done = self._tries = 0
@@ -69,6 +70,8 @@ class Audits:
             MixedSamplesError, SampleAxisError: a sample's value depends on more than its data, or
                 it could not be tested whether it does.
         """
+        if len(ids) == 1 and self.option is not None:
+            self.samples[step] += 1  # there is nobody else
         if not self._wanted(len(ids)):
             yield nullcontext()
             return
@@ -127,8 +130,7 @@ class Audits:
         self._known |= uses
         self._new -= self._known
         self._done, self._tries = self._done + 1, 0
-        note = {"step": step, "samples": n, "tests": found.tests, "untested": found.untested}
-        self.notes.append(note)
+        self.samples[step] += n
         log.info("step %d: audited %d samples in %d tests: each alone", step, n, found.tests)
         if found.untested:
             why = ": part of the backward runs in code that is not seen" if cut else ""
@@ -148,8 +150,19 @@ class Audits:
 
     def _give_up(self, step: int, why: str) -> None:
         self._over = True
-        self.notes.append({"step": step, "not": why})
         log.warning("step %d: not audited: %s; no further audit is tried", step, why)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: what was audited is not audited again."""
+        known, new = ([[o, list(p), f] for o, p, f in sorted(s)] for s in (self._known, self._new))
+        return {"done": self._done, "known": known, "new": new}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, also after JSON."""
+        self._done = int(state.get("done", 0))
+        self._known, self._new = (
+            {(o, tuple(p), f) for o, p, f in state.get(key, ())} for key in ("known", "new")
+        )
 
     def of_another(self) -> MixedSamplesError:
         """What is raised where another process refuses its micro-batch."""

@@ -168,7 +168,9 @@ class Options(Valuation):
         """What the store says of them; a run that is resumed must agree."""
         said = {m.name: {"kind": m.kind, **m.said()} for m in self.method}
         settings = {"methods": said, "every": self.every, "refresh": self.intervals.refresh}
-        return {"targets": targets, "methods": list(said), "attribution": settings}
+        asked = self.audit is not None and (self.audit.groups or True)
+        about = {"targets": targets, "methods": list(said)}
+        return {**about, "attribution": settings, "audit": asked}
 
 
 def methods_of(given: Any) -> tuple[Method, ...]:

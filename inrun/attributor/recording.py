@@ -39,6 +39,10 @@ class Recording:
         )
 
 
+#: columns of a step's row, where nothing else is known
+_UNKNOWN = ("clip", "loss", "seconds", "tokens", "samples", "stateless", "audited")
+
+
 class Recorder:
     """Writes a run's rows into its store, opened when the first row or a resumed state comes.
 
@@ -121,6 +125,7 @@ class Recorder:
             lr=lr,
             clip=result.clip,
             samples=n,
+            audited=result.audited,
             stateless=result.stateless,
             excess=max(result.excess.values(), key=abs, default=None),
             frozen=float(bool(result.frozen)) if result.excess else None,
@@ -134,7 +139,7 @@ class Recorder:
             self._step(step=step, lr=lr, excess=worst, frozen=0.0, valued=0.0)
 
     def _step(self, **known: float | int | None) -> None:
-        columns = dict.fromkeys(("clip", "loss", "seconds", "tokens", "samples", "stateless"))
+        columns = dict.fromkeys(_UNKNOWN)
         assert self.writer is not None, "a row has a store to go to"
         self.writer.steps({**columns, **known, **self._annotations})
         self._annotations = {}

@@ -32,6 +32,7 @@ class StepResult:
         drift: target -> what the optimizer does to the loss without any sample, where it was
             evaluated.
         stateless: share of the elements whose second moment is still zero.
+        audited: samples of this process whose micro-batch was audited, or had no other sample.
     """
 
     step: int
@@ -48,3 +49,4 @@ class StepResult:
     loss_before: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
     stateless: float = 0.0
+    audited: int = 0

@@ -262,6 +262,7 @@ class OpenStep:
             penalties=dict(zip(keys, penalties)),
             clip=c * setting.processes.size,
             stateless=stateless,
+            audited=setting.audits.samples.pop(self.number, 0),
         )
 
     def _raise_non_finite(self, bad: list) -> None:

@@ -24,6 +24,11 @@ LARGEST_SHARE, ENOUGH_STEPS = 0.1, 50
 #: how many of the steps with the largest residuals are named
 NAMED_STEPS = 3
 
+NOT_AUDITED = (
+    "the run was not audited: nothing shows that a value depends on its own sample's data alone "
+    "(audit=False, or no batch could be audited: its log says why)"
+)
+
 
 @dataclass
 class Quality:

@@ -35,6 +35,8 @@ def residuals(target: str, method: str) -> str:
 
 #: which columns the run's steps have
 FIRST_STEP = "SELECT * FROM steps LIMIT 1"
+#: whether any step was audited
+AUDITED = "SELECT coalesce(max(audited), 0) > 0 AS audited FROM steps"
 #: what each step said of the slope frozen before it
 SLOPES = "SELECT step, excess, frozen, valued FROM steps ORDER BY step"
 

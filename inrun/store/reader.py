@@ -19,7 +19,7 @@ import pyarrow as pa
 from inrun.store import description, queries
 from inrun.store.ledger import LedgerTotals, ledger_totals
 from inrun.store.parts import TABLES, StoreError
-from inrun.store.quality import Quality, quality_of
+from inrun.store.quality import NOT_AUDITED, Quality, quality_of
 from inrun.store.tables import Tables, name, text
 from inrun.store.verify import Report, verify
 
@@ -181,13 +181,27 @@ class ValueStore:
         ledger, steps = self._tables.has("ledger"), self._tables.has("steps")
         return quality_of(self.sql, target, method, self._kind(method), ledger, steps)
 
+    @property
+    def audited(self) -> bool | None:
+        """Whether it was tested that values depend on their own sample's data alone; None: the run
+        does not say.
+        """
+        asked = self.run.get("audit")
+        if asked is None:
+            return None
+        known = self._tables.has("steps") and "audited" in self.sql(queries.FIRST_STEP).column_names
+        return bool(asked and known and self.sql(queries.AUDITED)["audited"][0].as_py())
+
     def said(self) -> list[str]:
         """What is to be doubted of the values, a line each, with target and method."""
         return [
-            f"{target}, {method}: {line}"
-            for target in self.targets
-            for method in self.methods
-            for line in self.quality(target, method).said(self._kind(method))
+            *([NOT_AUDITED] if self.audited is False and self._tables.has("steps") else []),
+            *(
+                f"{target}, {method}: {line}"
+                for target in self.targets
+                for method in self.methods
+                for line in self.quality(target, method).said(self._kind(method))
+            ),
         ]
 
     def _kind(self, method: str) -> str:

@@ -44,6 +44,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "attribution": {},  # options that change what a value means: update rule, credit, every
     "git_revision": None,
     "corpus_digest": None,
+    "audit": None,  # whether an audit was asked for (`inrun.attributor.Audit`); None: not known
     "packages": None,  # None: the versions found by `package_versions`
 }
 # Rows before and after a resume may only be added up if these agree.

@@ -3,6 +3,7 @@ samples, rows that are another sample's; and when it is made.
 """
 
 import itertools
+import json
 import logging
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inrun import Audit, Processes
+from inrun import Attributor, Audit, Processes
 from inrun.config import ConfigError
 from inrun.ghost import MixedSamplesError
 from inrun.ghost.audit_data import RowOwners, changed_ids, changed_numbers, subsets
@@ -192,6 +193,28 @@ def test_a_batch_of_one_sample_has_nothing_to_audit(caplog):
     with caplog.at_level(logging.INFO, "inrun"):
         one_step(model, lambda: model(x).square().mean(), n=1)
     assert "audit" not in caplog.text
+
+
+@pytest.mark.parametrize(("asked", "n"), [(True, N), (Audit(groups=3), N), (False, N), (True, 1)])
+def test_a_store_says_whether_its_run_was_audited(asked, n, tmp_path):
+    model, x = net(), torch.randn(n, 5)
+    loss = lambda: model(x).square().mean()  # noqa: E731
+    store = one_step(model, loss, n=n, audit=asked, store=tmp_path / "values").close()
+    assert store.audited == bool(asked)
+    assert any("not audited" in line for line in store.said()) != bool(asked)
+    assert store.sql("SELECT audited FROM steps")["audited"].to_pylist() == [n if asked else 0]
+
+
+def test_a_resumed_run_is_not_audited_again(tmp_path, caplog):
+    model, x = net(), torch.randn(N, 5)
+    loss = lambda: model(x).square().mean()  # noqa: E731
+    state = one_step(model, loss, store=tmp_path / "values").state_dict()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attr = Attributor(model, optimizer, {"val": loss}, store=tmp_path / "values")
+    attr.load_state_dict(json.loads(json.dumps(state)))
+    with caplog.at_level(logging.INFO, "inrun"), attr.batch(range(N)):
+        loss().backward()
+    assert "audited" not in caplog.text
 
 
 def test_groups_are_two_or_more():
