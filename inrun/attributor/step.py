@@ -234,9 +234,8 @@ class OpenStep:
         setting, keys, ids = self.setting, self.stack.keys, self.passes.ids
         bad = (~torch.isfinite(values)).any(0)
         sized = [*values.sum(1), *values.abs().sum(1), *self.penalties.to(values)]
-        count, *found = setting.processes.total(
-            torch.stack([bad.sum().to(values), *sized])
-        ).tolist()
+        facts = torch.stack([bad.sum().to(values), *sized])
+        count, *found = setting.processes.total(facts).tolist()
         sums, sizes, penalties = (
             found[at : at + len(keys)] for at in range(0, len(found), len(keys))
         )

@@ -163,6 +163,19 @@ def quality_of(
     return quality
 
 
+def was_audited(sql: Callable[[str], pa.Table], asked: object, steps: bool) -> bool | None:
+    """Whether some step of a store was audited; None: it does not say.
+
+    Args:
+        sql: answers a query. asked: what the run says of audits. steps: whether the store has this
+            table.
+    """
+    if asked is None:
+        return None
+    known = steps and "audited" in sql(queries.FIRST_STEP).column_names
+    return bool(asked and known and sql(queries.AUDITED)["audited"][0].as_py())
+
+
 def _advice(kind: str) -> str:
     if kind != "path":
         return "use path"

@@ -19,7 +19,7 @@ import pyarrow as pa
 from inrun.store import description, queries
 from inrun.store.ledger import LedgerTotals, ledger_totals
 from inrun.store.parts import TABLES, StoreError
-from inrun.store.quality import NOT_AUDITED, Quality, quality_of
+from inrun.store.quality import NOT_AUDITED, Quality, quality_of, was_audited
 from inrun.store.tables import Tables, name, text
 from inrun.store.verify import Report, verify
 
@@ -186,11 +186,7 @@ class ValueStore:
         """Whether it was tested that values depend on their own sample's data alone; None: the run
         does not say.
         """
-        asked = self.run.get("audit")
-        if asked is None:
-            return None
-        known = self._tables.has("steps") and "audited" in self.sql(queries.FIRST_STEP).column_names
-        return bool(asked and known and self.sql(queries.AUDITED)["audited"][0].as_py())
+        return was_audited(self.sql, self.run.get("audit"), self._tables.has("steps"))
 
     def said(self) -> list[str]:
         """What is to be doubted of the values, a line each, with target and method."""
