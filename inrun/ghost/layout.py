@@ -16,7 +16,6 @@ computing).
 import functools
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -28,8 +27,9 @@ from inrun.ghost import (  # each adds its operations
     layout_operations,  # noqa: F401
 )
 from inrun.ghost.arguments import tensors_of
-from inrun.ghost.layout_moves import MOVEMENT, Moved
+from inrun.ghost.layout_moves import MOVEMENT, Form, Moved
 from inrun.rules import OPERATIONS
+from inrun.rules.factors import SampleAxisError
 from inrun.rules.layout import LOST, SHARED, UNKNOWN, Layout, Owners, at
 from inrun.rules.registry import UNKNOWN as UNKNOWN_OPERATION
 
@@ -37,9 +37,10 @@ from inrun.rules.registry import UNKNOWN as UNKNOWN_OPERATION
 class _Entry(weakref.ref):
     """A tensor's layout; forgets itself with the tensor."""
 
-    __slots__ = ("key", "layout")
+    __slots__ = ("key", "layout", "outside")
     key: int
     layout: Layout
+    outside: bool
 
 
 #: what ``x[index] = value`` calls
@@ -84,7 +85,12 @@ class Layouts:
         if entry is None:
             entry = self._known[key] = _Entry(tensor, self._forget)
             entry.key = key
-        entry.layout = layout
+        entry.layout, entry.outside = layout, False
+
+    def outside(self, tensor: Tensor) -> bool:
+        """Whether no operation of the block has made the tensor of data."""
+        entry = self._known.get(id(tensor))
+        return entry is None or entry.outside
 
     def forget(self, tensor: Tensor) -> None:
         """Take the tensor for one that comes from outside."""
@@ -113,6 +119,7 @@ class Layouts:
 
     def _entered(self, tensor: Tensor, layout: Layout) -> Layout:
         self.put(tensor, layout)
+        self._known[id(tensor)].outside = True
         return layout
 
     def unfound(self) -> str | None:
@@ -175,9 +182,9 @@ class Layouts:
             return
         found = None
         if moving is not None:
-            moved = Moved(self.n, func, args, kwargs, leaves, layouts, lead)
-            with torch._C.DisableTorchFunction(), torch.no_grad(), suppress(*UNFOLLOWED):
-                found = moving(moved, outputs)
+            outside = [self.outside(leaf) for leaf in leaves]
+            moved = Moved(self.n, func, args, kwargs, leaves, layouts, lead, outside)
+            found = _followed(moving, moved, outputs)
         for at_, tensor in enumerate(outputs):
             self.put(tensor, found[at_] if found else guess(tensor, lead, leaves, layouts))
 
@@ -186,6 +193,17 @@ class Layouts:
         for written in (tensor, tensor._base):
             if written is not None and self.of(written) is SHARED:
                 self.forget(written)
+
+
+def _followed(moving: Form, moved: Moved, outputs: list[Tensor]) -> list[Layout] | None:
+    """What the form of the movement gives, None where it cannot follow it."""
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        try:
+            return moving(moved, outputs)
+        except SampleAxisError:  # a refusal of ours
+            raise
+        except UNFOLLOWED:
+            return None
 
 
 def _lead(leaves: list[Tensor], layouts: list[Layout]) -> int | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from inrun.ghost.layout_moves import Moved, moves, of_places, probe
 from inrun.ghost.layout_views import viewed
+from inrun.rules.factors import SampleAxisError
 from inrun.rules.layout import LOST, SHARED, Layout, Owners, at
 
 
@@ -30,7 +31,8 @@ def indexed(moved: Moved, outputs: list[Tensor]) -> list[Layout] | None:
     if layout.axis >= below:
         return [at(out.dim() - (x.dim() - layout.axis), layout.owners, layout.blank)]
     rows = probe(tuple(x.shape[:below]), layout.axis, x.device)[index]
-    return [of_places(layout.owners.vector(x.device)[rows], moved.n)]
+    found = of_places(layout.owners.vector(x.device)[rows], moved.n)
+    return [_of_one_order(moved, found)]
 
 
 def _axes(item: Any) -> int:
@@ -48,7 +50,27 @@ def selected(moved: Moved, outputs: list[Tensor]) -> list[Layout] | None:
     if dim != layout.axis:
         return [layout]
     vector = layout.owners.vector(index.device)[index].cpu()
-    return [at(dim, Owners.of(moved.n, vector), layout.blank)]
+    return [_of_one_order(moved, at(dim, Owners.of(moved.n, vector), layout.blank))]
+
+
+def _of_one_order(moved: Moved, found: Layout) -> Layout:
+    """The layout of rows that were picked, refused where two orders could be meant.
+
+    ``data[ids]`` inside the block makes the batch, in the order of the ids. Where `data` happens to
+    have as many rows as the batch, it could as well be the batch itself, put into another order.
+    """
+    if not all(moved.outside) or found.axis != 0 or found.owners is None:
+        return found
+    owners = found.owners.vector()
+    if len(owners) == moved.n and not torch.equal(owners, torch.arange(moved.n)):
+        raise SampleAxisError(
+            f"inside the batch an index picks {moved.n} rows of a tensor of shape "
+            f"{tuple(moved.leaves[0].shape)} that comes from outside, which has {moved.n} rows "
+            f"itself, as many as there are ids: it is not known whether the ids are in the order "
+            "before or after the index. Pick the rows before `with attr.batch(ids)`, as x = "
+            "data[ids]; a table of numbers that are no samples' must be a buffer of the model"
+        )
+    return found
 
 
 @moves("gather", "take_along_dim")

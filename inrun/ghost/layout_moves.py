@@ -24,6 +24,8 @@ class Moved(NamedTuple):
     layouts: list[Layout]
     lead: int
     """index of the leaf that has most to say of the result's samples"""
+    outside: list[bool]
+    """which leaves no operation of the block has made of data"""
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         """An argument by its place or its name."""

@@ -179,10 +179,12 @@ def fit(
         for start in range(0, len(rows), recipe.batch):
             batch = shuffled[start : start + recipe.batch]
             at = torch.from_numpy(batch).to(data.device)
+            inputs, labels = x[at], y[at]
             with around(ids[batch]):
-                sample_losses(
-                    model(x[at]), y[at], data.problem.classes, recipe.label_smoothing
-                ).mean().backward()
+                losses = sample_losses(
+                    model(inputs), labels, data.problem.classes, recipe.label_smoothing
+                )
+                losses.mean().backward()
             optimizer.step()
             optimizer.zero_grad()
         if after_epoch:
