@@ -42,11 +42,11 @@ class OfWeights(Origin):
     def vjp(self, root: str, g: Tensor) -> Tensor:
         with Named(self.node, self.roots, [self.value]):
             found = _backward(self.node, {self.index: g.to(self.value.dtype)})
-        parts = [
-            origin.vjp(root, wide(found[at]))
-            for at, origin in self.inputs.items()
-            if root in origin.roots and found[at] is not None
-        ]
+        parts = []
+        for at, origin in self.inputs.items():
+            g = found[at]
+            if root in origin.roots and g is not None:
+                parts.append(origin.vjp(root, wide(g)))
         return torch.stack(parts).sum(0)
 
 
@@ -76,7 +76,7 @@ class OwnFunctions:
         """What a fused form gave: it tells the recorder in its own backward."""
         for tensor in tensors_of((out,), {}):
             if isinstance(tensor.grad_fn, BackwardCFunction):
-                tensor.grad_fn.inrun_inputs = {}  # type: ignore[attr-defined]
+                tensor.grad_fn.inrun_inputs = {}
                 self._nodes.append(tensor.grad_fn)
                 self._outputs[id(tensor.grad_fn)] = {}
 

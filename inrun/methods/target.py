@@ -111,8 +111,8 @@ class Target:
         originals = {name: self.parameters[name] for name in moved if name in leaves}
 
         def once(loss, inputs):
-            found = grad([loss], [*inputs, *originals.values()])
-            found = _all_moved(self.name, found, len(inputs), list(originals))
+            both = grad([loss], [*inputs, *originals.values()])
+            found = _all_moved(self.name, both, len(inputs), list(originals))
             return found if lookups is None else lookups.add(inputs, found)
 
         cached = at is None or keep
