@@ -114,9 +114,12 @@ def _is_ours(error: Exception) -> bool:
     return isinstance(error, _PASS_ON) or type(error).__module__.startswith("inrun.")
 
 
-def whose_rows(operation, roots: Iterable[str], tensor: Tensor, n: int) -> SampleAxisError:
+def whose_rows(
+    operation, roots: Iterable[str], tensor: Tensor, n: int, declared: int | None
+) -> SampleAxisError:
     """The refusal of a use of which it is not known whose row is which, and the ways out."""
     names = ", ".join(sorted(set(roots)))
+    given = "were" if declared is None else f"and the owners of {declared} rows were"
     if tensor.is_nested:
         return SampleAxisError(
             f"parameter {names}: the operation {name_of(operation)} is given a nested (jagged) "
@@ -125,10 +128,10 @@ def whose_rows(operation, roots: Iterable[str], tensor: Tensor, n: int) -> Sampl
             "route='whole' with micro-batches of one sample"
         )
     return SampleAxisError(
-        f"parameter {names}: {n} ids were given, and at the operation {name_of(operation)} it is "
-        f"not known which rows of a tensor of shape {tuple(tensor.shape)} belong to which sample. "
-        "Give one id per sample, in the order of axis 0, and keep the samples the leading axis "
-        "(batch_first=True), or say whose each row is, attr.batch(ids, rows=<a sample 0..n-1 per "
+        f"parameter {names}: {n} ids {given} given, and at the operation {name_of(operation)} it "
+        f"is not known which rows of a tensor of shape {tuple(tensor.shape)} belong to which "
+        "sample. Give one id per sample, in the order of axis 0, and keep the samples the leading "
+        "axis (batch_first=True), or say whose each row is, attr.batch(ids, rows=<a sample 0..n-1 per "
         "row>). Ways that need neither: route='whole' with micro-batches of one sample, and "
         "route='forward' with attr.batch(ids, forward=lambda: loss)"
     )
