@@ -131,7 +131,7 @@ def whose_rows(
         f"parameter {names}: {n} ids {given} given, and at the operation {name_of(operation)} it "
         f"is not known which rows of a tensor of shape {tuple(tensor.shape)} belong to which "
         "sample. Give one id per sample, in the order of axis 0, and keep the samples the leading "
-        "axis (batch_first=True), or say whose each row is, attr.batch(ids, rows=<a sample 0..n-1 per "
-        "row>). Ways that need neither: route='whole' with micro-batches of one sample, and "
+        "axis (batch_first=True), or say whose each row is, attr.batch(ids, rows=<a sample 0..n-1 "
+        "per row>). Ways that need neither: route='whole' with micro-batches of one sample, and "
         "route='forward' with attr.batch(ids, forward=lambda: loss)"
     )
