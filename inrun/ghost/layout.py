@@ -58,6 +58,7 @@ class Layouts:
         rows: the owner of each row [r], declared; None: samples along axis 0.
 
     Attributes:
+        rows: how many rows were declared.
         found: a tensor from outside had the samples along one of its axes.
         found_rows: one had the length of the declared rows.
         entered: there was a tensor from outside that has axes at all.
@@ -68,6 +69,7 @@ class Layouts:
         self.single = n == 1
         self.plain = at(0, Owners.regular(n, n, 1))
         self.declared = None if rows is None else Owners.of(n, rows)
+        self.rows = None if rows is None else len(rows)
         self.found = self.found_rows = self.entered = False
         self._known: dict[int, _Entry] = {}
 

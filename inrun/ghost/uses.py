@@ -37,7 +37,6 @@ from inrun.ghost.tap import Tap
 from inrun.ghost.tape import Recorder
 from inrun.rules import OPERATIONS, Dense, Factor, Origin
 from inrun.rules.cut import contribution
-from inrun.rules.factors import SampleAxisError
 from inrun.rules.layout import SHARED, Layout
 from inrun.rules.registry import UNKNOWN, Call, NoRule, Operation, find
 
@@ -263,7 +262,8 @@ class UseTracker(TorchFunctionMode):
         shared = {at for at, layout in enumerate(layouts) if not layout.known}
         if rows is not None and (not rows.known or len(shared) == len(leaves)):
             unknown = [x for x, own in zip(leaves, layouts) if not own.known and own is not SHARED]
-            raise self._whose(func, origins, [*unknown, *leaves][0])
+            about = [*unknown, *leaves][0], self.layouts.n, self.layouts.rows
+            raise whose_rows(func, _roots(origins), *about)
         uses = []
         for at, origin in enumerate(origins):
             if origin is None or not leaves[at].requires_grad:
@@ -275,11 +275,6 @@ class UseTracker(TorchFunctionMode):
             except NoRule:
                 raise uncovered(func, origin.roots, "has no rule", leaves) from None
         return uses
-
-    def _whose(self, func: Callable, origins: list[Origin | None], x: Tensor) -> SampleAxisError:
-        declared = self.layouts.declared
-        rows = None if declared is None else declared.size
-        return whose_rows(func, _roots(origins), x, self.layouts.n, rows)
 
     def _derived(self, func: Callable, args: tuple, kwargs: dict, origins: list) -> Any:
         """What an operation makes of parameters and constants alone."""
