@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from experiments.soak import report
 from experiments.soak.store import WORK, figures
 from experiments.soak.trials import TRIALS, Soak, run_trial
 
@@ -25,3 +26,8 @@ def test_small_store_has_a_figure_for_each_question(tmp_path):
     rows = figures(tmp_path / "store", 5000)
     assert [row["work"] for row in rows] == list(WORK)
     assert all(row["seconds"] > 0 and 0 < row["peak_gib"] < 3 for row in rows)
+
+
+def test_tables_of_the_page_are_those_of_the_committed_rows():
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert report.with_tables(page, report.tables()) == page
