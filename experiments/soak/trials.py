@@ -77,7 +77,7 @@ class Soak:
         write_documents(root / "raw")
         for _ in range(self.rng.randint(1, MOST_STOPS)):
             process = self._started(root)
-            self._wait_for(self.rng.randrange(2 * STEPS), RunFolder(root / "runs" / "run"), process)
+            self._wait_for(self.rng.randrange(STEPS), RunFolder(root / "runs" / "run"), process)
             if process.is_alive():
                 self._stop(process, self.rng.choice(STOPS))
             elif process.exitcode:
