@@ -40,7 +40,8 @@ SMALL: dict[str, Any] = {
 }
 #: what one adapter needs beside them
 OWN: dict[str, dict[str, Any]] = {
-    "ADALORA": {"r": None, "init_r": 4, "target_r": 2, "total_step": 10},
+    # its penalty on weights belongs to no sample: made too small to matter
+    "ADALORA": {"r": None, "init_r": 4, "target_r": 2, "total_step": 10, "orth_reg_weight": 1e-30},
     "BOFT": {"boft_block_size": 8},
     "OFT": {"r": 0, "oft_block_size": 16},
     "ADAPTION_PROMPT": {"target_modules": None},

@@ -89,6 +89,15 @@ class Built:
             module.forward = functools.partial(frozen_norm, module)
         self.note("BatchNorm by its formula: torch's frozen one has other gradients in a batch")
 
+    def settle(self, inputs: Sample) -> None:
+        """Statistics of BatchNorm nearer to the weights, as a trained model has them."""
+        for module in self.batch_norms:
+            module.train()
+            module.momentum = 0.9
+        if self.batch_norms:
+            with torch.no_grad():
+                self.model(**inputs)
+
     def freeze(self) -> None:
         """BatchNorm with its statistics as they are: in training mode it mixes samples."""
         for module in self.batch_norms:
@@ -203,6 +212,7 @@ def check(built: Built) -> None:
         CannotBuild: there is no finite loss with a gradient.
     """
     samples = built.samples(100)
+    built.settle(batch(samples))
     for mode in ("train", "eval"):
         built.model.train(mode == "train")
         built.freeze()

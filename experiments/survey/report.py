@@ -30,7 +30,7 @@ error of at most 1e-9, and of at most 2e-5 where the model itself computes in fl
 (marked "f32"). Where plain autograd's one-sample gradients miss the batch's gradient by more, twice
 of that is the limit, and the notes tell it. **Refused** is an error of ours, by its name, before
 the weights move; another route is then tried on the same step. **Not built** says what the config
-would need.
+would need, or that there is nothing to compare with.
 
 Where a sample has several rows of an input (patches of images, behind each other), the default
 route asks whose they are, and `attr.batch(ids, rows=...)` says it ("rows= declared").

@@ -22,6 +22,7 @@ import inrun_kernels
 from experiments.artifacts import Outputs
 from experiments.frame import StudyConfig, study
 from experiments.survey.adapters import PREFIX, adapters
+from experiments.survey.build import MIXES
 from experiments.survey.processes import Isolated, Row
 from experiments.survey.report import report
 from experiments.survey.value import survey
@@ -162,4 +163,18 @@ def versions_of(row: Mapping[str, Any]) -> Row:
     )
     found = {"type": row["type"], "library": f"{library} {versions()[library]}"}
     found |= {name: row.get(name) for name in columns.split()}
-    return found
+    return found | compared(row)
+
+
+def compared(row: Row) -> Row:
+    """What changes in a row that is no verdict: there was no truth, or no memory."""
+    why = str(row.get("why", ""))
+    if "Cannot allocate memory" in why or "alloc_cpu" in why:
+        return {"status": "not built", "why": "needs more memory than a type is given"}
+    if MIXES in str(row.get("notes", "")):
+        told = "refused by the engine" if row["status"] == "refused" else "valued"
+        return {
+            "status": "not built",
+            "why": f"no loss was found that is a sum over samples, so there is no truth ({told})",
+        }
+    return {}

@@ -134,7 +134,7 @@ class CallRecorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.Tensor.__iter__:  # its result tells nothing of the rows
             return iter(self.__torch_function__(torch.Tensor.unbind, types, args))
-        if func in _NOT_AGAIN:
+        if func in _NOT_AGAIN or _transformed():
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():  # what happens here is for no other mode to see
             leaves = tensors_of(args, kwargs)
@@ -214,6 +214,14 @@ class CallRecorder(TorchFunctionMode):
         for value in (*args, *kwargs.values()):
             if isinstance(value, torch.Generator) and value not in self.recording.generators:
                 self.recording.generators[value] = value.get_state()
+
+
+def _transformed() -> bool:
+    """Whether torch.func.vmap, or its like, is at work: its tensors cannot be kept.
+
+    What it gives is taken as from outside; where it has a gradient, as code that is not seen.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _version(tensor: Tensor) -> int:

@@ -179,7 +179,7 @@ class BatchData:
         tensors, calls = self.recording.tensors, self.recording.calls
         seen: set[int] = set()
         ways = [index]
-        found = False
+        found, makers = False, set[int]()
         while ways:
             number = ways.pop()
             tensor = tensors[number]
@@ -190,11 +190,26 @@ class BatchData:
                 self.ids.add(number)
                 found = True
             elif tensor.maker is not None and calls[tensor.maker].function not in _COUNTS:
-                ways += [a for a in calls[tensor.maker].arguments if tensors[a].discrete]
+                made = [tensor.maker, *self._writers(number)]
+                makers.update(made)
+                ways += [a for call in made for a in calls[call].arguments if tensors[a].discrete]
         if found:
             self.carriers |= seen
-            makers = {tensors[number].maker for number in seen - entries}
-            self.lookups |= {at, *(maker for maker in makers if maker is not None)}
+            self.lookups |= {at, *makers}
+
+    def _writers(self, number: int) -> list[int]:
+        """The calls that write into a tensor in place."""
+        if not self.recording.tensors[number].written:
+            return []
+        calls = enumerate(self.recording.calls)
+        maker = self.recording.tensors[number].maker
+        return [
+            at
+            for at, call in calls
+            if call.arguments[:1] == (number,)
+            and at != maker
+            and (not call.results or call.results == (number,))
+        ]
 
     def _may_be_ids(self, number: int) -> bool:
         """Not a mask: neither true and false, nor a tensor from outside of zeros and ones."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,14 +108,19 @@ class Run:
                 self._enter(number, tensor)
             if not (changes and carries):
                 return
-        leaves = [self._value(number, changes and carries) for number in call.arguments]
-        args, kwargs = call.rebuild(leaves)
-        try:
-            out = call.function(*args, **kwargs)
-        except Exception as error:
-            raise CannotRunAgain(f"{call.name}: {error}") from error
+        if changes and carries and not call.results:  # it writes in place: into what stays as well
+            self._make(call, on_the_way=False)
+        out = self._make(call, on_the_way=changes and carries)
         with torch._C.DisableTorchFunction(), torch.no_grad():
             self._take(at, call, tensors_of((out,), {}), changes)
+
+    def _make(self, call: RecordedCall, on_the_way: bool) -> Any:
+        """What the call gives; on the way of changed ids: of these."""
+        args, kwargs = call.rebuild([self._value(number, on_the_way) for number in call.arguments])
+        try:
+            return call.function(*args, **kwargs)
+        except Exception as error:
+            raise CannotRunAgain(f"{call.name}: {error}") from error
 
     def _take(self, at: int, call: RecordedCall, made: list[Tensor], changes: bool) -> None:
         """Put the results of a call in their places."""

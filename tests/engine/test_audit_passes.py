@@ -150,6 +150,36 @@ def test_token_ids_that_are_labels_too_pass(length, caplog):
     assert f"audited {N} samples" in caplog.text
 
 
+def test_labels_that_are_shifted_into_the_ids_of_a_decoder_pass(caplog):
+    table, head = nn.Embedding(9, 5), nn.Linear(5, 9)
+    model = nn.ModuleList([table, head])
+    labels = torch.randint(2, 9, (N, 4))
+
+    def loss():
+        ids = labels.new_zeros(labels.shape)
+        ids[:, 1:] = labels[:, :-1].clone()
+        ids[:, 0] = 1
+        ids.masked_fill_(ids == -100, 0)
+        return F.cross_entropy(head(table(ids)).flatten(0, 1), labels.flatten())
+
+    with caplog.at_level(logging.INFO, "inrun"):
+        one_step(model, loss, val=loss)
+    assert f"audited {N} samples" in caplog.text
+
+
+def test_masks_that_vmap_makes_pass(caplog):
+    model, x = net(), torch.randn(N, 5)
+    kept = torch.rand(N, 7) > 0.3
+
+    def loss():
+        mask = torch.func.vmap(lambda row: row & torch.ones_like(row))(kept)
+        return model[2](model[1](model[0](x)) * mask).square().mean()
+
+    with caplog.at_level(logging.INFO, "inrun"):
+        one_step(model, loss)
+    assert f"audited {N} samples" in caplog.text
+
+
 def test_not_a_number_in_a_sample_is_left_to_the_error_that_names_it(caplog):
     model, x = net(), torch.randn(N, 5)
     x[2, 3] = torch.nan
