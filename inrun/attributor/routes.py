@@ -89,8 +89,9 @@ class Route:
         """``sum_i g_i^2`` elementwise of a parameter; None if it was not used."""
 
         def tape_of(micro: MicroBatch) -> Tape:
-            kept = isinstance(micro.record, Tape)
-            return micro.record if kept else passes.replayed(micro, Tape(len(micro)))
+            if isinstance(micro.record, Tape):
+                return micro.record
+            return passes.replayed(micro, Tape(len(micro)))
 
         return passes.squares(name, tape_of)
 

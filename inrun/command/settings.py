@@ -81,8 +81,9 @@ def merged(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, An
     found = dict(settings)
     for key, value in more.items():
         old = found.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        found[key] = merged(old, value) if both else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merged(old, value)
+        found[key] = value
     return found
 
 

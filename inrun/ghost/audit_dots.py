@@ -40,7 +40,12 @@ def by_tokens(owners: RowOwners) -> Dots:
 
     def dots(run: Run, parameters: Tensors, directions: Tensors) -> dict[str, Tensor]:
         weights = {parameters[name]: V[0] for name, V in directions.items()}
-        loss = lambda: run(with_backward=False)  # noqa: E731
+
+        def loss() -> Tensor:
+            found = run(with_backward=False)
+            assert found is not None, "what was backpropagated once gives a loss again"
+            return found
+
         return {"": token_dots(loss, weights, owners.n, owners.rows, run.constants).sum(1)}
 
     return dots

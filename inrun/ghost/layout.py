@@ -242,7 +242,8 @@ def _axis(out: tuple[int, ...], shape: tuple[int, ...], k: int, broadcast: bool)
     broadcasting counts, or the only one of its length. `broadcast`: from the right comes first.
     """
     left = k if out[: k + 1] == shape[: k + 1] else None
-    right = len(out) - len(shape) + k
+    right: int | None = len(out) - len(shape) + k
+    assert right is not None
     if not (0 <= right < len(out) and out[right] == shape[k]):
         right = None
     alike = [axis for axis, length in enumerate(out) if length == shape[k]]

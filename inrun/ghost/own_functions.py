@@ -44,9 +44,9 @@ class OfWeights(Origin):
             found = _backward(self.node, {self.index: g.to(self.value.dtype)})
         parts = []
         for at, origin in self.inputs.items():
-            g = found[at]
-            if root in origin.roots and g is not None:
-                parts.append(origin.vjp(root, wide(g)))
+            part = found[at]
+            if root in origin.roots and part is not None:
+                parts.append(origin.vjp(root, wide(part)))
         return torch.stack(parts).sum(0)
 
 
@@ -128,7 +128,7 @@ class OwnFunctions:
             what = "gives one number for the whole batch"
             raise uncovered(node, roots, what, [leaf])
         elif not layout.known:
-            raise whose_rows(node, roots, leaf, self.layouts.n)
+            raise whose_rows(node, roots, leaf, self.layouts.n, self.layouts.rows)
 
     def _hook(self, node) -> Callable:
         def before_backward(gradients: tuple[Tensor | None, ...]) -> None:
