@@ -131,8 +131,8 @@ def measure(settings: SurveyConfig, out: Outputs, console: Console) -> None:
             say(f"{len(rows)} of {len(names)}, {row['type']}: {row['status']}; {wrong} to mend")
     place = {name: k for k, name in enumerate(names)}
     rows.sort(key=lambda row: place[row["type"]])
-    about = {"engine": engine()}
-    out.table("survey", [versions_of(row) | about for row in rows])
+    code = engine()
+    out.table("survey", [versions_of(row) | {"engine": row.get("engine", code)} for row in rows])
 
 
 def surveyed(names: list[str], settings: SurveyConfig, folder: Path) -> Iterator[Row]:

@@ -1,14 +1,17 @@
 """A small part of the survey: thirty model types whose values are exact, and its own judgement."""
 
+import csv
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("transformers")
 
-from experiments.survey import value
+from experiments.artifacts import RESULTS
+from experiments.survey import report, value
 from experiments.survey.processes import Isolated
 from experiments.survey.study import SurveyConfig, chosen
 from experiments.survey.value import DOUBLE, SINGLE, survey
@@ -72,3 +75,18 @@ def test_a_part_of_the_types_is_not_recorded():
     with pytest.raises(ConfigError, match="record=true is for all types"):
         SurveyConfig(only="gpt2", record=True)
     assert chosen("gpt2|peft/LORA") == ["gpt2", "peft/LORA"]
+
+
+def test_the_page_is_made_of_the_committed_rows():
+    with (RESULTS / "survey.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    page = Path(report.PAGE).read_text(encoding="utf-8")
+    assert page == report.page(rows)
+
+
+def test_nothing_committed_is_wrong_in_silence_and_most_types_are_exact():
+    with (RESULTS / "survey.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["status"] != "not built"]
+    assert not [row["type"] for row in rows if row["status"] in ("wrong", "died")]
+    exact = sum(row["status"] == "exact" for row in rows)
+    assert exact >= 0.9 * len(rows), f"{exact} of {len(rows)}"
