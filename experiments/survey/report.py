@@ -126,6 +126,13 @@ def extremes(rows: Rows) -> str:
         errors = [number(r["error"]) or 0.0 for r in exact if truth(r["single"]) == single]
         if errors:
             said.append(f"largest error {name}: {max(errors):.1e} ({len(errors)} exact)")
+    declared = sum("rows= declared" in (row["notes"] or "") for row in exact)
+    if declared:
+        said.append(f"exact with `rows=` declared, since a sample has several rows: {declared}")
+    states = Counter(row["engine"] for row in rows).most_common()
+    if len(states) > 1:
+        listed = ", ".join(f"{n} rows with {state}" for state, n in states)
+        said.append(f"states of the code that decides values (column `engine`): {listed}")
     for key, words in (
         ("batchnorm", "BatchNorm in training"),
         ("mixing", "outputs that mix samples"),
