@@ -39,9 +39,9 @@ The loss is the model's own where it has one that is a sum over samples ("own"),
 samples of a quadratic function of its outputs ("outputs"). BatchNorm is frozen: in training mode it
 mixes samples and is refused, which is tried for each such model ("bn"). Outputs that compare
 samples with each other, as in contrastive models, are left out of the loss, and a loss that has
-them must be refused, which is tried too ("mix"). Experts run in their plain form, since torch's
-grouped product has no float64. The survey shows that a type's operations are covered at these
-sizes; it does not try every option of every config.
+them must be refused, which is tried too ("mix"; ViLT's differ because it draws its patches).
+Experts run in their plain form, since torch's grouped product has no float64. The survey shows that
+a type's operations are covered at these sizes; it does not try every option of every config.
 """
 
 

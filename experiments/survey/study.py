@@ -172,8 +172,9 @@ def compared(row: Row) -> Row:
     if "Cannot allocate memory" in why or "alloc_cpu" in why:
         return {"status": "not built", "why": "needs more memory than a type is given"}
     notes = str(row.get("notes", ""))
-    if "text only" in notes and row.get("batchnorm") == "valued":
-        return {"batchnorm": None}  # it stands in a part that text does not go through
+    part = "text only" in notes or "no labels" in notes
+    if part and row.get("batchnorm") == "valued":
+        return {"batchnorm": None}  # it stands in a part that these inputs do not go through
     if "eval mode" in notes and row.get("mixing"):
         return {"mixing": None}  # outputs differed because the model draws in training mode
     if MIXES in notes:
