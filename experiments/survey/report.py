@@ -1,5 +1,6 @@
 """docs/models.md and the counts, from the rows of the survey alone."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,7 +143,8 @@ def extremes(rows: Rows) -> str:
             said.append(
                 f"{words}: " + ", ".join(f"{n} {what}" for what, n in sorted(tried.items()))
             )
-    return "".join(f"- {line}\n" for line in said)
+    wrapped = (textwrap.fill(line, 98, subsequent_indent="  ") for line in said)
+    return "".join(f"- {line}\n" for line in wrapped)
 
 
 def table(rows: Rows) -> str:
