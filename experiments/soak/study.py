@@ -1,4 +1,4 @@
-"""How often a run was stopped, spoilt and resumed at random, and what a large store takes.
+"""What a run survives: stopped, spoilt, resumed at random; and a large store.
 
   make soak                              10 minutes, and a store of 1e8 values
   make soak SOAK_SECONDS=60 ARGS="rows=1e6"

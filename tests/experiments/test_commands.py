@@ -117,7 +117,7 @@ def test_run_resume_and_bad_arguments_from_the_command_line(shared, typed):
     out, err = typed(*small(shared, "typed"))
     folder = shared / "runs" / "typed"
     assert "step 8/8" in err
-    assert re.search(r"val, first_order: loss fell by -?\d\.\d{4} nats over 8 steps", out)
+    assert re.search(r"val, path: loss fell by -?\d\.\d{4} nats over 8 steps", out)
     with ValueStore(folder / "values") as store:
         assert len(store.sql("SELECT * FROM terms")) == 8 * 8
     about = json.loads((folder / "run.json").read_text())
