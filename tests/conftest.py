@@ -3,6 +3,7 @@ anywhere.
 """
 
 import os
+import signal
 import sys
 
 # torch's inductor imports it late; inside a test, where warnings are errors, its stand-in for
@@ -16,6 +17,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_that_arrive():
+    """Under nohup, or behind `&` in a script, the suite is started with signals ignored, and what
+    it starts would inherit that.
+    """
+    defaults = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}
+    for name, handler in defaults.items():
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
