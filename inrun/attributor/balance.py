@@ -15,7 +15,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from inrun.attributor.tolerance import Rounding
+from inrun.attributor.tolerance import Rounding, long_sums
 
 
 class BalanceError(RuntimeError):
@@ -120,7 +120,8 @@ def check_balance(
     total, spread, parts, sizes, squares = torch.stack([total, spread, *everybodys]).cpu()
     allowed = rounding.allowed(dtypes, spread, squares.sqrt(), sizes)
     difference = total - parts
-    off = (difference.abs() / allowed).nan_to_num(torch.inf)
+    long = long_sums([gradients[name] for name in names], sizes + spread)
+    off = (difference.abs() / (allowed + long)).nan_to_num(torch.inf)
     if bool((off <= 1.0).all()):  # otherwise nothing is learnt from this step
         off = rounding.shares.note(names, total, difference, allowed)
     place = int(off.argmax())

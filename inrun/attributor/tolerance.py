@@ -48,6 +48,21 @@ def coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     return a if torch.finfo(a).eps >= torch.finfo(b).eps else b
 
 
+def long_sums(gradients: list[Tensor], added: Tensor) -> Tensor:
+    """What one step's sums over large parameters may differ by, [parameters, k].
+
+    A sum of m products in float32 wanders by ``sqrt(m)`` roundings, ROUNDINGS times of which are
+    allowed. It does not add up over steps, so `Shares` does without it.
+
+    Args:
+        gradients: of the parameters; m is their number of elements.
+        added: sum of |c d_i| and |G V| [parameters, k].
+    """
+    wide = [torch.float64 if g.dtype == torch.float64 else torch.float32 for g in gradients]
+    facts = [ROUNDINGS * unit(d) * math.sqrt(g.numel()) for d, g in zip(wide, gradients)]
+    return torch.tensor(facts, dtype=torch.float64)[:, None] * added
+
+
 class Shares:
     """Whether the sides differ by a fixed share of the gradient's side, over the steps so far.
 
